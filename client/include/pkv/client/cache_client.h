@@ -1,0 +1,175 @@
+#ifndef PKV_CLIENT_CACHE_CLIENT_H_
+#define PKV_CLIENT_CACHE_CLIENT_H_
+
+// The SDK: find, store and fetch blocks, windows and tables in pkvd.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "pkv/block/aligned_buffer.h"
+#include "pkv/block/object_header.h"
+#include "pkv/block/object_key.h"
+#include "pkv/client/client_options.h"
+
+namespace pkv {
+
+struct LookupResult {
+  int variant_index = 0;  // in the list that was asked for
+  int num_blocks = 0;     // contiguous from the start; 0 is a miss
+  uint64_t bytes = 0;
+  std::vector<Digest> table_ids;  // pattern tables of those blocks
+  std::vector<int> blocks_per_variant;
+};
+
+struct ObjectStat {
+  bool present = false;
+  uint64_t object_bytes = 0;
+  absl::Duration idle;          // since last use
+  std::vector<std::byte> head;  // header and frame table; empty when absent
+};
+
+struct ServerStats {
+  uint64_t capacity_bytes = 0, resident_bytes = 0, pinned_bytes = 0, reserved_bytes = 0;
+  uint64_t num_objects = 0, num_evictions = 0;
+  bool draining = false;
+  std::string version;
+};
+
+// What the server said about one object of a put.
+enum class PutDecision { kWanted, kPresent, kRefused };
+
+struct ObjectDescriptor {
+  ObjectKey key;
+  int num_layers = 0;
+  uint64_t frame_bytes = 0;
+};
+
+// Outcome for one object. OK and stored: ours are the bytes there now. OK and not stored: equal
+// bytes were there already.
+//   AlreadyExists       different bytes stand under this key: nondeterministic encoding, or a key
+//   bug FailedPrecondition  the pattern table it refers to is not stored ResourceExhausted   the
+//   server's memory is full of pinned objects, or the object is larger than all of it DataLoss a
+//   checksum was wrong on arrival
+struct PutOutcome {
+  absl::Status status;
+  bool stored = false;
+};
+
+// An upload in progress: frames may be written layer by layer while later layers are still being
+// computed.
+//
+// Destroying it before every object is committed discards what was not. One thread at a time.
+class PutStream {
+ public:
+  virtual ~PutStream() = default;
+
+  // One per object, in order. Frames of objects that are not wanted are ignored, their commits
+  // answered at once.
+  virtual const std::vector<PutDecision>& decisions() const = 0;
+  // Why an object was refused; OK for the others.
+  virtual absl::Status refusal(int object_index) const = 0;
+
+  // Sends one layer's frames. Copies before it returns; blocks while the server is slower than the
+  // caller.
+  //   frames[i]  frame of object i, or empty to skip it
+  //   Unavailable, DeadlineExceeded  the stream broke: call Finish() for the outcomes
+  virtual absl::Status WriteLayer(int layer,
+                                  std::span<const std::span<const std::byte>> frames) = 0;
+
+  // Publishes one object whose frames were all written. `head` is ObjectBuilder::head().
+  virtual absl::Status Commit(int object_index, std::span<const std::byte> head) = 0;
+
+  // Waits for the receipts. One outcome per object; Cancelled for those never committed.
+  virtual std::vector<PutOutcome> Finish() = 0;
+
+  // May be called from any thread: pending and later calls end soon.
+  virtual void Cancel() = 0;
+};
+
+// A download in progress. Frames arrive layer by layer into memory owned by this object; a layer
+// may be used as soon as WaitForLayer(layer) returned OK, while the others are still on their way.
+//
+// WaitForLayer and accessors may be called from one thread at a time, Cancel from any.
+class GetStream {
+ public:
+  virtual ~GetStream() = default;
+
+  // Waits until the sizes of all objects are known.
+  //   NotFound     an object is not stored (names the first one)
+  //   DataLoss     a stored header is damaged
+  //   Unavailable, DeadlineExceeded, Cancelled
+  virtual absl::Status WaitForManifest() = 0;
+
+  // Waits until all frames of `layer` have arrived, with their checksums and numbers verified.
+  //   DataLoss     a frame is damaged: drop the object, compute it again. Counted by the server as
+  //   well when it sees it Unavailable  the server went away and did not come back within the
+  //   deadline
+  virtual absl::Status WaitForLayer(int layer) = 0;
+  virtual absl::Status WaitForAll() = 0;
+
+  virtual int num_objects() const = 0;
+  // REQUIRES: WaitForManifest() was OK; frame(): WaitForLayer(layer) was OK. Valid until
+  // destruction or TakeObject.
+  virtual const ObjectHeader& header(int object_index) const = 0;
+  virtual std::span<const std::byte> frame(int object_index, int layer) const = 0;
+  // The object's bytes, complete and parseable. REQUIRES: WaitForAll() was OK. Call once per
+  // object.
+  virtual AlignedBuffer TakeObject(int object_index) = 0;
+
+  // Payload received so far.
+  virtual uint64_t received_bytes() const = 0;
+  virtual void Cancel() = 0;
+};
+
+// Counters since creation, for metrics: client side of the same story pkvd tells.
+struct ClientCounters {
+  uint64_t lookups = 0, gets = 0, puts = 0, retries = 0, failures = 0;
+  uint64_t get_bytes = 0, put_bytes = 0, integrity_failures = 0;
+};
+
+// A connection to one pkvd. No gRPC type shows.
+//
+// Every call ends by its deadline: with the server gone, Unavailable or DeadlineExceeded, never a
+// hang. Thread-safe.
+class CacheClient {
+ public:
+  // Does not wait for the server. InvalidArgument: an option is out of its range (names it).
+  static absl::StatusOr<std::unique_ptr<CacheClient>> Create(const ClientOptions& options);
+  virtual ~CacheClient() = default;
+
+  // Longest stored prefix among `prefix_ids` (at most 4,096), per variant; the answer is a hint:
+  // blocks may be evicted before they are fetched.
+  virtual absl::StatusOr<LookupResult> Lookup(std::span<const Digest> prefix_ids,
+                                              std::span<const Variant> variants) = 0;
+
+  // Starts a download; returns at once. Objects that share layers arrive together, layer by layer.
+  virtual std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) = 0;
+  // Whole objects. As GetStream, waiting for all.
+  virtual absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) = 0;
+
+  // Starts an upload and waits for the server's decisions.
+  virtual absl::StatusOr<std::unique_ptr<PutStream>> StartPut(
+      std::span<const ObjectDescriptor> objects) = 0;
+  // Uploads sealed objects (ObjectBuilder::bytes()); retries each one on its own. One outcome per
+  // object. Put a table before the blocks that refer to it: the order of `objects` is kept.
+  virtual std::vector<PutOutcome> Put(std::span<const std::span<const std::byte>> objects) = 0;
+
+  virtual absl::StatusOr<std::vector<ObjectStat>> Stat(std::span<const ObjectKey> keys) = 0;
+  // Number of objects that were there.
+  virtual absl::StatusOr<int> Delete(std::span<const ObjectKey> keys) = 0;
+  virtual absl::StatusOr<ServerStats> Stats() = 0;
+  virtual absl::Status Drain() = 0;
+
+  virtual ClientCounters counters() const = 0;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_CACHE_CLIENT_H_

@@ -1,0 +1,35 @@
+#ifndef PKV_CLIENT_CLIENT_OPTIONS_H_
+#define PKV_CLIENT_CLIENT_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+
+namespace pkv {
+
+// How a CacheClient connects and retries. Plain data.
+struct ClientOptions {
+  std::string address = "127.0.0.1:7440";  // host:port or unix:/path of one pkvd
+  int num_channels = 2;                    // TCP connections; calls take turns. 1..16
+
+  // Deadlines of one call, retries included.
+  absl::Duration lookup_deadline = absl::Milliseconds(500);
+  absl::Duration get_deadline = absl::Seconds(10);
+  absl::Duration put_deadline = absl::Seconds(30);
+  // A get or put on which nothing moves for this long ends with DeadlineExceeded.
+  absl::Duration progress_timeout = absl::Seconds(5);
+
+  // Retries of what is safe to repeat (Lookup, Stat, Delete; Get from its first missing layer; Put
+  // of one object), on Unavailable and ResourceExhausted: exponential from initial to max, each
+  // times a random factor in [0.5, 1].
+  int max_attempts = 4;
+  absl::Duration initial_backoff = absl::Milliseconds(20);
+  absl::Duration max_backoff = absl::Seconds(1);
+
+  uint32_t message_bytes = 512 << 10;  // target payload of one message, 4 KiB..1 MiB
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_CLIENT_OPTIONS_H_

@@ -1,0 +1,23 @@
+#include "proto/base/clock.h"
+
+#include <chrono>
+
+namespace pkv {
+namespace {
+
+class RealClock : public Clock {
+ public:
+  absl::Time MonotonicNow() override {
+    return absl::UnixEpoch() +
+           absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
+  }
+};
+
+}  // namespace
+
+Clock* Clock::Real() {
+  static RealClock clock;
+  return &clock;
+}
+
+}  // namespace pkv
