@@ -17,6 +17,8 @@ inline constexpr int kMaxKvHeads = 256;
 inline constexpr int kMaxPatterns = 255;  // ids 0..254; id 255 means "raw"
 inline constexpr int kMaxWindowTokens = 4096;
 inline constexpr int kMaxSinks = 64;
+// Positions fit in 31 bits, the last window's end included.
+inline constexpr uint64_t kMaxFirstToken = (uint64_t{1} << 31) - 2 * kMaxWindowTokens;
 
 // A pattern id that names no pattern: the raw vector was quantized.
 inline constexpr uint8_t kRawPatternId = 255;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <span>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,7 +30,8 @@ class ObjectBuilder {
 
   // Computes every checksum, for a table also its id, and writes header and frame table. The object
   // is then complete.
-  //   DataLoss  a frame fails CheckFrameNumbers: what is about to be stored must be servable
+  //   DataLoss         a frame fails CheckFrameNumbers: what is about to be stored must be servable
+  //   InvalidArgument  as SealHeader, or a field that decides a size was changed since Make()
   absl::Status Seal();
 
   // The object's bytes. REQUIRES: sealed. TakeBuffer() leaves the builder empty.

@@ -58,7 +58,7 @@ struct ObjectHeader {
       0;  // table: patterns held; block: size of the bank before this block appends to it
   uint16_t num_patterns_v = 0;
   uint16_t reserved0 = 0;
-  uint64_t first_token = 0;             // position of the first token; a multiple of 128 for blocks
+  uint64_t first_token = 0;             // position of the first token; a multiple of 128
   uint64_t frame_bytes = 0;             // bytes of one layer frame, a multiple of 128
   uint64_t object_bytes = 0;            // header, frame table and all frames
   std::array<char, 16> variant_name{};  // NUL-padded, at least one NUL
@@ -97,7 +97,8 @@ absl::Status SetVariant(const Variant& variant, ObjectHeader& header);
 // here.
 uint64_t FramesOffset(int num_layers);
 
-// Checks every field but the checksum and computes frame_bytes and object_bytes from the rest.
+// Checks every field but the ids and the checksum and computes frame_bytes and object_bytes from
+// the rest.
 //   InvalidArgument     a field out of its limits, or an impossible combination; names field, value
 //   and limit
 struct ObjectSizes {
@@ -110,11 +111,11 @@ absl::StatusOr<ObjectSizes> ComputeObjectSizes(const ObjectHeader& header);
 // what the geometry says.
 //   DataLoss            shorter than 256 bytes, wrong magic, wrong checksum
 //   FailedPrecondition  a major version this build does not read
-//   InvalidArgument     impossible geometry
+//   InvalidArgument     impossible geometry, or an id that must be set or zero and is not
 absl::StatusOr<ObjectHeader> ParseHeader(std::span<const std::byte> bytes);
 
 // Fills in the sizes and the checksum and writes the 256 bytes. InvalidArgument as
-// ComputeObjectSizes.
+// ComputeObjectSizes, or an id (profile, id, parent, table) that must be set or zero and is not.
 absl::Status SealHeader(ObjectHeader& header, std::span<std::byte, 256> out);
 
 }  // namespace pkv
