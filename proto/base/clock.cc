@@ -16,8 +16,9 @@ class RealClock : public Clock {
 }  // namespace
 
 Clock* Clock::Real() {
-  static RealClock clock;
-  return &clock;
+  // Never destroyed: threads may outlive static destruction.
+  static Clock* const clock = new RealClock;
+  return clock;
 }
 
 }  // namespace pkv

@@ -26,6 +26,8 @@ struct LogField {
 // Process-wide; call once at start. Default: kInfo, kText.
 void ConfigureLog(LogLevel level, LogFormat format);
 
+// One line, whatever the values hold: JSON escapes them, and bytes that are no UTF-8 become U+FFFD;
+// text quotes a value in the same way unless it is plain (printable ASCII without space, '"', '=').
 // Thread-safe. Example: Log(LogLevel::kInfo, "listening", {{"address", address}, {"port", port}});
 void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields = {});
 

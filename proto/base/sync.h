@@ -7,6 +7,7 @@
 // is reported as a race (measured: a counter guarded by absl::Mutex, clang 14). std::mutex goes
 // through pthread, which TSan sees.
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -59,11 +60,14 @@ class CondVar {
     lock.release();
   }
 
-  // Returns false when `timeout` passed first.
+  // Returns false when `timeout` passed first. A negative timeout counts as zero, one above a year
+  // (infinity too) as a year.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    // The system clock: Debian's TSan does not intercept pthread_cond_clockwait.
-    const auto deadline = std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout);
+    // Bounded, so that the sum does not overflow. The system clock: Debian's TSan does not
+    // intercept pthread_cond_clockwait.
+    const absl::Duration bounded = std::clamp(timeout, absl::ZeroDuration(), absl::Hours(365 * 24));
+    const auto deadline = std::chrono::system_clock::now() + absl::ToChronoMicroseconds(bounded);
     const bool notified = condition_.wait_until(lock, deadline) == std::cv_status::no_timeout;
     lock.release();
     return notified;

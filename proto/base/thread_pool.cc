@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -48,21 +49,21 @@ void ThreadPool::Run() {
 
 void ThreadPool::ParallelFor(int count, const std::function<void(int)>& body) {
   if (count <= 0) return;
-  // Shared because a scheduled helper may start after the loop is done, and must then still find
-  // the counter.
+  // Shared because a scheduled task may start after the loop is done, and must then still find the
+  // counter. 64 bits: every task counts once past `count`, which may be the largest int.
   struct Loop {
-    std::atomic<int> next{0};
+    std::atomic<int64_t> next{0};
     Mutex mu;
     CondVar all_done;
     int done ABSL_GUARDED_BY(mu) = 0;
   };
   auto loop = std::make_shared<Loop>();
-  // `body` outlives the call of every index below `count`; a late helper takes none and never
-  // touches it.
+  // `body` outlives the call of every index below `count`; a late task takes none and never touches
+  // it.
   auto work = [loop, count, &body] {
     int finished = 0;
-    for (int i = loop->next.fetch_add(1); i < count; i = loop->next.fetch_add(1)) {
-      body(i);
+    for (int64_t i = loop->next.fetch_add(1); i < count; i = loop->next.fetch_add(1)) {
+      body(static_cast<int>(i));
       ++finished;
     }
     if (finished == 0) return;
@@ -70,8 +71,8 @@ void ThreadPool::ParallelFor(int count, const std::function<void(int)>& body) {
     loop->done += finished;
     if (loop->done == count) loop->all_done.SignalAll();
   };
-  const int helpers = std::min(num_threads(), count - 1);
-  for (int i = 0; i < helpers; ++i) Schedule(work);
+  const int num_tasks = std::min(num_threads(), count - 1);
+  for (int i = 0; i < num_tasks; ++i) Schedule(work);
   work();
   MutexLock lock(&loop->mu);
   while (loop->done < count) loop->all_done.Wait(&loop->mu);
