@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Installs the Debian 12 packages that patternkv needs.
+#
+#   deploy/install_deps.sh [build|test]...     default: build
+#
+# build  what compiles and runs the project (deploy/demo.sh)
+# test   what tests/run.sh needs on top: the Clang 14 tools, their runtimes, GoogleTest
+#
+# Needs apt-get, and root or sudo; needs neither when every package is there already.
+# CUDA is optional and never installed from here.
+set -euo pipefail
+
+build_packages=(
+  build-essential g++ cmake ninja-build ccache pkg-config git ca-certificates
+  libgrpc-dev libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
+  libabsl-dev libssl-dev zlib1g-dev libisal-dev
+  # Brings civetweb and curl, which its CMake package looks for.
+  prometheus-cpp-dev
+  libcli11-dev nlohmann-json3-dev libspdlog-dev libsentencepiece-dev
+  # oneDNN's CMake package requires OpenCL even when only its CPU engine is used.
+  libdnnl-dev ocl-icd-opencl-dev
+  curl
+)
+test_packages=(
+  libgtest-dev libgmock-dev
+  clang-14 libclang-rt-14-dev lld-14 clang-format-14 clang-tidy-14
+  python3
+)
+
+die() {
+  printf 'install_deps: %s\n' "$*" >&2
+  exit 1
+}
+
+wanted=()
+for group in "${@:-build}"; do
+  case "$group" in
+    build) wanted+=("${build_packages[@]}") ;;
+    test) wanted+=("${test_packages[@]}") ;;
+    -h | --help)
+      sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    *) die "unknown group '$group': the groups are build and test" ;;
+  esac
+done
+
+is_installed() {
+  [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+missing=()
+if command -v dpkg-query >/dev/null; then
+  for package in "${wanted[@]}"; do
+    is_installed "$package" || missing+=("$package")
+  done
+  if [ ${#missing[@]} -eq 0 ]; then
+    echo "install_deps: all ${#wanted[@]} packages are installed"
+    exit 0
+  fi
+else
+  missing=("${wanted[@]}")
+fi
+
+command -v apt-get >/dev/null ||
+  die "apt-get not found: this script knows Debian 12 only. It would install: ${missing[*]}"
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null ||
+    die "needs root: run it as root or install sudo. Missing: ${missing[*]}"
+  as_root=(sudo)
+fi
+
+# env because sudo drops the caller's environment; waits for another apt instead of failing.
+apt() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null
+}
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+run_quietly() {
+  local what=$1
+  shift
+  echo "install_deps: $what"
+  if ! "$@" >"$log" 2>&1; then
+    tail -n 25 "$log" >&2
+    die "$what failed: the end of its log is above"
+  fi
+}
+
+run_quietly "updating the package lists" apt update
+run_quietly "installing ${#missing[@]} packages: ${missing[*]}" \
+  apt install --no-install-recommends "${missing[@]}"
+for package in "${missing[@]}"; do
+  is_installed "$package" || die "apt-get succeeded but '$package' is not installed"
+done
+echo "install_deps: done"
