@@ -1,0 +1,183 @@
+#ifndef PKV_KVSTORE_STORE_BLOCK_STORE_H_
+#define PKV_KVSTORE_STORE_BLOCK_STORE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kvstore/store/eviction_policy.h"
+#include "kvstore/store/lease.h"
+#include "kvstore/store/reservation.h"
+#include "kvstore/store/slab_arena.h"
+#include "kvstore/store/stored_object.h"
+#include "pkv/block/object_header.h"
+#include "pkv/block/object_key.h"
+#include "proto/base/clock.h"
+#include "proto/base/sync.h"
+
+namespace pkv {
+
+enum class EvictionReason {
+  kCapacity,   // made room for another object
+  kIntegrity,  // a block whose pattern table was damaged
+};
+
+enum class IntegrityStage {
+  kWire,  // wrong on arrival
+  kDram,  // changed since the commit
+};
+
+// Told what the store does, for metrics. Called without a lock held; must not call the store.
+class StoreObserver {
+ public:
+  virtual ~StoreObserver() = default;
+  // `idle`: time since its last use.
+  virtual void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) = 0;
+  virtual void OnIntegrityFailure(IntegrityStage stage) = 0;
+};
+
+struct StoreStats {
+  uint64_t capacity_bytes = 0;
+  uint64_t resident_bytes = 0;  // of the arena in use; includes reserved
+  uint64_t pinned_bytes = 0;    // of objects under lease, deleted ones included
+  uint64_t reserved_bytes = 0;  // of objects not committed yet
+  uint64_t num_objects = 0;
+  uint64_t num_evictions = 0;
+};
+
+struct PrefixMatch {
+  int variant_index = 0;  // of the longest prefix; the earlier one when equal
+  int num_blocks = 0;
+  uint64_t bytes = 0;
+  std::vector<Digest> table_ids;  // each once, in order of first use
+  std::vector<int> blocks_per_variant;
+};
+
+struct StoredStat {
+  Lease lease;
+  absl::Duration idle;  // since last use
+};
+
+enum class CommitResult { kStored, kDuplicate };
+enum class DeleteResult { kDeleted, kAbsent, kInUse };
+
+// Objects by key, write-once, in one arena of fixed size.
+//
+//   absent --Reserve--> reserved --Commit--> stored --evict, Delete, Quarantine--> absent
+//
+// A table is neither evicted nor deleted while a stored block refers to it. Memory in use never
+// exceeds the capacity: used + reserved <= capacity, checked on every change. Payload is read and
+// written without the lock; a lease or reservation owns the right to do so.
+//
+// Thread-safe.
+class BlockStore {
+ public:
+  struct Options {
+    uint64_t capacity_bytes = 0;
+    Clock* clock = nullptr;             // outlives the store
+    StoreObserver* observer = nullptr;  // may be null; outlives the store
+    std::unique_ptr<EvictionPolicy> policy;
+  };
+
+  // InvalidArgument, ResourceExhausted: as SlabArena::Create.
+  static absl::StatusOr<std::unique_ptr<BlockStore>> Create(Options options);
+  // REQUIRES: no lease or reservation is left.
+  ~BlockStore();
+
+  // Takes memory for an object, evicting others when needed.
+  //   AlreadyExists      stored: nothing to write
+  //   InvalidArgument    num_layers not in [1, kMaxLayers], or frame_bytes not a multiple of 128
+  //   ResourceExhausted  larger than all that is not pinned or reserved
+  absl::StatusOr<Reservation> Reserve(const ReservationSpec& spec);
+
+  // Publishes an object whose frames were all written. `head` is its header and frame table.
+  // kDuplicate: equal bytes were stored meanwhile. The reservation is used up in every case.
+  //   InvalidArgument     a frame is not complete, or the head describes another object
+  //   DataLoss            a checksum does not fit
+  //   FailedPrecondition  "TableMissing": the table it refers to is not stored
+  //   AlreadyExists       different bytes are stored under this key
+  absl::StatusOr<CommitResult> Commit(Reservation reservation, std::span<const std::byte> head);
+
+  // Pins and counts as a use; empty on a miss.
+  Lease Find(const ObjectKey& key);
+  // One lease per key, in order, empty for misses. The first key counts as the most recently used,
+  // so that a sequence loses its last blocks first and what is left is still a prefix.
+  std::vector<Lease> FindAll(std::span<const ObjectKey> keys);
+  // Counts as uses of those stored, the first key as the most recent one.
+  void TouchAll(std::span<const ObjectKey> keys);
+
+  // The longest run of stored blocks from the start, for each variant. Counts as no use.
+  PrefixMatch LongestPrefix(std::span<const Digest> prefix_ids,
+                            std::span<const Variant> variants) const;
+  // Counts as no use.
+  std::optional<StoredStat> Stat(const ObjectKey& key);
+
+  // kInUse: a table to which stored blocks refer. A pinned object is gone from the index at once,
+  // its memory is free when the last lease ends.
+  DeleteResult Delete(const ObjectKey& key);
+  // Drops a damaged object, counts it once, and with a table the blocks that refer to it.
+  void Quarantine(const Lease& lease);
+
+  StoreStats stats() const;
+  // Of the arena's anonymous file; owned by the store.
+  int arena_fd() const { return arena_->fd(); }
+
+ private:
+  friend class Lease;
+  friend class Reservation;
+
+  struct Eviction {
+    EvictionReason reason;
+    uint64_t object_bytes;
+    absl::Duration idle;
+  };
+
+  BlockStore(Options options, std::unique_ptr<SlabArena> arena);
+
+  // Lease and Reservation.
+  void Unpin(StoredObject* object);
+  void Abandon(const SlabArena::Extent& extent);
+
+  Lease PinLocked(StoredObject* object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  StoredObject* FindLocked(const ObjectKey& key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchLocked(StoredObject* object, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void UpdateEvictableLocked(StoredObject* object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PublishLocked(Reservation& reservation, StoredObject* table, absl::Time now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RemoveLocked(StoredObject* object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CheckAccountingLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::optional<SlabArena::Extent> AllocateLocked(uint64_t bytes, absl::Time now,
+                                                  std::vector<Eviction>& evictions)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<ObjectHeader> CheckContent(const Reservation& reservation,
+                                            std::span<const std::byte> head) const;
+  // OK: equal. AlreadyExists: different. Aborted: the stored one was damaged and is gone.
+  absl::Status CompareStored(const Lease& stored, const Reservation& reservation);
+  void Report(const std::vector<Eviction>& evictions) const;
+
+  // Constant after construction.
+  Clock* const clock_;
+  StoreObserver* const observer_;
+
+  mutable Mutex mu_;
+  const std::unique_ptr<SlabArena> arena_;  // its accounting is guarded by mu_
+  const std::unique_ptr<EvictionPolicy> policy_ ABSL_PT_GUARDED_BY(mu_);
+  absl::flat_hash_map<ObjectKey, std::unique_ptr<StoredObject>> index_ ABSL_GUARDED_BY(mu_);
+  // Deleted while pinned.
+  absl::flat_hash_map<StoredObject*, std::unique_ptr<StoredObject>> detached_ ABSL_GUARDED_BY(mu_);
+  uint64_t committed_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // extents of indexed and detached objects
+  uint64_t reserved_bytes_ ABSL_GUARDED_BY(mu_) = 0;   // extents of reservations
+  uint64_t pinned_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t num_evictions_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_KVSTORE_STORE_BLOCK_STORE_H_

@@ -1,0 +1,94 @@
+#ifndef PKV_TESTS_UNIT_KVSTORE_STORE_STORE_FIXTURE_H_
+#define PKV_TESTS_UNIT_KVSTORE_STORE_STORE_FIXTURE_H_
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kvstore/store/block_store.h"
+#include "kvstore/store/lru.h"
+#include "tests/support/fake_clock.h"
+#include "tests/support/sealed_object.h"
+
+namespace pkv {
+
+// Remembers what the store told.
+// Thread-compatible.
+class RecordingObserver : public StoreObserver {
+ public:
+  struct Eviction {
+    EvictionReason reason;
+    uint64_t object_bytes;
+    absl::Duration idle;
+  };
+  void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) override {
+    evictions.push_back({reason, object_bytes, idle});
+  }
+  void OnIntegrityFailure(IntegrityStage stage) override { failures.push_back(stage); }
+
+  std::vector<Eviction> evictions;
+  std::vector<IntegrityStage> failures;
+};
+
+// A store over a fake clock. Test objects take one unit (windows) or more of the arena.
+class StoreFixture : public ::testing::Test {
+ protected:
+  void MakeStore(uint64_t units) {
+    store_ = BlockStore::Create({.capacity_bytes = units * kArenaUnitBytes,
+                                 .clock = &clock_,
+                                 .observer = &observer_,
+                                 .policy = std::make_unique<Lru>()})
+                 .value();
+  }
+
+  absl::StatusOr<Reservation> Reserve(const SealedObject& object) {
+    return store_->Reserve({object.key(), object.header.num_layers, object.header.frame_bytes});
+  }
+
+  absl::StatusOr<Reservation> ReserveAndWrite(const SealedObject& object) {
+    absl::StatusOr<Reservation> reservation = Reserve(object);
+    for (int layer = 0; reservation.ok() && layer < object.header.num_layers; ++layer) {
+      const absl::Status written = reservation->Write(layer, 0, object.frame(layer));
+      if (!written.ok()) return written;
+    }
+    return reservation;
+  }
+
+  absl::StatusOr<CommitResult> Put(const SealedObject& object) {
+    absl::StatusOr<Reservation> reservation = ReserveAndWrite(object);
+    if (!reservation.ok()) return reservation.status();
+    return store_->Commit(*std::move(reservation), object.head());
+  }
+
+  bool Has(const SealedObject& object) { return store_->Stat(object.key()).has_value(); }
+
+  // Changes one bit of stored memory, as failing DRAM would: through another mapping of the arena.
+  void FlipBit(const Lease& lease, uint64_t offset) {
+    const uint64_t capacity = store_->stats().capacity_bytes;
+    void* mapped =
+        mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_SHARED, store_->arena_fd(), 0);
+    ASSERT_NE(mapped, MAP_FAILED);
+    auto* bytes = static_cast<std::byte*>(mapped);
+    bool found = false;
+    for (uint64_t at = 0; at + lease.bytes().size() <= capacity; at += kArenaUnitBytes) {
+      if (std::memcmp(bytes + at, lease.bytes().data(), lease.bytes().size()) != 0) continue;
+      bytes[at + offset] ^= std::byte{1};
+      found = true;
+      break;
+    }
+    munmap(mapped, capacity);
+    ASSERT_TRUE(found);
+  }
+
+  FakeClock clock_;
+  RecordingObserver observer_;
+  std::unique_ptr<BlockStore> store_;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_TESTS_UNIT_KVSTORE_STORE_STORE_FIXTURE_H_
