@@ -13,15 +13,16 @@ namespace pkv {
 //
 // Quantized block frame:
 //   num_kv_heads heads of head_bytes, each
-//     K codes | V codes | K scales | K zero points | V scales | V zero points | K pattern ids | V
-//     pattern ids
-//   then, in block 0 with sinks:        per head { K fp16 [num_sinks][head_dim], V the same }
-//   then, when patterns are appended:   per head { K pattern fp16 [head_dim] if kFlagAppendsK, V
-//   likewise }
+//     K codes | V codes | K scales | K zero points | V scales | V zero points |
+//     K pattern ids | V pattern ids
+//   then, in block 0 with sinks:       per head { K fp16 [num_sinks][head_dim], V the same }
+//   then, when patterns are appended:  per head { K pattern fp16 [head_dim] if kFlagAppendsK,
+//                                                 V likewise }
 // fp16 block frame:  per head { K fp16 [128][head_dim], V the same }
 // window frame:      per head { K fp16 [num_tokens][head_dim], V the same }
-// table frame:       per head { K fp16 [num_patterns_k][head_dim], V fp16
-// [num_patterns_v][head_dim] } All padded with zeros to 128 bytes at the end of the frame.
+// table frame:       per head { K fp16 [num_patterns_k][head_dim],
+//                               V fp16 [num_patterns_v][head_dim] }
+// All padded with zeros to 128 bytes at the end of the frame.
 //
 // K scales and zero points: fp16 [128 / k_group_tokens][head_dim in column order].
 // V scales: fp16 [head_dim / v_group_channels][128 tokens in row order]; V zero points: the same in

@@ -28,8 +28,8 @@ class LlamaModel {
   // with its shards.
   //   NotFound         no such directory or file
   //   Unimplemented    a model this executor does not run; names the config field and its value
-  //   DataLoss         a tensor is missing, or its shape or type is not what the config says (names
-  //   it)
+  //   DataLoss         a tensor is missing, or its shape or type is not what the config says
+  //                    (names it)
   // `pool` may be null and must outlive the model.
   static absl::StatusOr<std::unique_ptr<LlamaModel>> Load(const std::string& directory,
                                                           ThreadPool* pool);
@@ -42,8 +42,7 @@ class LlamaModel {
   // Runs `tokens` at positions first_token.. through all layers, giving each layer's attention to
   // `sink`.
   //   logits_from   logits are computed for tokens [logits_from, tokens.size()); tokens.size()
-  //   computes none and stops after
-  //                 the last layer's attention
+  //                 computes none and stops after the last layer's attention
   //   logits        [tokens.size() - logits_from, vocab_size], or null with none
   // InvalidArgument: a token id outside the vocabulary, a position outside max_position_embeddings.
   // Errors of the sink.

@@ -37,8 +37,8 @@ struct ModelConfig {
 // Reads `directory`/config.json.
 //   NotFound        no such file
 //   InvalidArgument not JSON, or a needed field is missing or of the wrong type (names it)
-//   Unimplemented   a field has a value this executor does not run, e.g. "model_type 'mistral-moe'
-//   is not 'llama'"
+//   Unimplemented   a field has a value this executor does not run, e.g. "model_type
+//                   'mistral-moe' is not 'llama'"
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& directory);
 
 }  // namespace pkv

@@ -53,10 +53,10 @@ struct ObjectDescriptor {
 
 // Outcome for one object. OK and stored: ours are the bytes there now. OK and not stored: equal
 // bytes were there already.
-//   AlreadyExists       different bytes stand under this key: nondeterministic encoding, or a key
-//   bug FailedPrecondition  the pattern table it refers to is not stored ResourceExhausted   the
-//   server's memory is full of pinned objects, or the object is larger than all of it DataLoss a
-//   checksum was wrong on arrival
+//   AlreadyExists       different bytes stand under this key: the encoding is not deterministic
+//   FailedPrecondition  the pattern table it refers to is not stored
+//   ResourceExhausted   the server's memory is full of pinned objects, or smaller than the object
+//   DataLoss            a checksum was wrong on arrival
 struct PutOutcome {
   absl::Status status;
   bool stored = false;
@@ -65,7 +65,8 @@ struct PutOutcome {
 // An upload in progress: frames may be written layer by layer while later layers are still being
 // computed.
 //
-// Destroying it before every object is committed discards what was not. One thread at a time.
+// Destroying it before every object is committed discards what was not.
+// Thread-compatible, but Cancel may be called from any thread.
 class PutStream {
  public:
   virtual ~PutStream() = default;
@@ -89,14 +90,14 @@ class PutStream {
   // Waits for the receipts. One outcome per object; Cancelled for those never committed.
   virtual std::vector<PutOutcome> Finish() = 0;
 
-  // May be called from any thread: pending and later calls end soon.
+  // Pending and later calls end soon.
   virtual void Cancel() = 0;
 };
 
 // A download in progress. Frames arrive layer by layer into memory owned by this object; a layer
 // may be used as soon as WaitForLayer(layer) returned OK, while the others are still on their way.
 //
-// WaitForLayer and accessors may be called from one thread at a time, Cancel from any.
+// Thread-compatible, but Cancel may be called from any thread.
 class GetStream {
  public:
   virtual ~GetStream() = default;
@@ -109,8 +110,8 @@ class GetStream {
 
   // Waits until all frames of `layer` have arrived, with their checksums and numbers verified.
   //   DataLoss     a frame is damaged: drop the object, compute it again. Counted by the server as
-  //   well when it sees it Unavailable  the server went away and did not come back within the
-  //   deadline
+  //                well when it sees it
+  //   Unavailable  the server went away and did not come back within the deadline
   virtual absl::Status WaitForLayer(int layer) = 0;
   virtual absl::Status WaitForAll() = 0;
 

@@ -32,9 +32,8 @@ class BlockCodec {
   //   kv          [num_kv_heads, 128, head_dim] fp16; for an fp16 variant it is copied
   //   assignment  ids into `codebook`, 255 = raw; ignored for variants without patterns
   //   header      geometry; num_sinks > 0 stores tokens [0, num_sinks) as fp16 and leaves their
-  //   codes, scales and zero
-  //               points 0 and their ids 255; kFlagAppends* stores the last pattern(s) of
-  //               `codebook`
+  //               codes, scales and zero points 0 and their ids 255; kFlagAppends* stores the last
+  //               pattern(s) of `codebook`
   //   frame       header.frame_bytes bytes, 128-byte aligned
   // InvalidArgument     a shape differs from the header's; NaN or infinity in kv (names the place)
   virtual absl::Status Encode(const ObjectHeader& header, const KvTensorView& kv,
@@ -43,7 +42,8 @@ class BlockCodec {
 
   // Inverse of Encode, rounded to fp16: for tests, evaluation and `pkvctl inspect`. For every value
   // that was not clipped |decoded - original| <= scale / 2 + the rounding of scale, zero point and
-  // result. InvalidArgument     a shape differs from the header's
+  // result.
+  // InvalidArgument     a shape differs from the header's
   virtual absl::Status Decode(const ObjectHeader& header, std::span<const std::byte> frame,
                               const Codebook& codebook, const ComputeContext& ctx,
                               const MutableKvTensorView& kv_out) const = 0;

@@ -26,8 +26,9 @@ enum class Clip { kNone, kSearch };
 
 // When tokens leave the fp16 window for a block.
 //   kTail     prefill keeps num_tokens mod 128; decode flushes the moment 128 tokens stand in the
-//   window (PatternKV, KIVI's K) kRolling  the newest `recent_tokens` always stay fp16; 128 tokens
-//   that have all left them become a block
+//             window (PatternKV, KIVI's K)
+//   kRolling  the newest `recent_tokens` always stay fp16; 128 tokens that have all left them
+//             become a block
 enum class WindowRule { kTail, kRolling };
 
 // Everything that decides the bytes of a block, besides its K and V. Plain data: change fields,
@@ -35,12 +36,12 @@ enum class WindowRule { kTail, kRolling };
 struct CodecParams {
   std::string name = "fp16";  // variant name, 1..15 of [a-z0-9_-]
   Encoding encoding;
-  int num_patterns_k =
-      0;  // mined at prefill, per (layer, kv head); 0..255. 0 with v == 0: no pattern ids
+  // Mined at prefill, per (layer, kv head); 0..255. Both 0: no pattern ids.
+  int num_patterns_k = 0;
   int num_patterns_v = 0;
   int kmeans_iterations = 30;  // Lloyd iterations at most
-  double kmeans_tolerance =
-      1e-4;  // stop when no coordinate of a layer's centroids moved further; from iteration 2 on
+  // Stop when no coordinate of a layer's centroids moved further; from iteration 2 on.
+  double kmeans_tolerance = 1e-4;
   AssignMetric assign_k_prefill = AssignMetric::kL2;
   AssignMetric assign_v_prefill = AssignMetric::kL2;
   AssignMetric assign_k_decode = AssignMetric::kMinMax;
@@ -48,8 +49,8 @@ struct CodecParams {
   Gate gate_v = Gate::kNone;
   double gate_alpha = 0.05;  // z-test significance
   Clip clip_v = Clip::kNone;
-  bool append_k =
-      false;  // a block flushed while decoding adds the per-channel midrange of its K to the bank
+  // A block flushed while decoding adds the per-channel midrange of its K (V) to the bank.
+  bool append_k = false;
   bool append_v = false;
   int num_sinks = 0;  // tokens [0, num_sinks) stay fp16; 0, 4, 16, 64
   WindowRule window_rule = WindowRule::kTail;

@@ -10,8 +10,8 @@ enum class Device { kCpu, kCuda };
 // Where a kernel runs. Does not own.
 struct ComputeContext {
   Device device = Device::kCpu;
-  ThreadPool* pool =
-      nullptr;  // CPU: null runs on the calling thread. Results do not depend on the pool.
+  // CPU: null runs on the calling thread. Results do not depend on the pool.
+  ThreadPool* pool = nullptr;
   void* stream = nullptr;  // CUDA: a cudaStream_t
 };
 

@@ -30,8 +30,8 @@ struct AttentionArgs {
   KvTensorView window;   // fp16 tokens after the last page, the queries' own included: the last
                          // num_queries tokens are theirs, and query i sees none later than its own
   float* out = nullptr;  // [num_queries, num_qo_heads, head_dim] fp32
-  float* lse =
-      nullptr;  // optional [num_queries, num_qo_heads]: log of the sum of exp, natural base
+  // Optional [num_queries, num_qo_heads]: log of the sum of exp, natural base.
+  float* lse = nullptr;
 };
 
 // Attention of one layer over blocks, sinks and fp16 window, exact softmax.
