@@ -27,7 +27,8 @@ GOOD = {
     "  block/include/pkv/block/label.h)\n",
     "proto/base/ring.h": header("proto/base/ring.h"),
     "proto/base/ring.cc": '#include "proto/base/ring.h"\n\n#include <vector>\n\nint Count() {\n'
-    '  // A new helper, in prose; sealed once (see above);\n  return sizeof("std::mutex, new; friend class ATest");\n}\n',
+    "  // A new helper, in prose; sealed once (see above);\n"
+    '  return sizeof("std::mutex, new; friend class ATest");\n}\n',
     PUBLIC: header(
         PUBLIC,
         "#include <string>\n\n// A label.\n// Thread-safe.\nclass Label {\n public:\n"
@@ -60,9 +61,13 @@ def long_function(lines):
     return ring(body="\n".join(["  Step();"] * (lines - 3) + ["  return 0;"]))
 
 
-def listed(path, line):
-    """GOOD's CMakeLists.txt beside `path`, with one more source."""
-    return GOOD["proto/CMakeLists.txt"].replace("base/ring.cc", f"base/ring.cc {line}")
+def listed(source):
+    """proto/CMakeLists.txt with one more source."""
+    return GOOD["proto/CMakeLists.txt"].replace("base/ring.cc", f"base/ring.cc {source}")
+
+
+def tested(source):
+    return GOOD["tests/CMakeLists.txt"] + f"pkv_test({source})\n"
 
 
 # (rule, {path: text}): each must give a violation of that rule, and of no other. The samples are
@@ -101,7 +106,7 @@ BAD = [
     ("test-seams", {RING: ring("class Ring {", "  friend class RingTest;", "};")}),
     ("test-seams", {RING: ring("void ResetForTesting();")}),
     ("test-seams", {RING: ring("#include <gtest/gtest.h>")}),
-    ("skipped-tests", {TEST: GOOD[TEST].replace("CountsNothing", "DISABLED" + "_CountsNothing")}),
+    ("skipped-tests", {TEST: ring_test("Run(DISABLED" + "_CountsNothing);")}),
     ("skipped-tests", {TEST: ring_test("GTEST_" + "SKIP();")}),
     ("tolerances", {TEST: ring_test("EXPECT_NEAR(Count(), F(1, 2), 1e-3);")}),
     ("tolerances", {TEST: ring_test("ASSERT_NEAR(Count(), 1, 2 * 0.5f);")}),
@@ -113,13 +118,12 @@ BAD = [
     ("locks", {RING: ring("std::mutex mu;")}),
     ("locks", {RING: ring("absl::Mutex mu;")}),
     ("string-views", {RING: ring("std::string_view name;")}),
-    ("mirror", {"proto/base/heap.cc": "\n", "proto/CMakeLists.txt": listed("proto", "base/heap.cc")}),
+    ("mirror", {"proto/base/heap.cc": "\n", "proto/CMakeLists.txt": listed("base/heap.cc")}),
     (
         "orphan-tests",
         {
             "tests/unit/proto/heap_test.cc": "\n",
-            "tests/CMakeLists.txt": GOOD["tests/CMakeLists.txt"]
-            + "pkv_test(unit/proto/heap_test.cc)\n",
+            "tests/CMakeLists.txt": tested("unit/proto/heap_test.cc"),
         },
     ),
     ("built", {"tests/CMakeLists.txt": "pkv_test(unit/proto/base/string_test.cc)\n"}),
@@ -145,13 +149,10 @@ ALLOWED = [
     {TEST: ring_test("EXPECT_LT(elapsed, 1.5);")},
     {
         "tests/parity/ring_gpu_test.cc": "void Run() { GTEST_" + "SKIP(); }\n",
-        "tests/CMakeLists.txt": GOOD["tests/CMakeLists.txt"] + "pkv_test(parity/ring_gpu_test.cc)\n",
+        "tests/CMakeLists.txt": tested("parity/ring_gpu_test.cc"),
     },
-    {
-        "proto/base/ring_cpu.cc": "\n",
-        "proto/CMakeLists.txt": listed("proto", "base/ring_cpu.cc"),
-    },
-    {"proto/main.cc": "int main() { return 0; }\n", "proto/CMakeLists.txt": listed("proto", "main.cc")},
+    {"proto/base/ring_cpu.cc": "\n", "proto/CMakeLists.txt": listed("base/ring_cpu.cc")},
+    {"proto/main.cc": "int main() { return 0; }\n", "proto/CMakeLists.txt": listed("main.cc")},
 ]
 
 
