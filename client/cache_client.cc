@@ -1,0 +1,273 @@
+#include "pkv/client/cache_client.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/cache_client_impl.h"
+#include "client/get_call.h"
+#include "client/put_call.h"
+#include "client/put_objects.h"
+#include "proto/base/status_macros.h"
+#include "proto/transport/convert.h"
+#include "proto/transport/data_frame.h"
+
+namespace pkv {
+namespace {
+
+constexpr int kMaxChannels = 16;
+constexpr int kMaxAttempts = 100;
+constexpr size_t kMaxVariants = 16;
+// Longer than any call should last; keeps sums of times far from infinity.
+constexpr absl::Duration kMaxDuration = absl::Hours(24);
+
+absl::Status CheckDuration(absl::string_view name, absl::Duration value) {
+  if (value > absl::ZeroDuration() && value <= kMaxDuration) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " ", absl::FormatDuration(value),
+                                                 " not in (0, ", absl::FormatDuration(kMaxDuration),
+                                                 "]"));
+}
+
+template <typename T>
+absl::Status CheckRange(absl::string_view name, T value, T low, T high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " ", value, " not in ", low, "..", high));
+}
+
+absl::Status CheckNumKeys(size_t num_keys) {
+  return CheckRange<size_t>("number of keys", num_keys, 0, kMaxObjectsPerCall);
+}
+
+absl::StatusOr<LookupResult> ToLookupResult(const v1::LookupResponse& response, size_t num_ids,
+                                            size_t num_variants) {
+  if (response.num_blocks() > num_ids || response.variant_index() >= num_variants ||
+      static_cast<size_t>(response.blocks_per_variant_size()) != num_variants) {
+    return absl::DataLossError(absl::StrCat("answer to a lookup of ", num_ids, " ids and ",
+                                            num_variants, " variants: ", response.num_blocks(),
+                                            " blocks of variant ", response.variant_index(), ", ",
+                                            response.blocks_per_variant_size(), " counts"));
+  }
+  LookupResult result;
+  result.variant_index = static_cast<int>(response.variant_index());
+  result.num_blocks = static_cast<int>(response.num_blocks());
+  result.bytes = response.bytes();
+  for (const std::string& id : response.table_ids()) {
+    const absl::StatusOr<Digest> table = Digest::FromBytes(id);
+    if (!table.ok()) {
+      return absl::DataLossError(
+          absl::StrCat("answer to a lookup: table id: ", table.status().message()));
+    }
+    result.table_ids.push_back(*table);
+  }
+  for (const uint32_t blocks : response.blocks_per_variant()) {
+    result.blocks_per_variant.push_back(static_cast<int>(std::min<uint64_t>(blocks, num_ids)));
+  }
+  return result;
+}
+
+ObjectStat ToObjectStat(const v1::ObjectInfo& info) {
+  ObjectStat stat;
+  stat.present = info.present();
+  stat.object_bytes = info.object_bytes();
+  stat.idle = absl::Seconds(info.idle_seconds());
+  const std::span<const std::byte> head = std::as_bytes(std::span(info.head()));
+  stat.head.assign(head.begin(), head.end());
+  return stat;
+}
+
+class CacheClientImpl final : public CacheClient {
+ public:
+  explicit CacheClientImpl(std::shared_ptr<ClientCore> core) : core_(std::move(core)) {}
+
+  absl::StatusOr<LookupResult> Lookup(std::span<const Digest> prefix_ids,
+                                      std::span<const Variant> variants) override;
+  std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) override;
+  absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) override;
+  absl::StatusOr<std::unique_ptr<PutStream>> StartPut(
+      std::span<const ObjectDescriptor> objects) override;
+  std::vector<PutOutcome> Put(std::span<const std::span<const std::byte>> objects) override;
+  absl::StatusOr<std::vector<ObjectStat>> Stat(std::span<const ObjectKey> keys) override;
+  absl::StatusOr<int> Delete(std::span<const ObjectKey> keys) override;
+  absl::StatusOr<ServerStats> Stats() override;
+  absl::Status Drain() override;
+  ClientCounters counters() const override;
+
+ private:
+  // Calls `call(deadline)` until it succeeds, fails for good, or attempts or time are over.
+  template <typename CallT>
+  absl::Status Retry(absl::Duration timeout, const CallT& call) {
+    const absl::Time deadline = core_->clock->MonotonicNow() + timeout;
+    Backoff backoff = core_->MakeBackoff();
+    for (int attempt = 1;; ++attempt) {
+      const absl::Status status = call(deadline);
+      const absl::Duration pause = backoff.Next();
+      if (!IsRetryable(status) || attempt >= core_->options.max_attempts ||
+          core_->clock->MonotonicNow() + pause >= deadline) {
+        core_->counters.CountEnd(status);
+        return status;
+      }
+      ++core_->counters.retries;
+      absl::SleepFor(pause);
+    }
+  }
+
+  absl::Duration Left(absl::Time deadline) { return deadline - core_->clock->MonotonicNow(); }
+
+  // shared_ptr: streams may outlive the client.
+  const std::shared_ptr<ClientCore> core_;
+};
+
+absl::StatusOr<LookupResult> CacheClientImpl::Lookup(std::span<const Digest> prefix_ids,
+                                                     std::span<const Variant> variants) {
+  PKV_RETURN_IF_ERROR(
+      CheckRange<size_t>("number of prefix ids", prefix_ids.size(), 0, kMaxObjectsPerCall));
+  PKV_RETURN_IF_ERROR(CheckRange<size_t>("number of variants", variants.size(), 1, kMaxVariants));
+  ++core_->counters.lookups;
+  if (prefix_ids.empty()) {
+    LookupResult miss;
+    miss.blocks_per_variant.resize(variants.size());
+    return miss;
+  }
+  v1::LookupRequest request;
+  for (const Digest& id : prefix_ids) request.add_prefix_ids(id.bytes.data(), id.bytes.size());
+  for (const Variant& variant : variants) *request.add_variants() = ToProto(variant);
+  v1::LookupResponse response;
+  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+    return core_->connection->Lookup(request, Left(deadline), response);
+  }));
+  return ToLookupResult(response, prefix_ids.size(), variants.size());
+}
+
+std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> keys) {
+  return std::make_unique<GetCall>(core_, std::vector<ObjectKey>(keys.begin(), keys.end()));
+}
+
+absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
+  std::vector<AlignedBuffer> objects;
+  if (keys.empty()) return objects;
+  const std::unique_ptr<GetStream> stream = StartGet(keys);
+  PKV_RETURN_IF_ERROR(stream->WaitForAll());
+  for (int i = 0; i < stream->num_objects(); ++i) objects.push_back(stream->TakeObject(i));
+  return objects;
+}
+
+absl::StatusOr<std::unique_ptr<PutStream>> CacheClientImpl::StartPut(
+    std::span<const ObjectDescriptor> objects) {
+  ++core_->counters.puts;
+  std::unique_ptr<PutStream> stream;
+  PKV_RETURN_IF_ERROR(Retry(core_->options.put_deadline, [&](absl::Time deadline) -> absl::Status {
+    PKV_ASSIGN_OR_RETURN(stream, PutCall::Start(core_, objects, deadline));
+    return absl::OkStatus();
+  }));
+  return stream;
+}
+
+std::vector<PutOutcome> CacheClientImpl::Put(std::span<const std::span<const std::byte>> objects) {
+  return PutObjects(core_, objects);
+}
+
+absl::StatusOr<std::vector<ObjectStat>> CacheClientImpl::Stat(std::span<const ObjectKey> keys) {
+  PKV_RETURN_IF_ERROR(CheckNumKeys(keys.size()));
+  std::vector<ObjectStat> stats;
+  if (keys.empty()) return stats;
+  v1::StatRequest request;
+  for (const ObjectKey& key : keys) *request.add_objects() = ToProto(key);
+  v1::StatResponse response;
+  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+    return core_->connection->Stat(request, Left(deadline), response);
+  }));
+  if (static_cast<size_t>(response.objects_size()) != keys.size()) {
+    return absl::DataLossError(absl::StrCat("answer to a stat of ", keys.size(), " objects lists ",
+                                            response.objects_size()));
+  }
+  for (const v1::ObjectInfo& info : response.objects()) stats.push_back(ToObjectStat(info));
+  return stats;
+}
+
+absl::StatusOr<int> CacheClientImpl::Delete(std::span<const ObjectKey> keys) {
+  PKV_RETURN_IF_ERROR(CheckNumKeys(keys.size()));
+  if (keys.empty()) return 0;
+  v1::DeleteRequest request;
+  for (const ObjectKey& key : keys) *request.add_objects() = ToProto(key);
+  v1::DeleteResponse response;
+  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+    return core_->connection->Delete(request, Left(deadline), response);
+  }));
+  return static_cast<int>(response.num_deleted());
+}
+
+absl::StatusOr<ServerStats> CacheClientImpl::Stats() {
+  v1::StatsResponse response;
+  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+    return core_->connection->Stats(Left(deadline), response);
+  }));
+  ServerStats stats;
+  stats.capacity_bytes = response.capacity_bytes();
+  stats.resident_bytes = response.resident_bytes();
+  stats.pinned_bytes = response.pinned_bytes();
+  stats.reserved_bytes = response.reserved_bytes();
+  stats.num_objects = response.num_objects();
+  stats.num_evictions = response.num_evictions();
+  stats.draining = response.draining();
+  stats.version = response.version();
+  return stats;
+}
+
+absl::Status CacheClientImpl::Drain() {
+  return Retry(core_->options.lookup_deadline,
+               [&](absl::Time deadline) { return core_->connection->Drain(Left(deadline)); });
+}
+
+ClientCounters CacheClientImpl::counters() const {
+  const CounterSet& set = core_->counters;
+  ClientCounters counters;
+  counters.lookups = set.lookups;
+  counters.gets = set.gets;
+  counters.puts = set.puts;
+  counters.retries = set.retries;
+  counters.failures = set.failures;
+  counters.get_bytes = set.get_bytes;
+  counters.put_bytes = set.put_bytes;
+  counters.integrity_failures = set.integrity_failures;
+  return counters;
+}
+
+}  // namespace
+
+absl::Status ValidateOptions(const ClientOptions& options) {
+  if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
+  PKV_RETURN_IF_ERROR(CheckRange("num_channels", options.num_channels, 1, kMaxChannels));
+  PKV_RETURN_IF_ERROR(CheckDuration("lookup_deadline", options.lookup_deadline));
+  PKV_RETURN_IF_ERROR(CheckDuration("get_deadline", options.get_deadline));
+  PKV_RETURN_IF_ERROR(CheckDuration("put_deadline", options.put_deadline));
+  PKV_RETURN_IF_ERROR(CheckDuration("progress_timeout", options.progress_timeout));
+  PKV_RETURN_IF_ERROR(CheckRange("max_attempts", options.max_attempts, 1, kMaxAttempts));
+  PKV_RETURN_IF_ERROR(CheckDuration("initial_backoff", options.initial_backoff));
+  PKV_RETURN_IF_ERROR(CheckDuration("max_backoff", options.max_backoff));
+  if (options.max_backoff < options.initial_backoff) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_backoff ", absl::FormatDuration(options.max_backoff),
+                     " is below initial_backoff ", absl::FormatDuration(options.initial_backoff)));
+  }
+  return CheckRange<uint64_t>("message_bytes", options.message_bytes, kMinPayloadBytes,
+                              kMaxPayloadBytes);
+}
+
+std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
+                                             std::unique_ptr<Connection> connection) {
+  auto core = std::make_shared<ClientCore>();
+  core->options = options;
+  core->connection = std::move(connection);
+  core->clock = Clock::Real();
+  core->next_seed = std::random_device{}();
+  return std::make_unique<CacheClientImpl>(std::move(core));
+}
+
+absl::StatusOr<std::unique_ptr<CacheClient>> CacheClient::Create(const ClientOptions& options) {
+  PKV_RETURN_IF_ERROR(ValidateOptions(options));
+  return MakeCacheClient(options, MakeGrpcConnection(options));
+}
+
+}  // namespace pkv

@@ -1,0 +1,45 @@
+#ifndef PKV_CLIENT_CLIENT_CORE_H_
+#define PKV_CLIENT_CLIENT_CORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "client/backoff.h"
+#include "client/connection.h"
+#include "pkv/client/cache_client.h"
+#include "pkv/client/client_options.h"
+#include "proto/base/clock.h"
+
+namespace pkv {
+
+// ClientCounters that many threads add to. Thread-safe.
+struct CounterSet {
+  std::atomic<uint64_t> lookups{0}, gets{0}, puts{0}, retries{0}, failures{0};
+  std::atomic<uint64_t> get_bytes{0}, put_bytes{0}, integrity_failures{0};
+
+  // Counts how a call ended. A miss and a cancellation are no failures.
+  void CountEnd(const absl::Status& status) {
+    if (status.ok() || absl::IsNotFound(status) || absl::IsCancelled(status)) return;
+    ++failures;
+    if (absl::IsDataLoss(status)) ++integrity_failures;
+  }
+};
+
+// What a client and its streams share. Thread-safe.
+struct ClientCore {
+  ClientOptions options;  // constant after construction
+  std::unique_ptr<Connection> connection;
+  Clock* clock = nullptr;
+  CounterSet counters;
+  std::atomic<uint64_t> next_seed{0};
+
+  Backoff MakeBackoff() {
+    return Backoff(options.initial_backoff, options.max_backoff, next_seed.fetch_add(1));
+  }
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_CLIENT_CORE_H_

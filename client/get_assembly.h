@@ -1,0 +1,85 @@
+#ifndef PKV_CLIENT_GET_ASSEMBLY_H_
+#define PKV_CLIENT_GET_ASSEMBLY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "pkv/block/aligned_buffer.h"
+#include "pkv/block/object_header.h"
+#include "pkv/block/object_key.h"
+#include "proto/transport/data_frame.h"
+
+namespace pkv {
+
+// Bounds on what a manifest may announce. The largest honest object is an fp16 window of 4,096
+// tokens: 1.3 GB for 80 layers of 8 kv heads of 128.
+inline constexpr uint64_t kMaxObjectBytes = uint64_t{4} << 30;
+inline constexpr uint64_t kMaxGetBytes = uint64_t{64} << 30;
+
+// Puts the frames of a Get where they belong: one buffer per object, frames in layer order, piece
+// after piece. Does not verify payload: that is long work, done by who waits (VerifyLayer).
+//
+// An error from OnFrame is final. DataLoss: what the server sent makes no sense.
+// Thread-compatible; what frame() returned may be read while later frames arrive.
+class GetAssembly {
+ public:
+  explicit GetAssembly(std::vector<ObjectKey> keys);
+
+  // Starts one attempt of the transfer: forgets the layer that was cut off and returns the first
+  // layer to ask for.
+  int BeginAttempt();
+
+  // One message of the current attempt.
+  //   NotFound  an object is not stored (names the first)
+  //   DataLoss  a head is damaged or is not of the object asked for, a piece is out of place
+  //   Aborted   an object is not the one that an earlier attempt began to fetch
+  //   others    from the trailer, as the server said
+  absl::Status OnFrame(DecodedDataFrame& frame);
+
+  bool has_manifest() const { return has_manifest_; }
+  // Of the object with most. REQUIRES: has_manifest().
+  int num_layers() const { return static_cast<int>(layer_pending_.size()); }
+  // Layers below this one have arrived for every object.
+  int num_complete_layers() const { return num_complete_layers_; }
+  bool complete() const { return has_manifest_ && num_complete_layers_ == num_layers(); }
+  // Payload bytes, those fetched twice counted twice.
+  uint64_t received_bytes() const { return received_bytes_; }
+
+  int num_objects() const { return static_cast<int>(objects_.size()); }
+  const ObjectHeader& header(int object_index) const;
+  // REQUIRES: the layer is complete and the object has it.
+  std::span<const std::byte> frame(int object_index, int layer) const;
+  uint32_t frame_crc32c(int object_index, int layer) const;
+  // Leaves the object empty. REQUIRES: complete().
+  AlignedBuffer TakeObject(int object_index);
+
+ private:
+  struct Object {
+    ObjectKey key;
+    std::string head;  // as received; empty before the manifest
+    ObjectHeader header;
+    std::vector<uint32_t> frame_crcs;
+    AlignedBuffer buffer;         // allocated when the first piece arrives
+    uint64_t received_bytes = 0;  // of the frames, from the front
+  };
+
+  absl::Status OnManifest(const v1::GetManifest& manifest);
+  absl::Status OnHead(const std::string& head, Object& object) const;
+  absl::Status OnPiece(const v1::Piece& piece, PayloadReader& payload);
+  absl::Status OnTrailer(const v1::GetTrailer& trailer) const;
+
+  std::vector<Object> objects_;
+  std::vector<int> layer_pending_;  // objects whose frame of this layer has not arrived
+  int num_complete_layers_ = 0;
+  uint64_t received_bytes_ = 0;
+  bool has_manifest_ = false;
+  bool attempt_has_manifest_ = false;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_GET_ASSEMBLY_H_

@@ -1,0 +1,97 @@
+#ifndef PKV_CLIENT_PUT_CALL_H_
+#define PKV_CLIENT_PUT_CALL_H_
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/client_core.h"
+#include "proto/base/sync.h"
+
+namespace pkv {
+
+// PutStream over a Connection: one attempt, never repeated by itself. At most kMaxQueuedMessages
+// messages wait for the network; then the writer waits.
+class PutCall final : public PutStream, private StreamReceiver {
+ public:
+  // Opens the stream and waits for the decisions. `deadline` is on the core's clock.
+  //   InvalidArgument  number of objects, of layers or of bytes in a frame
+  //   Unavailable, DeadlineExceeded, ResourceExhausted
+  // shared_ptr: a stream may outlive the client that started it.
+  static absl::StatusOr<std::unique_ptr<PutCall>> Start(std::shared_ptr<ClientCore> core,
+                                                        std::span<const ObjectDescriptor> objects,
+                                                        absl::Time deadline);
+  ~PutCall() override;
+
+  const std::vector<PutDecision>& decisions() const override { return decisions_; }
+  absl::Status refusal(int object_index) const override;
+  absl::Status WriteLayer(int layer, std::span<const std::span<const std::byte>> frames) override;
+  absl::Status Commit(int object_index, std::span<const std::byte> head) override;
+  std::vector<PutOutcome> Finish() override;
+  void Cancel() override;
+
+  // Finish() for a caller that may try again: counts no failure.
+  std::vector<PutOutcome> Collect();
+
+ private:
+  // What the caller did with one object.
+  struct Upload {
+    std::vector<bool> written_layers;
+    int num_written = 0;
+    std::string head;  // given to Commit(); empty before
+  };
+
+  PutCall(std::shared_ptr<ClientCore> core, std::span<const ObjectDescriptor> objects,
+          absl::Time deadline);
+
+  absl::Status Open();
+  absl::Status WaitForDecisions() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status CheckFrame(int layer, int object_index, std::span<const std::byte> frame) const;
+  // Waits for room in the queue.
+  absl::Status Send(grpc::ByteBuffer message) ABSL_LOCKS_EXCLUDED(mu_);
+  // One wait, ended early by any change. Sets failure_ when the time is over.
+  void WaitOnce(absl::Time since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Fail(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Why the stream is of no more use; OK while it is.
+  absl::Status Broken() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  PutOutcome OutcomeOf(int object_index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The server asked for nothing: are the bytes it has equal to ours?
+  void ComparePresent(std::vector<PutOutcome>& outcomes) ABSL_LOCKS_EXCLUDED(mu_);
+
+  absl::Status OnMessage(grpc::ByteBuffer& message) override;
+  absl::Status OnAccepted(const v1::PutAccepted& accepted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status OnReceipt(const v1::PutReceipt& receipt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnSent() override;
+  void OnEnd(const absl::Status& status) override;
+
+  // Constant after construction.
+  const std::shared_ptr<ClientCore> core_;
+  const std::vector<ObjectDescriptor> objects_;
+  const absl::Time deadline_;
+
+  // Touched by the writing thread alone. Decisions and refusals are constant after Start().
+  std::vector<PutDecision> decisions_;
+  std::vector<absl::Status> refusals_;
+  std::vector<Upload> uploads_;
+  std::unique_ptr<MessageStream> stream_;  // constant after Open()
+
+  Mutex mu_;
+  CondVar changed_;
+  bool accepted_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<PutDecision> received_decisions_ ABSL_GUARDED_BY(mu_);
+  std::vector<absl::Status> received_refusals_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::optional<PutOutcome>> receipts_ ABSL_GUARDED_BY(mu_);
+  int num_queued_ ABSL_GUARDED_BY(mu_) = 0;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status end_status_ ABSL_GUARDED_BY(mu_);
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);  // ours: cancelled or out of time
+  absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_PUT_CALL_H_
