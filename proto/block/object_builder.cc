@@ -25,6 +25,11 @@ ObjectBuilder::ObjectBuilder(const ObjectHeader& header, AlignedBuffer buffer)
     : header_(header), buffer_(std::move(buffer)) {}
 
 std::span<std::byte> ObjectBuilder::frame(int layer) {
+  const std::span<const std::byte> frame = std::as_const(*this).frame(layer);
+  return buffer_.span().subspan(static_cast<size_t>(frame.data() - buffer_.data()), frame.size());
+}
+
+std::span<const std::byte> ObjectBuilder::frame(int layer) const {
   PKV_CHECK(layer >= 0 && layer < header_.num_layers, layer, " of ", header_.num_layers);
   const auto frame_bytes = static_cast<size_t>(header_.frame_bytes);
   return buffer_.span().subspan(

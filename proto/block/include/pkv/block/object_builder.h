@@ -27,6 +27,7 @@ class ObjectBuilder {
 
   // frame_bytes of zeros at first, aligned to 128. Lives as long as the builder.
   std::span<std::byte> frame(int layer);
+  std::span<const std::byte> frame(int layer) const;
 
   // Computes every checksum, for a table also its id, and writes header and frame table. The object
   // is then complete.
