@@ -1,0 +1,41 @@
+#ifndef PKV_WORKER_CTL_OUTPUT_H_
+#define PKV_WORKER_CTL_OUTPUT_H_
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace pkv {
+
+// 0 ok, 1 failure, 2 usage, 3 not found, 4 unavailable or too late, 5 integrity.
+int ExitCodeOf(const absl::Status& status);
+
+// Prints an error to stderr and returns its exit code.
+int Fail(const absl::Status& status);
+
+// The one JSON document of a command, on stdout.
+void PrintJson(const nlohmann::ordered_json& document);
+
+// "1.25 MB": decimal units, three digits.
+std::string FormatBytes(uint64_t bytes);
+
+// A line on stderr that overwrites itself, with rate and remaining time. Silent unless stderr is a
+// terminal, TERM is not "dumb" and `enabled`. Thread-compatible.
+class ProgressLine {
+ public:
+  ProgressLine(absl::string_view label, bool enabled);
+  ~ProgressLine();
+  void Update(int done, int total);
+
+ private:
+  std::string label_;
+  bool visible_;
+  double start_;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_CTL_OUTPUT_H_

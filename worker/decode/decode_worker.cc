@@ -1,0 +1,214 @@
+#include "worker/decode/decode_worker.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "pkv/block/prefix_hash.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "worker/sequence/stopwatch.h"
+
+namespace pkv {
+
+// One request on its way.
+struct DecodeWorker::Job {
+  CodecParams params;
+  std::vector<int32_t> tokens;  // prompt, then what was generated
+  int prompt_tokens = 0;
+  int num_blocks = 0;
+  int num_window_tokens = 0;
+  std::vector<ObjectKey> keys;  // tables, blocks, window
+  int num_tables = 0;
+  uint32_t max_tokens = 0;
+  bool ignore_eos = false, put_back = false, refuse_recompute = false;
+  std::optional<Sampler> sampler;
+
+  std::unique_ptr<KvSequence> sequence;
+  std::vector<float> logits;  // of the last token
+  Stopwatch stopwatch;        // since the request
+  v1::DecodeStats stats;
+  // Blocks that pkvd may not have: flushed here. Tables mined here stand first.
+  std::vector<std::vector<std::byte>> to_put;
+};
+
+absl::StatusOr<DecodeWorker::Job> DecodeWorker::ReadTicket(const v1::DecodeRequest& request) {
+  const v1::HandoffTicket& ticket = request.ticket();
+  Job job;
+  PKV_ASSIGN_OR_RETURN(const Digest profile, Digest::FromBytes(ticket.profile()));
+  if (profile != host_.profile()) {
+    return absl::FailedPreconditionError(absl::StrCat("the ticket is of model ",
+                                                      profile.ToShortHex(), ", this worker runs ",
+                                                      host_.profile().ToShortHex()));
+  }
+  PKV_ASSIGN_OR_RETURN(job.params,
+                       PresetByName(ticket.variant().name(), host_.config().kv_shape()));
+  const Variant variant = job.params.variant();
+  if (variant.params_digest != ticket.variant().params_digest()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("variant '", variant.name, "' of the ticket has params digest ",
+                     absl::Hex(ticket.variant().params_digest()), ", here it is ",
+                     absl::Hex(variant.params_digest)));
+  }
+  job.tokens.assign(ticket.token_ids().begin(), ticket.token_ids().end());
+  PKV_RETURN_IF_ERROR(host_.CheckTokens(job.tokens));
+  job.prompt_tokens = static_cast<int>(job.tokens.size());
+  const int num_cached = job.prompt_tokens - 1;
+  if (ticket.num_blocks() > uint32_t(num_cached) / kBlockTokens ||
+      ticket.num_blocks() * kBlockTokens + ticket.num_window_tokens() != uint32_t(num_cached)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the ticket names ", ticket.num_blocks(), " blocks and ", ticket.num_window_tokens(),
+        " window tokens for ", num_cached, " cached tokens"));
+  }
+  job.num_blocks = static_cast<int>(ticket.num_blocks());
+  job.num_window_tokens = static_cast<int>(ticket.num_window_tokens());
+  for (const std::string& id : ticket.table_ids()) {
+    PKV_ASSIGN_OR_RETURN(const Digest table, Digest::FromBytes(id));
+    job.keys.push_back({ObjectKind::kTable, table, variant});
+  }
+  job.num_tables = ticket.table_ids_size();
+  const size_t block_tokens = size_t(job.num_blocks) * kBlockTokens;
+  const std::span<const int32_t> cached = std::span(job.tokens).first(num_cached);
+  Digest parent;
+  for (const Digest& id : PrefixIds(host_.profile(), cached.first(block_tokens))) {
+    job.keys.push_back({ObjectKind::kBlock, id, variant});
+    parent = id;
+  }
+  if (job.num_window_tokens > 0) {
+    job.keys.push_back({ObjectKind::kWindow,
+                        TailId(host_.profile(), parent, cached.subspan(block_tokens)), variant});
+  }
+
+  const v1::Sampling& sampling = request.sampling();
+  if (sampling.max_tokens() < 1) return absl::InvalidArgumentError("max_tokens 0: at least 1");
+  job.max_tokens = std::min<uint32_t>(
+      sampling.max_tokens(), host_.config().max_position_embeddings - job.prompt_tokens + 1);
+  SamplingParams sampler;
+  sampler.temperature = sampling.temperature();
+  sampler.top_p = sampling.top_p() == 0 ? 1 : sampling.top_p();
+  sampler.seed = sampling.seed();
+  PKV_ASSIGN_OR_RETURN(job.sampler, Sampler::Make(sampler));
+  job.ignore_eos = sampling.ignore_eos();
+  job.put_back = request.put_back();
+  job.refuse_recompute = request.refuse_recompute();
+  job.logits.resize(host_.config().vocab_size);
+  return job;
+}
+
+absl::Status DecodeWorker::Decode(const v1::DecodeRequest& request, const Emit& emit) {
+  PKV_ASSIGN_OR_RETURN(Job job, ReadTicket(request));
+  if (const absl::Status fetched = FetchAndForward(job); !fetched.ok()) {
+    if (job.refuse_recompute) return fetched;
+    Log(LogLevel::kWarning, "cache did not deliver, computing the prompt",
+        {{"reason", fetched.ToString()}, {"tokens", job.prompt_tokens}});
+    metrics_.CountRecompute(fetched);
+    job.stats.set_recompute_reason(fetched.ToString());
+    PKV_RETURN_IF_ERROR(Recompute(job));
+  }
+  PKV_RETURN_IF_ERROR(Generate(job, emit));
+  if (job.put_back) PutBack(job);
+  metrics_.CountDecode(job.stats, static_cast<int>(job.tokens.size()) - job.prompt_tokens);
+  v1::DecodeEvent event;
+  *event.mutable_stats() = job.stats;
+  return emit(event) ? absl::OkStatus() : absl::CancelledError("the caller went away");
+}
+
+absl::Status DecodeWorker::FetchAndForward(Job& job) {
+  PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+  if (job.keys.empty()) return ForwardLast(job);
+  PKV_RETURN_IF_ERROR(job.sequence->AttachPrefix(cache_.StartGet(job.keys), job.num_tables,
+                                                 job.num_window_tokens > 0));
+  PKV_RETURN_IF_ERROR(job.sequence->WaitForLayer(0));
+  job.stats.set_first_layer_seconds(job.stopwatch.Seconds());
+  PKV_RETURN_IF_ERROR(ForwardLast(job));
+  // The forward pass has waited for every layer.
+  job.stats.set_fetch_seconds(job.sequence->prefix_seconds());
+  job.stats.set_fetched_bytes(job.sequence->received_bytes());
+  return absl::OkStatus();
+}
+
+// Computes what the ticket promised: same tokens, same preset.
+absl::Status DecodeWorker::Recompute(Job& job) {
+  PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+  const std::span<const int32_t> cached = std::span(job.tokens).first(job.prompt_tokens - 1);
+  KvSequence& sequence = *job.sequence;
+  PKV_RETURN_IF_ERROR(ComputePrefill(host_, sequence, cached, nullptr));
+  if (job.num_blocks > 0) {
+    PKV_RETURN_IF_ERROR(
+        sequence.StartBlocks(job.num_blocks, Phase::kPrefill, cached, /*with_window=*/false));
+    for (int layer = 0; layer < host_.config().num_layers; ++layer)
+      PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
+    PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+  }
+  job.stats.set_recomputed_tokens(static_cast<uint32_t>(cached.size()));
+  return ForwardLast(job);
+}
+
+absl::Status DecodeWorker::ForwardLast(Job& job) {
+  const int64_t position = static_cast<int64_t>(job.tokens.size()) - 1;
+  return host_.Forward(std::span(job.tokens).last(1), position, *job.sequence, 0,
+                       job.logits.data());
+}
+
+absl::Status DecodeWorker::Generate(Job& job, const Emit& emit) {
+  StreamDecoder decoder(&host_.tokenizer());
+  Stopwatch decode_stopwatch;
+  for (uint32_t i = 0; i < job.max_tokens; ++i) {
+    if (i > 0) PKV_RETURN_IF_ERROR(ForwardLast(job));
+    PKV_RETURN_IF_ERROR(FlushWindow(job));
+    PKV_ASSIGN_OR_RETURN(const SampledToken sampled, job.sampler->Sample(job.logits));
+    job.tokens.push_back(sampled.token_id);
+    v1::DecodeEvent event;
+    event.mutable_token()->set_token_id(sampled.token_id);
+    event.mutable_token()->set_logprob(sampled.logprob);
+    PKV_ASSIGN_OR_RETURN(*event.mutable_token()->mutable_text(), decoder.Add(sampled.token_id));
+    if (i == 0) {
+      job.stats.set_first_token_seconds(job.stopwatch.Seconds());
+      decode_stopwatch = Stopwatch();
+    }
+    if (!emit(event)) return absl::CancelledError("the caller went away");
+    const std::vector<int32_t>& eos = host_.config().eos_token_ids;
+    if (!job.ignore_eos && std::find(eos.begin(), eos.end(), sampled.token_id) != eos.end()) break;
+  }
+  job.stats.set_decode_seconds(decode_stopwatch.Seconds());
+  return absl::OkStatus();
+}
+
+// Turns tokens that have left the recent window into a block, by the preset's rule.
+absl::Status DecodeWorker::FlushWindow(Job& job) {
+  KvSequence& sequence = *job.sequence;
+  const int in_blocks = sequence.num_blocks() * kBlockTokens;
+  if (BlockTokensAfterDecodeStep(job.params, static_cast<int>(sequence.num_tokens()), in_blocks) ==
+      in_blocks) {
+    return absl::OkStatus();
+  }
+  PKV_RETURN_IF_ERROR(sequence.StartBlocks(1, Phase::kDecode, job.tokens, /*with_window=*/false));
+  for (int layer = 0; layer < host_.config().num_layers; ++layer)
+    PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
+  PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+  job.stats.set_flushed_blocks(job.stats.flushed_blocks() + 1);
+  if (!job.put_back) return absl::OkStatus();
+  const KvSequence::NewObjects objects = sequence.new_objects();
+  for (const ObjectBuilder* builder : {objects.table, objects.blocks.front()}) {
+    if (builder != nullptr)
+      job.to_put.emplace_back(builder->bytes().begin(), builder->bytes().end());
+  }
+  return absl::OkStatus();
+}
+
+// Stores the flushed blocks. What the cache refuses is only logged: the answer was given already.
+void DecodeWorker::PutBack(Job& job) {
+  const std::vector<std::span<const std::byte>> objects(job.to_put.begin(), job.to_put.end());
+  uint32_t stored = 0;
+  for (const PutOutcome& outcome : cache_.Put(objects)) {
+    if (outcome.status.ok()) {
+      ++stored;
+    } else {
+      Log(LogLevel::kWarning, "block not put back", {{"reason", outcome.status.ToString()}});
+    }
+  }
+  job.stats.set_put_back_blocks(stored);
+}
+
+}  // namespace pkv

@@ -1,0 +1,23 @@
+// pkv-prefill: computes prompts and stores their KV cache in pkvd.
+
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include "worker/prefill/prefill_worker.h"
+#include "worker/serve/serve_flags.h"
+
+namespace {
+
+std::unique_ptr<grpc::Service> MakeService(pkv::ModelHost& host, pkv::CacheClient& cache,
+                                           pkv::WorkerMetrics& metrics,
+                                           const pkv::QueueOptions& queue) {
+  // Lives as long as the process serves.
+  static pkv::PrefillWorker worker(&host, &cache, &metrics);
+  return pkv::MakePrefillService(&worker, &metrics, queue);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return pkv::WorkerMain(argc, argv, "prefill", "Prefill worker of patternkv", "127.0.0.1:7441",
+                         MakeService);
+}

@@ -1,0 +1,289 @@
+#include "worker/prefill/prefill_worker.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "pkv/block/object_view.h"
+#include "pkv/block/prefix_hash.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "worker/prefill/layer_queue.h"
+#include "worker/sequence/stopwatch.h"
+
+namespace pkv {
+
+// One request on its way.
+struct PrefillWorker::Job {
+  CodecParams params;
+  std::vector<int32_t> tokens;  // to cache: the prompt without its last token
+  int num_blocks = 0;           // that hold its beginning when done
+  std::vector<Digest> prefix_ids;
+  std::unique_ptr<KvSequence> sequence;
+  v1::HandoffTicket* ticket = nullptr;
+  v1::PrefillStats* stats = nullptr;
+
+  int num_window_tokens() const {
+    return static_cast<int>(tokens.size()) - num_blocks * kBlockTokens;
+  }
+  Digest parent() const { return prefix_ids.empty() ? Digest{} : prefix_ids.back(); }
+  ObjectKey BlockKey(int i) const { return {ObjectKind::kBlock, prefix_ids[i], params.variant()}; }
+  ObjectKey TableKey(const Digest& id) const { return {ObjectKind::kTable, id, params.variant()}; }
+  void AddTable(const Digest& id) {
+    for (const std::string& known : ticket->table_ids()) {
+      if (id.AsBytes() == known) return;
+    }
+    ticket->add_table_ids(std::string(id.AsBytes()));
+  }
+};
+
+absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequest& request) {
+  v1::PrefillResponse response;
+  Job job;
+  job.ticket = response.mutable_ticket();
+  job.stats = response.mutable_stats();
+  PKV_ASSIGN_OR_RETURN(job.params, PresetByName(request.preset(), host_.config().kv_shape()));
+  PKV_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, host_.ResolvePrompt(request.prompt()));
+  job.tokens.assign(prompt.begin(), prompt.end() - 1);
+  job.num_blocks =
+      BlockTokensAfterPrefill(job.params, static_cast<int>(job.tokens.size())) / kBlockTokens;
+  job.prefix_ids = PrefixIds(host_.profile(),
+                             std::span(job.tokens).first(size_t(job.num_blocks) * kBlockTokens));
+
+  const KvShape shape = host_.config().kv_shape();
+  job.ticket->set_profile(std::string(host_.profile().AsBytes()));
+  job.ticket->mutable_variant()->set_name(job.params.variant().name);
+  job.ticket->mutable_variant()->set_params_digest(job.params.variant().params_digest);
+  job.ticket->mutable_token_ids()->Add(prompt.begin(), prompt.end());
+  job.ticket->set_num_blocks(job.num_blocks);
+  job.ticket->set_num_window_tokens(job.num_window_tokens());
+  job.stats->set_prompt_tokens(static_cast<uint32_t>(prompt.size()));
+  job.stats->set_logical_bytes(job.tokens.size() * shape.num_layers * shape.num_kv_heads *
+                               shape.head_dim * 4);
+
+  if (job.tokens.empty()) {
+    job.stats->set_stored(true);
+    return response;
+  }
+  if (!request.ignore_cache()) {
+    PKV_ASSIGN_OR_RETURN(const bool answered, AnswerFromCache(job));
+    if (answered) return response;
+  }
+  // A damaged or vanished prefix is found out while it is being used: start once more without it.
+  for (const bool use_cache : {!request.ignore_cache(), false}) {
+    job.ticket->clear_table_ids();
+    job.stats->set_cached_tokens(0);
+    PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+    if (use_cache) PKV_RETURN_IF_ERROR(AttachCachedPrefix(job));
+    const absl::Status status = ComputeAndStore(job);
+    if (status.ok()) break;
+    if (!use_cache || job.stats->cached_tokens() == 0) return status;
+    Log(LogLevel::kWarning, "cached prefix unusable, computing it",
+        {{"reason", status.ToString()}});
+    metrics_.CountRecompute(status);
+  }
+  metrics_.CountPrefill(*job.stats);
+  return response;
+}
+
+// True when blocks, tables and window of this very prompt are all stored: nothing to compute.
+absl::StatusOr<bool> PrefillWorker::AnswerFromCache(Job& job) {
+  const Stopwatch stopwatch;
+  uint64_t block_bytes = 0;
+  if (job.num_blocks > 0) {
+    const Variant variants[] = {job.params.variant()};
+    const absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
+    job.stats->set_lookup_seconds(stopwatch.Seconds());
+    if (!found.ok() || found->num_blocks < job.num_blocks) return false;
+    block_bytes = found->bytes;
+    for (const Digest& id : found->table_ids) job.AddTable(id);
+  }
+  std::vector<ObjectKey> keys;
+  for (const std::string& id : job.ticket->table_ids()) {
+    PKV_ASSIGN_OR_RETURN(const Digest table, Digest::FromBytes(id));
+    keys.push_back(job.TableKey(table));
+  }
+  if (job.num_window_tokens() > 0) {
+    const Digest tail =
+        TailId(host_.profile(), job.parent(),
+               std::span(job.tokens).subspan(size_t(job.num_blocks) * kBlockTokens));
+    keys.push_back({ObjectKind::kWindow, tail, job.params.variant()});
+  }
+  uint64_t cache_bytes = block_bytes, window_bytes = 0;
+  if (!keys.empty()) {
+    const absl::StatusOr<std::vector<ObjectStat>> stats = cache_.Stat(keys);
+    job.stats->set_lookup_seconds(stopwatch.Seconds());
+    if (!stats.ok()) return false;
+    for (const ObjectStat& stat : *stats) {
+      if (!stat.present) return false;
+      cache_bytes += stat.object_bytes;
+    }
+    if (job.num_window_tokens() > 0) window_bytes = stats->back().object_bytes;
+  }
+  job.stats->set_cached_tokens(static_cast<uint32_t>(job.tokens.size()));
+  job.stats->set_cache_bytes(cache_bytes);
+  job.stats->set_window_bytes(window_bytes);
+  job.stats->set_table_bytes(cache_bytes - window_bytes - block_bytes);
+  job.stats->set_stored(true);
+  metrics_.CountPrefill(*job.stats);
+  return true;
+}
+
+// Attaches the longest stored prefix to the job's sequence; none is no error.
+absl::Status PrefillWorker::AttachCachedPrefix(Job& job) {
+  if (job.num_blocks == 0) return absl::OkStatus();
+  const Variant variants[] = {job.params.variant()};
+  const absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
+  if (!found.ok()) {
+    Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
+    return absl::OkStatus();
+  }
+  const int num_tables = static_cast<int>(found->table_ids.size());
+  std::vector<ObjectKey> keys;
+  for (const Digest& id : found->table_ids) keys.push_back(job.TableKey(id));
+  for (int i = 0; i < found->num_blocks; ++i) keys.push_back(job.BlockKey(i));
+
+  std::unique_ptr<GetStream> stream;
+  int usable = found->num_blocks;
+  while (usable > 0) {
+    stream = cache_.StartGet(std::span(keys).first(num_tables + usable));
+    const absl::Status status = stream->WaitForManifest();
+    if (!status.ok()) {
+      Log(LogLevel::kWarning, "cached prefix not fetched", {{"reason", status.ToString()}});
+      return absl::OkStatus();
+    }
+    std::vector<ObjectHeader> headers;
+    for (int i = 0; i < stream->num_objects(); ++i) headers.push_back(stream->header(i));
+    const std::span<const ObjectHeader> all(headers);
+    const int chained =
+        UsableBlocks(host_.config().kv_shape(), all.first(num_tables), all.subspan(num_tables));
+    if (chained == usable) break;
+    usable = chained;
+    stream->Cancel();
+  }
+  if (usable == 0) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(
+      job.sequence->AttachPrefix(std::move(stream), num_tables, /*has_window=*/false));
+  job.stats->set_cached_tokens(usable * kBlockTokens);
+  for (const ObjectHeader& header : job.sequence->block_headers()) {
+    if (!header.table.IsZero()) job.AddTable(header.table);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrefillWorker::ComputeAndStore(Job& job) {
+  KvSequence& sequence = *job.sequence;
+  const int num_new = job.num_blocks - sequence.num_blocks();
+  PKV_RETURN_IF_ERROR(
+      sequence.StartBlocks(num_new, Phase::kPrefill, job.tokens, /*with_window=*/true));
+  const KvSequence::NewObjects objects = sequence.new_objects();
+  std::vector<const ObjectBuilder*> builders = objects.blocks;
+  if (objects.window != nullptr) builders.push_back(objects.window);
+
+  const Stopwatch put_stopwatch;
+  std::unique_ptr<PutStream> put;
+  absl::Status put_status;
+  if (!builders.empty()) {
+    std::vector<ObjectDescriptor> descriptors;
+    for (const ObjectBuilder* builder : builders) {
+      const ObjectHeader& header = builder->header();
+      descriptors.push_back({header.key(), header.num_layers, builder->frame(0).size()});
+    }
+    absl::StatusOr<std::unique_ptr<PutStream>> started = cache_.StartPut(descriptors);
+    put_status = started.status();
+    if (started.ok()) put = *std::move(started);
+  }
+
+  // Layers are encoded and sent on a thread of their own, in order, while the model goes on.
+  LayerQueue layers;
+  absl::Status encode_status;
+  std::thread encoder([&] {
+    for (int layer = layers.Pop(); layer >= 0; layer = layers.Pop()) {
+      encode_status = sequence.EncodeLayer(layer);
+      if (!encode_status.ok()) return;
+      if (put == nullptr || !put_status.ok()) continue;
+      std::vector<std::span<const std::byte>> frames;
+      for (const ObjectBuilder* builder : builders) frames.push_back(builder->frame(layer));
+      put_status = put->WriteLayer(layer, frames);
+    }
+  });
+  const Stopwatch compute_stopwatch;
+  const absl::Status compute_status =
+      ComputePrefill(host_, sequence, job.tokens, [&](int layer) { layers.Push(layer); });
+  job.stats->set_compute_seconds(compute_stopwatch.Seconds());
+  layers.Close();
+  encoder.join();
+  job.stats->set_fetched_bytes(sequence.received_bytes());
+  PKV_RETURN_IF_ERROR(compute_status);
+  PKV_RETURN_IF_ERROR(encode_status);
+  PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+  job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
+
+  if (put != nullptr && put_status.ok()) put_status = CommitAll(job, *put);
+  job.stats->set_put_seconds(put_stopwatch.Seconds());
+  job.stats->set_stored(put_status.ok());
+  if (!put_status.ok()) {
+    job.stats->set_store_error(put_status.ToString());
+    Log(LogLevel::kWarning, "prompt not stored", {{"reason", put_status.ToString()}});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
+  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  uint64_t put_bytes = 0;
+  // The table first: a block whose table is not there is refused.
+  if (objects.table != nullptr) {
+    const std::span<const std::byte> table[] = {objects.table->bytes()};
+    PKV_RETURN_IF_ERROR(cache_.Put(table).front().status);
+    put_bytes += objects.table->bytes().size();
+    job.stats->set_table_bytes(objects.table->bytes().size());
+    job.AddTable(objects.table->header().id);
+  }
+  std::vector<const ObjectBuilder*> builders = objects.blocks;
+  if (objects.window != nullptr) {
+    builders.push_back(objects.window);
+    job.stats->set_window_bytes(objects.window->bytes().size());
+  }
+  for (size_t i = 0; i < builders.size(); ++i) {
+    PKV_RETURN_IF_ERROR(put.Commit(static_cast<int>(i), builders[i]->head()));
+  }
+  const std::vector<PutOutcome> outcomes = put.Finish();
+  uint64_t cache_bytes = job.stats->table_bytes() + job.stats->window_bytes();
+  for (const ObjectHeader& header : job.sequence->block_headers())
+    cache_bytes += header.object_bytes;
+  job.stats->set_cache_bytes(cache_bytes);
+  for (size_t i = 0; i < builders.size(); ++i) {
+    // Different bytes under this key: another prefill of the same prefix was first. Its block
+    // serves as well.
+    if (absl::IsAlreadyExists(outcomes[i].status)) continue;
+    if (!outcomes[i].status.ok()) return outcomes[i].status;
+    if (outcomes[i].stored) put_bytes += builders[i]->bytes().size();
+  }
+  job.stats->set_put_bytes(put_bytes);
+  return AddForeignTables(job, put.decisions(), outcomes);
+}
+
+// Blocks that someone else stored may refer to another table than ours: the ticket names those too.
+absl::Status PrefillWorker::AddForeignTables(Job& job, std::span<const PutDecision> decisions,
+                                             std::span<const PutOutcome> outcomes) {
+  if (!job.params.encoding.has_patterns) return absl::OkStatus();
+  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  std::vector<ObjectKey> keys;
+  for (size_t i = 0; i < objects.blocks.size(); ++i) {
+    const bool ours = decisions[i] == PutDecision::kWanted && outcomes[i].status.ok();
+    if (!ours) keys.push_back(objects.blocks[i]->header().key());
+  }
+  if (keys.empty()) return absl::OkStatus();
+  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectStat> stats, cache_.Stat(keys));
+  for (const ObjectStat& stat : stats) {
+    if (!stat.present)
+      return absl::NotFoundError("a block stored by another prefill was evicted meanwhile");
+    PKV_ASSIGN_OR_RETURN(const ObjectHeader header, ParseHeader(stat.head));
+    if (!header.table.IsZero()) job.AddTable(header.table);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace pkv

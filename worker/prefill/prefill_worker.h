@@ -1,0 +1,53 @@
+#ifndef PKV_WORKER_PREFILL_PREFILL_WORKER_H_
+#define PKV_WORKER_PREFILL_PREFILL_WORKER_H_
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "pkv/client/cache_client.h"
+#include "pkv/v1/worker_service.pb.h"
+#include "worker/serve/model_host.h"
+#include "worker/serve/worker_metrics.h"
+
+namespace pkv {
+
+// take -> mine -> encode -> put: turns prompts into stored blocks and a ticket to them.
+//
+// The longest stored prefix is fetched instead of computed, and its pattern table used for the
+// rest. Layer L is mined, encoded and put while layer L + 1 computes. A cache that is away costs
+// the store, never the answer: the ticket is still good, the decode worker computes what is not
+// there.
+//
+// Thread-safe.
+class PrefillWorker {
+ public:
+  // All outlive the worker.
+  PrefillWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics)
+      : host_(*host), cache_(*cache), metrics_(*metrics) {}
+
+  //   InvalidArgument  prompt (see ModelHost::ResolvePrompt)
+  //   NotFound         no such preset (lists them)
+  absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request);
+
+ private:
+  struct Job;
+
+  absl::Status AttachCachedPrefix(Job& job);
+  absl::StatusOr<bool> AnswerFromCache(Job& job);
+  absl::Status ComputeAndStore(Job& job);
+  absl::Status CommitAll(Job& job, PutStream& put);
+  absl::Status AddForeignTables(Job& job, std::span<const PutDecision> decisions,
+                                std::span<const PutOutcome> outcomes);
+
+  ModelHost& host_;
+  CacheClient& cache_;
+  WorkerMetrics& metrics_;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_PREFILL_PREFILL_WORKER_H_

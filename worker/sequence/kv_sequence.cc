@@ -1,0 +1,326 @@
+#include "worker/sequence/kv_sequence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "pkv/block/prefix_hash.h"
+#include "pkv/kernels/paged_attention.h"
+#include "pkv/kernels/pattern_miner.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "worker/engine/dense_attention.h"
+
+namespace pkv {
+namespace {
+
+absl::Status CheckPlace(const ObjectHeader& header, ObjectKind kind, const Digest& profile,
+                        const Variant& variant, uint64_t first_token, const Digest& parent) {
+  if (header.kind != kind || header.profile != profile || header.variant() != variant ||
+      header.first_token != first_token || header.parent != parent) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("object ", header.id.ToShortHex(), " (kind ", static_cast<int>(header.kind),
+                     ", variant ", header.variant().name, ", first token ", header.first_token,
+                     ") is not the one that follows token ", first_token, " of a ", variant.name,
+                     " sequence of this model"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvSequence>> KvSequence::Create(const Config& config) {
+  PKV_RETURN_IF_ERROR(ValidateShape(config.shape));
+  PKV_RETURN_IF_ERROR(config.params.Validate(config.shape));
+  auto sequence = std::unique_ptr<KvSequence>(new KvSequence(config));
+  PKV_ASSIGN_OR_RETURN(sequence->codec_,
+                       MakeBlockCodec(config.shape, config.params, config.encode_ctx.device));
+  return sequence;
+}
+
+KvSequence::KvSequence(const Config& config)
+    : config_(config),
+      banks_(config.shape),
+      window_(config.shape),
+      layer_loaded_(config.shape.num_layers, false) {}
+
+absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num_tables,
+                                      bool has_window) {
+  PKV_CHECK(stream_ == nullptr && blocks_.empty() && window_.num_tokens() == 0);
+  attached_ = Stopwatch();
+  PKV_RETURN_IF_ERROR(stream->WaitForManifest());
+  const int num_blocks = stream->num_objects() - num_tables - (has_window ? 1 : 0);
+  for (int i = 0; i < num_tables; ++i) {
+    const ObjectHeader& header = stream->header(i);
+    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kTable, config_.profile,
+                                   config_.params.variant(), 0, Digest{}));
+    banks_.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
+  }
+  Digest parent;
+  for (int i = 0; i < num_blocks; ++i) {
+    const ObjectHeader& header = stream->header(num_tables + i);
+    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kBlock, config_.profile,
+                                   config_.params.variant(), uint64_t(i) * kBlockTokens, parent));
+    PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
+    parent = header.id;
+    block_headers_.push_back(header);
+    blocks_.push_back({nullptr, num_tables + i});
+  }
+  if (has_window) {
+    const ObjectHeader& header = stream->header(stream->num_objects() - 1);
+    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kWindow, config_.profile,
+                                   config_.params.variant(), uint64_t(num_blocks) * kBlockTokens,
+                                   parent));
+  }
+  stream_ = std::move(stream);
+  num_tables_ = num_tables;
+  num_attached_blocks_ = num_blocks;
+  stream_has_window_ = has_window;
+  return absl::OkStatus();
+}
+
+std::span<const std::byte> KvSequence::FrameOf(const Block& block, int layer) const {
+  return block.builder != nullptr ? std::span<const std::byte>(block.builder->frame(layer))
+                                  : stream_->frame(block.object_index, layer);
+}
+
+absl::Status KvSequence::LoadLayer(int layer) {
+  if (stream_ == nullptr || layer_loaded_[layer]) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(stream_->WaitForLayer(layer));
+  for (int i = 0; i < num_tables_; ++i) {
+    PKV_ASSIGN_OR_RETURN(Codebook codebook,
+                         Codebook::FromTable(stream_->header(i), stream_->frame(i, layer)));
+    banks_.Find(stream_->header(i).id)->layers[layer] = std::move(codebook);
+  }
+  for (int i = 0; i < num_attached_blocks_; ++i) {
+    const ObjectHeader& header = block_headers_[i];
+    if ((header.flags & (kFlagAppendsK | kFlagAppendsV)) == 0) continue;
+    Codebook& codebook = banks_.Find(header.table)->layers[layer];
+    PKV_RETURN_IF_ERROR(codebook.AppendFromBlock(header, FrameOf(blocks_[i], layer)));
+  }
+  if (stream_has_window_) {
+    const int window_index = stream_->num_objects() - 1;
+    window_.AppendFrame(layer, stream_->header(window_index).num_tokens,
+                        stream_->frame(window_index, layer));
+  }
+  layer_loaded_[layer] = true;
+  prefix_seconds_ = attached_.Seconds();
+  return absl::OkStatus();
+}
+
+absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
+  PKV_RETURN_IF_ERROR(LoadLayer(qkv.layer));
+  PKV_RETURN_IF_ERROR(window_.Append(qkv.layer, qkv.num_tokens, qkv.k, qkv.v));
+  std::vector<BlockPage> pages;
+  pages.reserve(blocks_.size());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    pages.push_back({&block_headers_[i], FrameOf(blocks_[i], qkv.layer),
+                     codebook(static_cast<int>(i), qkv.layer)});
+  }
+  AttentionArgs args;
+  args.q = qkv.q;
+  args.num_queries = qkv.num_tokens;
+  args.num_qo_heads = config_.num_qo_heads;
+  args.sm_scale = 1.0f / std::sqrt(static_cast<float>(config_.shape.head_dim));
+  args.pages = pages;
+  args.window = window_.layer(qkv.layer);
+  args.out = out;
+  if (qkv.num_tokens > 1) return DenseAttention(args, config_.ctx.pool);
+  return PagedAttention(args, config_.ctx);
+}
+
+ObjectHeader KvSequence::NewHeader(ObjectKind kind) const {
+  ObjectHeader header;
+  header.kind = kind;
+  header.num_layers = static_cast<uint16_t>(config_.shape.num_layers);
+  header.num_kv_heads = static_cast<uint16_t>(config_.shape.num_kv_heads);
+  header.head_dim = static_cast<uint16_t>(config_.shape.head_dim);
+  header.profile = config_.profile;
+  if (kind == ObjectKind::kBlock) {
+    const Encoding& encoding = config_.params.encoding;
+    header.bits_k = static_cast<uint8_t>(encoding.bits_k);
+    header.bits_v = static_cast<uint8_t>(encoding.bits_v);
+    header.k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
+    header.v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
+    header.flags = encoding.has_patterns ? kFlagHasPatterns : 0;
+    header.num_tokens = kBlockTokens;
+  }
+  // The name was validated with the params at creation.
+  PKV_CHECK(SetVariant(config_.params.variant(), header).ok(), config_.params.name);
+  return header;
+}
+
+absl::Status KvSequence::StartWindow(std::span<const int32_t> tokens, int block_tokens) {
+  const int num_tokens = static_cast<int>(tokens.size()) - block_tokens;
+  if (num_tokens == 0) return absl::OkStatus();
+  if (num_tokens > kMaxWindowTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("a window of ", num_tokens, " tokens; at most ",
+                                                   kMaxWindowTokens, " can be handed off"));
+  }
+  ObjectHeader header = NewHeader(ObjectKind::kWindow);
+  header.num_tokens = static_cast<uint16_t>(num_tokens);
+  header.first_token = block_tokens;
+  if (!started_.empty()) {
+    header.parent = started_.back()->header().id;
+  } else if (!block_headers_.empty()) {
+    header.parent = block_headers_.back().id;
+  }
+  header.id = TailId(config_.profile, header.parent, tokens.subspan(block_tokens));
+  PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
+  window_object_ = std::make_unique<ObjectBuilder>(std::move(builder));
+  return absl::OkStatus();
+}
+
+absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int32_t> tokens,
+                                     bool with_window) {
+  PKV_CHECK(started_.empty());
+  const int first_block = num_blocks();
+  const int block_tokens = (first_block + count) * kBlockTokens;
+  if (block_tokens > static_cast<int>(tokens.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(tokens.size(), " tokens do not fill ", first_block + count, " blocks"));
+  }
+  phase_ = phase;
+  num_finished_ = 0;
+  window_object_.reset();
+  table_object_.reset();
+
+  const bool has_patterns = config_.params.encoding.has_patterns;
+  if (count > 0 && has_patterns && banks_.Current() == nullptr) {
+    // Every block is encoded against patterns mined here: sinks stay out, they are never quantized.
+    const int mined_from = static_cast<int>(tokens.size()) - config_.params.num_sinks;
+    const int num_k = std::min(config_.params.num_patterns_k, mined_from);
+    const int num_v = std::min(config_.params.num_patterns_v, mined_from);
+    phase_ = Phase::kPrefill;
+    ObjectHeader header = NewHeader(ObjectKind::kTable);
+    header.num_patterns_k = static_cast<uint16_t>(num_k);
+    header.num_patterns_v = static_cast<uint16_t>(num_v);
+    PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
+    table_object_ = std::make_unique<ObjectBuilder>(std::move(builder));
+    banks_.AddTable(Digest{}, num_k, num_v);
+  }
+
+  SequenceBanks::Bank* bank = has_patterns && count > 0 ? banks_.Current() : nullptr;
+  Digest parent = block_headers_.empty() ? Digest{} : block_headers_.back().id;
+  for (int i = 0; i < count; ++i) {
+    const int first_token = (first_block + i) * kBlockTokens;
+    ObjectHeader header = NewHeader(ObjectKind::kBlock);
+    header.first_token = first_token;
+    header.parent = parent;
+    PKV_ASSIGN_OR_RETURN(header.id, BlockPrefixId(config_.profile, parent,
+                                                  tokens.subspan(first_token, kBlockTokens)));
+    parent = header.id;
+    if (first_token == 0 && !config_.params.encoding.is_fp16()) {
+      header.num_sinks = static_cast<uint16_t>(config_.params.num_sinks);
+    }
+    if (bank != nullptr) {
+      header.num_patterns_k = static_cast<uint16_t>(bank->num_k);
+      header.num_patterns_v = static_cast<uint16_t>(bank->num_v);
+      header.table = bank->table;
+      if (phase_ == Phase::kDecode) {
+        if (config_.params.append_k && bank->num_k < kMaxPatterns) header.flags |= kFlagAppendsK;
+        if (config_.params.append_v && bank->num_v < kMaxPatterns) header.flags |= kFlagAppendsV;
+        PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
+      } else if (header.table.IsZero()) {
+        // Mined here: the id follows from the content, known when every layer is. Any other value
+        // keeps sizes right.
+        header.table.bytes[0] = 1;
+      }
+    }
+    PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
+    started_.push_back(std::make_unique<ObjectBuilder>(std::move(builder)));
+  }
+  return with_window ? StartWindow(tokens, block_tokens) : absl::OkStatus();
+}
+
+absl::Status KvSequence::EncodeLayer(int layer) {
+  const KvTensorView window = window_.layer(layer);
+  const int count = static_cast<int>(started_.size());
+  SequenceBanks::Bank* bank =
+      config_.params.encoding.has_patterns && count > 0 ? banks_.Current() : nullptr;
+  Codebook no_patterns(config_.shape.num_kv_heads, config_.shape.head_dim);
+  Codebook& codebook = bank == nullptr ? no_patterns : bank->layers[layer];
+
+  if (table_object_ != nullptr) {
+    const Stopwatch stopwatch;
+    const int sinks = config_.params.num_sinks;
+    PKV_ASSIGN_OR_RETURN(codebook, MinePatterns(window.Tokens(sinks, window.num_tokens - sinks),
+                                                config_.params, config_.encode_ctx));
+    PKV_RETURN_IF_ERROR(codebook.WriteTableFrame(table_object_->frame(layer)));
+    mine_seconds_ += stopwatch.Seconds();
+  }
+  const Stopwatch stopwatch;
+  for (int i = 0; i < count; ++i) {
+    const KvTensorView kv = window.Tokens(i * kBlockTokens, kBlockTokens);
+    const ObjectHeader& header = started_[i]->header();
+    PatternAssignment assignment;
+    if (bank != nullptr) {
+      if (phase_ == Phase::kDecode) {
+        const uint8_t appended = AppendCentres(kv, header.num_sinks, config_.params, codebook);
+        PKV_CHECK(appended == (header.flags & (kFlagAppendsK | kFlagAppendsV)), int{appended}, " ",
+                  int{header.flags});
+      }
+      assignment = AssignPatterns(kv, header.num_sinks, config_.params, codebook, phase_,
+                                  config_.encode_ctx);
+    }
+    PKV_RETURN_IF_ERROR(codec_->Encode(header, kv, assignment, codebook, config_.encode_ctx,
+                                       started_[i]->frame(layer)));
+  }
+  encode_seconds_ += stopwatch.Seconds();
+
+  if (window_object_ != nullptr) {
+    const int first = count * kBlockTokens;
+    const int num_tokens = window_object_->header().num_tokens;
+    PKV_CHECK(window.num_tokens == first + num_tokens, window.num_tokens, " ", first, " ",
+              num_tokens);
+    const size_t bytes = size_t(num_tokens) * config_.shape.head_dim * sizeof(uint16_t);
+    std::byte* out = window_object_->frame(layer).data();
+    for (int h = 0; h < config_.shape.num_kv_heads; ++h) {
+      std::memcpy(out + 2 * h * bytes, window.k_row(h, first), bytes);
+      std::memcpy(out + (2 * h + 1) * bytes, window.v_row(h, first), bytes);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvSequence::FinishBlocks() {
+  Digest table;
+  if (table_object_ != nullptr) {
+    PKV_RETURN_IF_ERROR(table_object_->Seal());
+    table = table_object_->header().id;
+    banks_.NameCurrent(table);
+  }
+  const int count = static_cast<int>(started_.size());
+  for (std::unique_ptr<ObjectBuilder>& builder : started_) {
+    if (table_object_ != nullptr) builder->header().table = table;
+    PKV_RETURN_IF_ERROR(builder->Seal());
+    block_headers_.push_back(builder->header());
+    blocks_.push_back({std::move(builder), -1});
+  }
+  started_.clear();
+  num_finished_ = count;
+  if (window_object_ != nullptr) PKV_RETURN_IF_ERROR(window_object_->Seal());
+  window_.DropFront(count * kBlockTokens);
+  return absl::OkStatus();
+}
+
+const Codebook* KvSequence::codebook(int block_index, int layer) {
+  const SequenceBanks::Bank* bank = banks_.Find(block_headers_[block_index].table);
+  return bank == nullptr ? nullptr : &bank->layers[layer];
+}
+
+KvSequence::NewObjects KvSequence::new_objects() const {
+  NewObjects objects;
+  for (const std::unique_ptr<ObjectBuilder>& builder : started_)
+    objects.blocks.push_back(builder.get());
+  for (size_t i = blocks_.size() - num_finished_; i < blocks_.size(); ++i) {
+    objects.blocks.push_back(blocks_[i].builder.get());
+  }
+  objects.window = window_object_.get();
+  objects.table = table_object_.get();
+  return objects;
+}
+
+}  // namespace pkv

@@ -1,0 +1,65 @@
+#ifndef PKV_WORKER_SERVE_MODEL_HOST_H_
+#define PKV_WORKER_SERVE_MODEL_HOST_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "pkv/v1/worker_service.pb.h"
+#include "proto/base/sync.h"
+#include "proto/base/thread_pool.h"
+#include "worker/engine/llama.h"
+#include "worker/engine/tokenizer.h"
+#include "worker/sequence/kv_sequence.h"
+
+namespace pkv {
+
+// One loaded model, shared by the requests of a worker: forward passes take turns.
+// Thread-safe.
+class ModelHost {
+ public:
+  // Loads `directory`. Errors of LlamaModel::Load and Tokenizer::Load. `num_threads` >= 1 for
+  // attention and encoding.
+  static absl::StatusOr<std::unique_ptr<ModelHost>> Load(const std::string& directory,
+                                                         int num_threads);
+
+  const ModelConfig& config() const { return model_->config(); }
+  const Digest& profile() const { return profile_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  ThreadPool* pool() { return &pool_; }
+
+  // As LlamaModel::Forward, one at a time.
+  absl::Status Forward(std::span<const int32_t> tokens, int64_t first_token, AttentionSink& sink,
+                       int logits_from, float* logits) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The token ids of a prompt: as given, or its text with BOS.
+  //   InvalidArgument  empty, a token id outside the vocabulary, longer than the model's context
+  absl::StatusOr<std::vector<int32_t>> ResolvePrompt(const v1::Prompt& prompt) const;
+  absl::Status CheckTokens(std::span<const int32_t> tokens) const;
+
+  // An empty sequence for this model.
+  absl::StatusOr<std::unique_ptr<KvSequence>> NewSequence(const CodecParams& params);
+
+ private:
+  explicit ModelHost(int num_threads) : pool_(num_threads) {}
+
+  ThreadPool pool_;
+  std::unique_ptr<Tokenizer> tokenizer_;  // constant after Load
+  Digest profile_;                        // constant after Load
+  Mutex mu_;                              // held during a forward pass
+  std::unique_ptr<LlamaModel> model_;     // constant after Load; Forward under mu_
+};
+
+// Computes tokens [sequence.num_tokens(), tokens.size()) of `tokens` into the sequence, calling
+// `on_layer(layer)` after each layer's attention, from this thread; no logits. Nothing to compute
+// is OK and calls nothing.
+absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
+                            const std::function<void(int)>& on_layer);
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_SERVE_MODEL_HOST_H_

@@ -1,0 +1,172 @@
+#include "worker/serve/worker_services.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <deque>
+
+#include "absl/strings/str_cat.h"
+#include "pkv/v1/worker_service.grpc.pb.h"
+#include "proto/base/sync.h"
+#include "proto/base/thread_pool.h"
+#include "proto/transport/convert.h"
+#include "worker/decode/decode_worker.h"
+#include "worker/prefill/prefill_worker.h"
+
+namespace pkv {
+namespace {
+
+// Runs requests on threads of its own: reactions of gRPC must not block.
+// Thread-safe.
+class RequestQueue {
+ public:
+  explicit RequestQueue(const QueueOptions& options)
+      : limit_(options.max_running + options.max_waiting), pool_(options.max_running) {}
+
+  // ResourceExhausted when the queue is full; then `run` is not called.
+  absl::Status Add(std::function<void()> run) {
+    if (pending_.fetch_add(1) >= limit_) {
+      pending_.fetch_sub(1);
+      return absl::ResourceExhaustedError(
+          absl::StrCat(limit_, " requests are running or waiting already"));
+    }
+    pool_.Schedule([this, run = std::move(run)] {
+      run();
+      pending_.fetch_sub(1);
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  const int limit_;
+  std::atomic<int> pending_{0};
+  ThreadPool pool_;
+};
+
+class PrefillService final : public v1::Prefill::CallbackService {
+ public:
+  PrefillService(PrefillWorker* worker, WorkerMetrics* metrics, const QueueOptions& queue)
+      : worker_(*worker), metrics_(*metrics), queue_(queue) {}
+
+  grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
+                                    const v1::PrefillRequest* request,
+                                    v1::PrefillResponse* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    const absl::Status queued = queue_.Add([this, context, request, response, reactor] {
+      absl::Status status = absl::CancelledError("the caller went away");
+      if (!context->IsCancelled()) {
+        absl::StatusOr<v1::PrefillResponse> result = worker_.Prefill(*request);
+        status = result.status();
+        if (result.ok()) *response = *std::move(result);
+      }
+      metrics_.CountRequest(status);
+      reactor->Finish(ToGrpc(status));
+    });
+    if (!queued.ok()) {
+      metrics_.CountRequest(queued);
+      reactor->Finish(ToGrpc(queued));
+    }
+    return reactor;
+  }
+
+ private:
+  PrefillWorker& worker_;
+  WorkerMetrics& metrics_;
+  RequestQueue queue_;
+};
+
+// One decode stream: the worker's thread adds events, gRPC writes them one at a time. Deletes
+// itself when done.
+class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
+ public:
+  // False when the caller went away.
+  bool Add(const v1::DecodeEvent& event) {
+    MutexLock lock(&mu_);
+    if (broken_) return false;
+    events_.push_back(event);
+    if (!writing_) StartNext();
+    return true;
+  }
+
+  // The last call of the worker's thread.
+  void End(const absl::Status& status) {
+    MutexLock lock(&mu_);
+    ended_ = true;
+    status_ = status;
+    if (!writing_) Finish(ToGrpc(status_));
+  }
+
+  void OnWriteDone(bool ok) override {
+    MutexLock lock(&mu_);
+    writing_ = false;
+    events_.pop_front();
+    broken_ |= !ok;
+    if (!broken_ && !events_.empty()) {
+      StartNext();
+    } else if (ended_) {
+      Finish(ToGrpc(status_));
+    }
+  }
+
+  void OnCancel() override {
+    MutexLock lock(&mu_);
+    broken_ = true;
+  }
+
+  void OnDone() override { delete this; }
+
+ private:
+  void StartNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    writing_ = true;
+    StartWrite(&events_.front());
+  }
+
+  Mutex mu_;
+  // At most one event a generated token: bounded by the model's context.
+  std::deque<v1::DecodeEvent> events_ ABSL_GUARDED_BY(mu_);
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool broken_ ABSL_GUARDED_BY(mu_) = false;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+};
+
+class DecodeService final : public v1::Decode::CallbackService {
+ public:
+  DecodeService(DecodeWorker* worker, WorkerMetrics* metrics, const QueueOptions& queue)
+      : worker_(*worker), metrics_(*metrics), queue_(queue) {}
+
+  grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* context,
+                                                    const v1::DecodeRequest* request) override {
+    auto* call = new DecodeCall;
+    const absl::Status queued = queue_.Add([this, request, call] {
+      const absl::Status status = worker_.Decode(
+          *request, [call](const v1::DecodeEvent& event) { return call->Add(event); });
+      metrics_.CountRequest(status);
+      call->End(status);
+    });
+    if (!queued.ok()) {
+      metrics_.CountRequest(queued);
+      call->End(queued);
+    }
+    return call;
+  }
+
+ private:
+  DecodeWorker& worker_;
+  WorkerMetrics& metrics_;
+  RequestQueue queue_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakePrefillService(PrefillWorker* worker, WorkerMetrics* metrics,
+                                                  const QueueOptions& queue) {
+  return std::make_unique<PrefillService>(worker, metrics, queue);
+}
+
+std::unique_ptr<grpc::Service> MakeDecodeService(DecodeWorker* worker, WorkerMetrics* metrics,
+                                                 const QueueOptions& queue) {
+  return std::make_unique<DecodeService>(worker, metrics, queue);
+}
+
+}  // namespace pkv
