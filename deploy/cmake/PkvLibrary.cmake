@@ -1,8 +1,9 @@
 # pkv_library(NAME SOURCES... PUBLIC_HEADERS... DEPS... PRIVATE_DEPS...)
 #
-# The only way to add a library: makes the pkv:: alias, the installed header set, C++20, warnings
-# and the install rule. PUBLIC_HEADERS are relative to the caller's include/ folder and are
+# The only way to add a library: makes the pkv:: alias, the set of public headers, C++20 and
+# warnings. PUBLIC_HEADERS are relative to the caller's folder, stand under its include/ and are
 # included as "pkv/..."; every other header is included by its path from the repository root.
+# deploy/CMakeLists.txt installs what the SDK consists of.
 function(pkv_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC_HEADERS;DEPS;PRIVATE_DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
@@ -13,11 +14,9 @@ function(pkv_library name)
   if(ARG_PUBLIC_HEADERS)
     target_sources(${name} PUBLIC FILE_SET HEADERS
       BASE_DIRS ${CMAKE_CURRENT_SOURCE_DIR}/include FILES ${ARG_PUBLIC_HEADERS})
-    set(file_set FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
   endif()
   pkv_compile_options(${name})
   target_link_libraries(${name} PUBLIC ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS})
-  install(TARGETS ${name} EXPORT pkv-targets ${file_set})
 endfunction()
 
 # pkv_executable(NAME SOURCES... DEPS...): a binary of the project, installed.
@@ -26,7 +25,7 @@ function(pkv_executable name)
   add_executable(${name} ${ARG_SOURCES})
   pkv_compile_options(${name})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
-  install(TARGETS ${name})
+  install(TARGETS ${name} COMPONENT services)
 endfunction()
 
 # What every target of the project is compiled with.
@@ -44,6 +43,7 @@ function(pkv_compile_options name)
   endif()
 endfunction()
 
+# Sets `out` to `target` and everything it links, directly or not, privately or not.
 function(_pkv_closure target out)
   set(seen "")
   set(queue ${target})

@@ -391,7 +391,7 @@ def mirror(tree):
 
 @rule
 def orphan_tests(tree):
-    """A unit test stands where its subject stands: ring_model_test.cc may be a second one of ring."""
+    """A unit test stands where its subject stands; ring_model_test.cc is a second one of ring."""
     headers = {re.sub(r"/include/pkv/\w+/", "/", p) for p in tree.path_set if "/include/pkv/" in p}
     subjects = tree.path_set | headers
     for path in tree.paths:

@@ -38,8 +38,8 @@ struct Encoding {
   int bits_k = 16;         // 16 (fp16), 4 or 2 bits a code
   int bits_v = 16;         // 16 exactly when bits_k is
   int k_group_tokens = 0;  // tokens sharing one K scale per channel: 32, 64, 128; 0 for fp16
-  int v_group_channels =
-      0;  // channels sharing one V scale per token: 32, 64, 128, at most head_dim; 0 for fp16
+  // Channels sharing one V scale per token: 32, 64, 128, at most head_dim; 0 for fp16.
+  int v_group_channels = 0;
   bool has_patterns = false;  // pattern ids are stored; false for fp16
 
   bool is_fp16() const { return bits_k == 16; }
