@@ -69,6 +69,7 @@ nlohmann::ordered_json ToJson(const Generation& generation) {
   const v1::DecodeStats& decode = generation.decode;
   return {
       {"text", generation.text},
+      {"prompt_token_ids", generation.prefill.ticket().token_ids()},
       {"token_ids", generation.token_ids},
       {"prefill",
        {{"prompt_tokens", prefill.prompt_tokens()},
@@ -107,6 +108,7 @@ absl::StatusOr<Generation> GenerateLocally(ModelHost& host, const v1::Prompt& pr
   PKV_ASSIGN_OR_RETURN(Sampler sampler,
                        Sampler::Make({flags.temperature, flags.top_p, flags.seed}));
   Generation generation;
+  generation.prefill.mutable_ticket()->mutable_token_ids()->Add(tokens.begin(), tokens.end());
   const Stopwatch prefill_stopwatch;
   PKV_RETURN_IF_ERROR(
       ComputePrefill(host, *sequence, std::span(tokens).first(tokens.size() - 1), nullptr));

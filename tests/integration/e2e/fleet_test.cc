@@ -1,0 +1,104 @@
+// The main job with the real processes: prefill worker -> pkvd -> decode worker, a trained model,
+// real text.
+
+#include <algorithm>
+
+#include "tests/integration/e2e/fleet.h"
+
+namespace pkv {
+namespace {
+
+class FleetTest : public Fleet {};
+
+// Goal: the service changes nothing. Method: 256 greedy tokens of the fp16 variant against one
+// process without a service.
+TEST_F(FleetTest, Fp16ThroughTheServiceGivesTheTokensOfOneProcess) {
+  StartPkvd();
+  StartWorkers();
+  const std::string prompt = Document(3000);
+  const Result local = GenerateLocally(prompt, 256);
+  ASSERT_EQ(local.exit_code, 0) << local.err;
+  const Result served = Generate("fp16", prompt, 256, {"--refuse-recompute"});
+  ASSERT_EQ(served.exit_code, 0) << served.err;
+  EXPECT_EQ(served.json["token_ids"].size(), 256u);
+  EXPECT_EQ(served.json["token_ids"], local.json["token_ids"]);
+  EXPECT_EQ(served.json["decode"]["recomputed_tokens"], 0);
+  EXPECT_GT(served.json["decode"]["fetched_bytes"], served.json["prefill"]["logical_bytes"]);
+}
+
+TEST_F(FleetTest, EveryPresetShipsFewerBytesAndServesTheSharedPrefixToTheNextRequest) {
+  StartPkvd();
+  StartWorkers();
+  const std::string shared = Document(3000);
+  for (const char* preset : {"kivi2", "kivi4", "pkv4", "pkv2", "default"}) {
+    SCOPED_TRACE(preset);
+    const Result first = Generate(preset, shared + " First.", 8, {"--refuse-recompute"});
+    ASSERT_EQ(first.exit_code, 0) << first.err;
+    EXPECT_EQ(first.json["prefill"]["cached_tokens"], 0);
+    EXPECT_LT(first.json["decode"]["fetched_bytes"], first.json["prefill"]["logical_bytes"]);
+    const Result second =
+        Generate(preset, shared + " A second question.", 8, {"--refuse-recompute"});
+    ASSERT_EQ(second.exit_code, 0) << second.err;
+    EXPECT_GE(second.json["prefill"]["cached_tokens"], 3 * 128);
+    // The same prompt again: nothing is computed, and the answer is the same.
+    const Result again = Generate(preset, shared + " First.", 8, {"--refuse-recompute"});
+    ASSERT_EQ(again.exit_code, 0) << again.err;
+    EXPECT_EQ(again.json["prefill"]["compute_seconds"], 0.0);
+    EXPECT_EQ(again.json["token_ids"], first.json["token_ids"]);
+  }
+}
+
+TEST_F(FleetTest, BlocksPutBackServeTheNextTurnOfAConversation) {
+  StartPkvd();
+  StartWorkers();
+  const std::string prompt = Document(1200);
+  const Result first = Generate("pkv2", prompt, 280, {"--put-back"});
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_GE(first.json["decode"]["put_back_blocks"], 2);
+
+  // The next turn, as token ids: the prompt's, then the answer's.
+  std::string ids;
+  for (const char* part : {"prompt_token_ids", "token_ids"}) {
+    for (const int id : first.json[part]) ids += (ids.empty() ? "" : ",") + std::to_string(id);
+  }
+  const Result next = Ctl({"generate", "--prefill", "127.0.0.1:" + prefill_port_, "--decode",
+                           "127.0.0.1:" + decode_port_, "--preset", "pkv2", "--token-ids", ids,
+                           "--max-tokens", "4", "--refuse-recompute"});
+  ASSERT_EQ(next.exit_code, 0) << next.err;
+  EXPECT_GT(next.json["prefill"]["cached_tokens"], first.json["prefill"]["prompt_tokens"]);
+}
+
+TEST_F(FleetTest, DecodeComputesThePromptWhenTheCacheIsKilled) {
+  StartPkvd();
+  StartWorkers();
+  const std::string prompt = Document(1500);
+  const Result local = GenerateLocally(prompt, 32);
+  pkvd_->Signal(SIGKILL);
+  ASSERT_EQ(pkvd_->Wait(kPatience), 128 + SIGKILL);
+  const Result alone = Generate("fp16", prompt, 32);
+  ASSERT_EQ(alone.exit_code, 0) << alone.err;
+  EXPECT_EQ(alone.json["prefill"]["stored"], false);
+  EXPECT_GT(alone.json["decode"]["recomputed_tokens"], 0);
+  EXPECT_EQ(alone.json["token_ids"], local.json["token_ids"]);
+
+  const Result refused = Generate("fp16", prompt, 32, {"--refuse-recompute"});
+  EXPECT_EQ(refused.exit_code, 4) << refused.err;
+
+  // The cache comes back empty on the same port; the workers find it without a restart.
+  StartPkvd(cache_);
+  const Result back = Generate("fp16", prompt, 32, {"--refuse-recompute"});
+  ASSERT_EQ(back.exit_code, 0) << back.err;
+  EXPECT_EQ(back.json["token_ids"], local.json["token_ids"]);
+}
+
+TEST_F(FleetTest, WorkersAndServerStopCleanlyOnSigterm) {
+  StartPkvd();
+  StartWorkers();
+  for (ChildProcess* process : {decode_.get(), prefill_.get(), pkvd_.get()}) {
+    process->Signal(SIGTERM);
+    EXPECT_EQ(process->Wait(kPatience), 0) << process->err();
+  }
+}
+
+}  // namespace
+}  // namespace pkv
