@@ -38,8 +38,10 @@ class StreamDecoder {
 
  private:
   const Tokenizer* tokenizer_;
+  // Context, whose text was returned, then what came since the last finished character.
   std::vector<int32_t> token_ids_;
-  size_t emitted_tokens_ = 0;  // whose text was returned
+  size_t context_tokens_ = 0;
+  size_t returned_bytes_ = 0;  // of the text of token_ids_
 };
 
 }  // namespace pkv
