@@ -7,12 +7,12 @@
 #include "pkv/kernels/codec_params.h"
 
 int main() {
-  const absl::StatusOr<pkv::CodecParams> params = pkv::PresetByName("pkv2");
+  const pkv::KvShape shape{.num_layers = 2, .num_kv_heads = 1, .head_dim = 128};
+  const absl::StatusOr<pkv::CodecParams> params = pkv::PresetByName("pkv2", shape);
   if (!params.ok()) {
     std::fprintf(stderr, "preset: %s\n", params.status().ToString().c_str());
     return 1;
   }
-  const pkv::KvShape shape{.num_layers = 2, .num_kv_heads = 1, .head_dim = 128};
   const auto codec = pkv::MakeBlockCodec(shape, *params, pkv::Device::kCpu);
   std::printf("codec of pkv2: %s\n", codec.status().ToString().c_str());
   return codec.ok() ? 0 : 1;

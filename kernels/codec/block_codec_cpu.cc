@@ -1,0 +1,185 @@
+// The codec in the order of the equations: what the CUDA codec must equal byte for byte.
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "kernels/codec/block_codec_backends.h"
+#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/head_frame.h"
+#include "kernels/pattern/finite_check.h"
+#include "proto/base/status_macros.h"
+#include "proto/base/thread_pool.h"
+
+namespace pkv {
+namespace {
+
+using MutableHeadFrame = HeadFrame<std::byte>;
+
+// K or V of one kv head on its way into a frame.
+struct HeadSource {
+  const uint16_t* rows;  // [128][head_dim] fp16
+  int head_dim;
+  int first_token;                     // tokens before it are sinks
+  std::span<const uint16_t> patterns;  // empty without patterns
+  const uint8_t* ids = nullptr;        // [128]; null without patterns
+
+  // The token's vector less its pattern, in fp32.
+  void Residual(int token, float* out) const {
+    ConvertToFloat(rows + static_cast<int64_t>(token) * head_dim, head_dim, out);
+    if (ids == nullptr || ids[token] == kRawPatternId) return;
+    const uint16_t* pattern = patterns.data() + static_cast<size_t>(ids[token]) * head_dim;
+    for (int j = 0; j < head_dim; ++j) out[j] = out[j] - Float16ToFloat(pattern[j]);
+  }
+};
+
+// One K group: tokens [begin, end) share scale and zero point channel by channel.
+void EncodeKGroup(const HeadSource& k, int begin, int end, int bits, const CodeMap& map,
+                  uint32_t* words, Float16Bits* scales, Float16Bits* zeros) {
+  const int d = k.head_dim;
+  std::vector<float> residuals(static_cast<size_t>(end - begin) * d);
+  for (int t = begin; t < end; ++t) {
+    k.Residual(t, residuals.data() + static_cast<size_t>(t - begin) * d);
+  }
+  std::vector<float> min(residuals.begin(), residuals.begin() + d), max = min;
+  for (size_t at = d; at < residuals.size(); at += d) {
+    WidenRanges(residuals.data() + at, d, min.data(), max.data());
+  }
+  std::vector<float> scale(d), zero(d);
+  for (int j = 0; j < d; ++j) {
+    const GroupParams params = MakeGroupParams(min[j], max[j], bits);
+    scales[ColumnPosition(j, d)] = params.scale;
+    zeros[ColumnPosition(j, d)] = params.zero;
+    scale[j] = Float16ToFloat(params.scale);
+    zero[j] = Float16ToFloat(params.zero);
+  }
+  std::array<uint8_t, kBlockTokens> codes;
+  for (int t = begin; t < end; ++t) {
+    QuantizeRow(residuals.data() + static_cast<size_t>(t - begin) * d, scale.data(), zero.data(), d,
+                bits, codes.data());
+    for (int j = 0; j < d; ++j) {
+      words[map.row_word[t] + map.column_word[j]] |= uint32_t{codes[j]} << map.column_shift[j];
+    }
+  }
+}
+
+void EncodeK(const HeadSource& k, const Encoding& encoding, const MutableHeadFrame& frame) {
+  const CodeMap map(kBlockTokens, k.head_dim, encoding.bits_k);
+  for (int begin = 0; begin < kBlockTokens; begin += encoding.k_group_tokens) {
+    const int group = begin / encoding.k_group_tokens, end = begin + encoding.k_group_tokens;
+    if (end <= k.first_token) continue;  // sinks only: stays zero
+    EncodeKGroup(k, std::max(begin, k.first_token), end, encoding.bits_k, map, frame.k_codes,
+                 frame.k_scales + group * k.head_dim, frame.k_zeros + group * k.head_dim);
+  }
+  if (k.ids == nullptr) return;
+  for (int t = 0; t < kBlockTokens; ++t) frame.k_ids[RowPosition(t, kBlockTokens)] = k.ids[t];
+}
+
+void EncodeV(const HeadSource& v, const Encoding& encoding, Clip clip,
+             const MutableHeadFrame& frame) {
+  const int d = v.head_dim, num_groups = d / encoding.v_group_channels;
+  const CodeMap map(d, kBlockTokens, encoding.bits_v);
+  std::vector<float> residual(d), scale(d), zero(d);
+  std::vector<GroupParams> params(num_groups);
+  std::array<uint8_t, kBlockTokens> codes;
+  for (int t = v.first_token; t < kBlockTokens; ++t) {
+    v.Residual(t, residual.data());
+    ChooseGroups(residual.data(), d, encoding.v_group_channels, encoding.bits_v, clip,
+                 /*with_error=*/false, params.data());
+    for (int group = 0; group < num_groups; ++group) {
+      frame.v_scales[group * kBlockTokens + RowPosition(t, kBlockTokens)] = params[group].scale;
+      frame.v_zeros[group * kBlockTokens + ColumnPosition(t, kBlockTokens)] = params[group].zero;
+      const auto first = group * encoding.v_group_channels;
+      std::fill_n(scale.begin() + first, encoding.v_group_channels,
+                  Float16ToFloat(params[group].scale));
+      std::fill_n(zero.begin() + first, encoding.v_group_channels,
+                  Float16ToFloat(params[group].zero));
+    }
+    QuantizeRow(residual.data(), scale.data(), zero.data(), d, encoding.bits_v, codes.data());
+    for (int j = 0; j < d; ++j) {
+      frame.v_codes[map.row_word[j] + map.column_word[t]] |= uint32_t{codes[j]}
+                                                             << map.column_shift[t];
+    }
+  }
+  if (v.ids == nullptr) return;
+  for (int t = 0; t < kBlockTokens; ++t) frame.v_ids[ColumnPosition(t, kBlockTokens)] = v.ids[t];
+}
+
+// The fp16 sections: sinks or, in an fp16 block, everything; then appended patterns.
+void CopyRows(const KvTensorView& kv, int kv_head, const Codebook& codebook,
+              const MutableHeadFrame& frame) {
+  const size_t bytes = static_cast<size_t>(frame.num_rows) * kv.head_dim * sizeof(Float16Bits);
+  if (bytes > 0) {
+    std::memcpy(frame.k_rows, kv.k_row(kv_head, 0), bytes);
+    std::memcpy(frame.v_rows, kv.v_row(kv_head, 0), bytes);
+  }
+  if (frame.k_appended != nullptr) {
+    const auto last = codebook.k(kv_head).last(kv.head_dim);
+    std::copy(last.begin(), last.end(), frame.k_appended);
+  }
+  if (frame.v_appended != nullptr) {
+    const auto last = codebook.v(kv_head).last(kv.head_dim);
+    std::copy(last.begin(), last.end(), frame.v_appended);
+  }
+}
+
+// Thread-safe (immutable).
+class BlockCodecCpu final : public BlockCodec {
+ public:
+  BlockCodecCpu(const KvShape& shape, const CodecParams& params) : shape_(shape), params_(params) {}
+
+  absl::Status Encode(const ObjectHeader& header, const KvTensorView& kv,
+                      const PatternAssignment& assignment, const Codebook& codebook,
+                      const ComputeContext& ctx, std::span<std::byte> frame) const override {
+    PKV_RETURN_IF_ERROR(
+        CheckEncodeArguments(shape_, params_, header, kv, assignment, codebook, frame));
+    PKV_RETURN_IF_ERROR(CheckFinite(kv, ctx.pool));
+    std::memset(frame.data(), 0, frame.size());
+    const PayloadLayout layout = PayloadLayout::Of(header);
+    ParallelFor(ctx.pool, shape_.num_kv_heads, [&](int head) {
+      const MutableHeadFrame head_frame(header, layout, frame.data(), head);
+      CopyRows(kv, head, codebook, head_frame);
+      if (params_.encoding.is_fp16()) return;
+      HeadSource k = {kv.k_row(head, 0), shape_.head_dim, header.num_sinks, {}};
+      HeadSource v = {kv.v_row(head, 0), shape_.head_dim, header.num_sinks, {}};
+      if (params_.encoding.has_patterns) {
+        k.patterns = codebook.k(head);
+        v.patterns = codebook.v(head);
+        k.ids = assignment.k.data() + static_cast<size_t>(head) * kBlockTokens;
+        v.ids = assignment.v.data() + static_cast<size_t>(head) * kBlockTokens;
+      }
+      EncodeK(k, params_.encoding, head_frame);
+      EncodeV(v, params_.encoding, params_.clip_v, head_frame);
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status Decode(const ObjectHeader& header, std::span<const std::byte> frame,
+                      const Codebook& codebook, const ComputeContext& ctx,
+                      const MutableKvTensorView& kv_out) const override {
+    PKV_RETURN_IF_ERROR(CheckDecodeArguments(shape_, params_, header, frame, codebook, kv_out));
+    const int count = kBlockTokens * shape_.head_dim;
+    ParallelFor(ctx.pool, shape_.num_kv_heads, [&](int head) {
+      std::vector<float> tile(count);
+      const int64_t at = head * kv_out.head_stride;
+      DequantizeKTile(header, frame, codebook, head, tile.data());
+      std::transform(tile.begin(), tile.end(), kv_out.k + at, ToFiniteFloat16);
+      DequantizeVTile(header, frame, codebook, head, tile.data());
+      std::transform(tile.begin(), tile.end(), kv_out.v + at, ToFiniteFloat16);
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  const KvShape shape_;
+  const CodecParams params_;
+};
+
+}  // namespace
+
+std::unique_ptr<BlockCodec> MakeBlockCodecCpu(const KvShape& shape, const CodecParams& params) {
+  return std::make_unique<BlockCodecCpu>(shape, params);
+}
+
+}  // namespace pkv

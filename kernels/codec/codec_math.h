@@ -1,0 +1,86 @@
+#ifndef PKV_KERNELS_CODEC_CODEC_MATH_H_
+#define PKV_KERNELS_CODEC_CODEC_MATH_H_
+
+// The codec's arithmetic on scalars, built by both compilers (BLOCK_FORMAT.md, "Rounding").
+//
+// Every operation is one IEEE-754 binary32 operation, rounded to nearest even. Files that include
+// this are compiled without fused multiply-add (-ffp-contract=off, --fmad=false), so that CPU and
+// GPU write equal bytes.
+
+#include <cstdint>
+
+#include "proto/base/float16.h"
+#include "proto/base/host_device.h"
+
+namespace pkv {
+
+// Scale and zero point of one group, as stored.
+struct GroupParams {
+  Float16Bits scale = 0;
+  Float16Bits zero = 0;
+};
+
+// Largest code: 3 or 15.
+PKV_HOST_DEVICE constexpr float MaxCode(int bits) { return static_cast<float>((1 << bits) - 1); }
+
+// Saturates, so that every stored number is finite.
+PKV_HOST_DEVICE inline Float16Bits ToFiniteFloat16(float value) {
+  if (value > kFloat16Max) value = kFloat16Max;
+  if (value < -kFloat16Max) value = -kFloat16Max;
+  return FloatToFloat16(value);
+}
+
+// scale = fp16((max - min) / max code), zero point = fp16(min). A scale that would be zero or
+// subnormal in fp16 is stored as zero: such a group decodes to its zero point.
+PKV_HOST_DEVICE inline GroupParams MakeGroupParams(float min, float max, int bits) {
+  const Float16Bits scale = ToFiniteFloat16((max - min) / MaxCode(bits));
+  constexpr Float16Bits kSmallestNormal = 0x0400;
+  return {scale < kSmallestNormal ? Float16Bits{0} : scale, ToFiniteFloat16(min)};
+}
+
+// Rounds to the nearest integer, ties to even. REQUIRES: 0 <= value < 2^22.
+PKV_HOST_DEVICE inline float RoundHalfEven(float value) {
+  constexpr float kIntegersOnly = 0x1.8p+23f;  // floats of this size have no fraction bits
+  return (value + kIntegersOnly) - kIntegersOnly;
+}
+
+// The code of `value`, from the stored scale and zero point: clamped, then rounded.
+PKV_HOST_DEVICE inline float QuantizeOne(float value, float scale, float zero, float max_code) {
+  const float divisor = scale > 0.0f ? scale : 1.0f;
+  float code = (value - zero) / divisor;
+  code = code > 0.0f ? code : 0.0f;
+  code = code < max_code ? code : max_code;
+  code = RoundHalfEven(code);
+  return scale > 0.0f ? code : 0.0f;
+}
+
+// The value of a code, pattern not added.
+PKV_HOST_DEVICE inline float DequantizeOne(float code, float scale, float zero) {
+  return code * scale + zero;
+}
+
+// The V clip search tries the whole range first, then ranges shrunk about its middle by these
+// ratios: 1.00, 0.95, ..., 0.40. The smallest squared error wins, ties the wider range.
+inline constexpr int kNumShrinkRatios = 13;
+PKV_HOST_DEVICE inline GroupParams ShrunkGroupParams(float min, float max, int ratio_index,
+                                                     int bits) {
+  if (ratio_index == 0) return MakeGroupParams(min, max, bits);
+  const float ratio = static_cast<float>(20 - ratio_index) / 20.0f;
+  const float middle = (min + max) * 0.5f;
+  const float reach = ((max - min) * 0.5f) * ratio;
+  return MakeGroupParams(middle - reach, middle + reach, bits);
+}
+
+// Squared errors of a group are summed in this many interleaved partial sums (element i in sum i
+// mod 16), then folded in halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+inline constexpr int kErrorSums = 16;
+PKV_HOST_DEVICE inline float FoldErrorSums(float (&sums)[kErrorSums]) {
+  for (int half = kErrorSums / 2; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+  }
+  return sums[0];
+}
+
+}  // namespace pkv
+
+#endif  // PKV_KERNELS_CODEC_CODEC_MATH_H_

@@ -1,0 +1,213 @@
+#include "pkv/kernels/codec_params.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "pkv/block/digest.h"
+#include "proto/base/status_macros.h"
+
+namespace pkv {
+namespace {
+
+constexpr int kMaxIterations = 1000;
+constexpr int kMaxRecentTokens = 1024;
+constexpr size_t kMaxNameBytes = 15;
+
+absl::Status CheckName(const std::string& name) {
+  const bool valid_bytes = std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  });
+  if (name.empty() || name.size() > kMaxNameBytes || !valid_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("name \"", name, "\" is not 1..", kMaxNameBytes, " bytes of [a-z0-9_-]"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckInt(absl::string_view field, int value, int min, int max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(field, " ", value, " not in ", min, "..", max));
+}
+
+absl::Status CheckPatterns(const CodecParams& p) {
+  PKV_RETURN_IF_ERROR(CheckInt("num_patterns_k", p.num_patterns_k, 0, kMaxPatterns));
+  PKV_RETURN_IF_ERROR(CheckInt("num_patterns_v", p.num_patterns_v, 0, kMaxPatterns));
+  PKV_RETURN_IF_ERROR(CheckInt("kmeans_iterations", p.kmeans_iterations, 1, kMaxIterations));
+  if (!(p.kmeans_tolerance >= 0) || !std::isfinite(p.kmeans_tolerance)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kmeans_tolerance ", p.kmeans_tolerance, " is not a finite number >= 0"));
+  }
+  if (!(p.gate_alpha > 0) || !(p.gate_alpha < 0.5)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gate_alpha ", p.gate_alpha, " not between 0 and 0.5"));
+  }
+  const bool wants_patterns = p.num_patterns_k > 0 || p.num_patterns_v > 0;
+  if (p.encoding.has_patterns != wants_patterns) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("encoding.has_patterns ", p.encoding.has_patterns ? "true" : "false",
+                     " disagrees with num_patterns_k ", p.num_patterns_k, ", num_patterns_v ",
+                     p.num_patterns_v));
+  }
+  if (!wants_patterns && (p.append_k || p.append_v)) {
+    return absl::InvalidArgumentError("append_k or append_v true needs num_patterns_k or v > 0");
+  }
+  return absl::OkStatus();
+}
+
+const char* Name(AssignMetric metric) { return metric == AssignMetric::kL2 ? "l2" : "minmax"; }
+
+const char* Name(Gate gate) {
+  switch (gate) {
+    case Gate::kNone:
+      return "none";
+    case Gate::kZTest:
+      return "ztest";
+    case Gate::kExactMse:
+      return "exactmse";
+  }
+  return "";
+}
+
+CodecParams Kivi(absl::string_view name, int bits, int group, const KvShape& shape) {
+  CodecParams p;
+  p.name = std::string(name);
+  p.encoding = {bits, bits, group, std::min(group, shape.head_dim), false};
+  return p;
+}
+
+// PatternKV as its authors run it (CODEC.md 9.1, parity_patternkv).
+CodecParams PatternKv(absl::string_view name, int bits, const KvShape& shape) {
+  CodecParams p = Kivi(name, bits, kBlockTokens, shape);
+  p.encoding.has_patterns = true;
+  p.num_patterns_k = 32;
+  p.num_patterns_v = 32;
+  p.gate_v = Gate::kZTest;
+  p.append_k = true;
+  p.append_v = true;
+  return p;
+}
+
+// Ours (CODEC.md 9.1, default_ours): what the independent prototype of CODEC.md 10 measured as
+// best at the authors' bit rate.
+CodecParams Default(absl::string_view name, const KvShape& shape) {
+  CodecParams p = PatternKv(name, 2, shape);
+  p.assign_v_prefill = AssignMetric::kMinMax;
+  p.gate_v = Gate::kExactMse;
+  p.clip_v = Clip::kSearch;
+  p.append_k = false;
+  p.num_sinks = 16;
+  p.window_rule = WindowRule::kRolling;
+  p.recent_tokens = 128;
+  return p;
+}
+
+struct Preset {
+  const char* name;
+  CodecParams (*make)(absl::string_view name, const KvShape& shape);
+};
+
+template <int kBits, int kGroup>
+CodecParams MakeKivi(absl::string_view name, const KvShape& shape) {
+  return Kivi(name, kBits, kGroup, shape);
+}
+
+template <int kBits>
+CodecParams MakePatternKv(absl::string_view name, const KvShape& shape) {
+  return PatternKv(name, kBits, shape);
+}
+
+CodecParams MakeFp16(absl::string_view name, const KvShape&) {
+  CodecParams p;
+  p.name = std::string(name);
+  return p;
+}
+
+constexpr Preset kPresets[] = {
+    {"fp16", MakeFp16},
+    {"kivi2", MakeKivi<2, 128>},
+    {"kivi2-g64", MakeKivi<2, 64>},
+    {"kivi2-g32", MakeKivi<2, 32>},
+    {"kivi4", MakeKivi<4, 128>},
+    {"kivi4-g64", MakeKivi<4, 64>},
+    {"kivi4-g32", MakeKivi<4, 32>},
+    {"pkv2", MakePatternKv<2>},
+    {"pkv4", MakePatternKv<4>},
+    {"default", Default},
+};
+
+}  // namespace
+
+absl::Status CodecParams::Validate(const KvShape& shape) const {
+  PKV_RETURN_IF_ERROR(CheckName(name));
+  PKV_RETURN_IF_ERROR(ValidateShape(shape));
+  PKV_RETURN_IF_ERROR(ValidateEncoding(shape, encoding));
+  PKV_RETURN_IF_ERROR(CheckPatterns(*this));
+  if (num_sinks != 0 && num_sinks != 4 && num_sinks != 16 && num_sinks != 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_sinks ", num_sinks, " not in {0, 4, 16, 64}"));
+  }
+  if (encoding.is_fp16() && (num_sinks > 0 || gate_v != Gate::kNone || clip_v != Clip::kNone)) {
+    return absl::InvalidArgumentError("fp16 takes no num_sinks, gate_v or clip_v");
+  }
+  const int recent_max = window_rule == WindowRule::kRolling ? kMaxRecentTokens : 0;
+  return CheckInt("recent_tokens", recent_tokens, 0, recent_max);
+}
+
+uint64_t CodecParams::Digest() const {
+  const std::string text = absl::StrCat(
+      "codec=pkv.codec.v1\n",
+      absl::StrFormat("bits_k=%d\nbits_v=%d\nk_group_tokens=%d\nv_group_channels=%d\n",
+                      encoding.bits_k, encoding.bits_v, encoding.k_group_tokens,
+                      encoding.v_group_channels),
+      absl::StrFormat("has_patterns=%d\nnum_patterns_k=%d\nnum_patterns_v=%d\n",
+                      encoding.has_patterns, num_patterns_k, num_patterns_v),
+      absl::StrFormat("kmeans_iterations=%d\nkmeans_tolerance=%.17g\n", kmeans_iterations,
+                      kmeans_tolerance),
+      absl::StrFormat("assign_k_prefill=%s\nassign_v_prefill=%s\n", Name(assign_k_prefill),
+                      Name(assign_v_prefill)),
+      absl::StrFormat("assign_k_decode=%s\nassign_v_decode=%s\n", Name(assign_k_decode),
+                      Name(assign_v_decode)),
+      absl::StrFormat("gate_v=%s\ngate_alpha=%.17g\nclip_v=%s\n", Name(gate_v), gate_alpha,
+                      clip_v == Clip::kSearch ? "search" : "none"),
+      absl::StrFormat("append_k=%d\nappend_v=%d\nnum_sinks=%d\n", append_k, append_v, num_sinks),
+      absl::StrFormat("window_rule=%s\nrecent_tokens=%d\n",
+                      window_rule == WindowRule::kRolling ? "rolling" : "tail", recent_tokens));
+  const pkv::Digest digest = Sha256({std::as_bytes(std::span(text.data(), text.size()))});
+  uint64_t first;
+  std::memcpy(&first, digest.bytes.data(), sizeof(first));
+  return first;
+}
+
+absl::StatusOr<CodecParams> PresetByName(absl::string_view name, const KvShape& shape) {
+  for (const Preset& preset : kPresets) {
+    if (name != preset.name) continue;
+    CodecParams params = preset.make(name, shape);
+    PKV_RETURN_IF_ERROR(params.Validate(shape));
+    return params;
+  }
+  return absl::NotFoundError(
+      absl::StrCat("preset \"", name, "\" not in {", absl::StrJoin(PresetNames(), ", "), "}"));
+}
+
+std::vector<std::string> PresetNames() {
+  std::vector<std::string> names;
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  return names;
+}
+
+int BlockTokensAfterPrefill(const CodecParams& params, int num_tokens) {
+  const int kept = params.window_rule == WindowRule::kRolling ? params.recent_tokens : 0;
+  return std::max(num_tokens - kept, 0) / kBlockTokens * kBlockTokens;
+}
+
+int BlockTokensAfterDecodeStep(const CodecParams& params, int num_tokens, int in_blocks) {
+  const int kept = params.window_rule == WindowRule::kRolling ? params.recent_tokens : 0;
+  const bool full = num_tokens - in_blocks >= kept + kBlockTokens;
+  return full ? in_blocks + kBlockTokens : in_blocks;
+}
+
+}  // namespace pkv

@@ -1,0 +1,87 @@
+#ifndef PKV_TESTS_SUPPORT_BLOCK_FIXTURE_H_
+#define PKV_TESTS_SUPPORT_BLOCK_FIXTURE_H_
+
+// Headers, codec parameters and encoded frames for tests of the codec and of attention.
+
+#include <string>
+
+#include "pkv/block/aligned_buffer.h"
+#include "pkv/block/object_header.h"
+#include "pkv/kernels/block_codec.h"
+#include "pkv/kernels/codec_params.h"
+#include "proto/base/log.h"
+#include "tests/support/tensor_gen.h"
+
+namespace pkv {
+
+// Header of block `index` of a sequence, sizes filled in. Ids stay zero: no codec reads them.
+inline ObjectHeader BlockHeaderFor(const KvShape& shape, const CodecParams& params,
+                                   const Codebook& bank_before, uint8_t append_flags = 0,
+                                   int index = 0) {
+  ObjectHeader header;
+  const Encoding& encoding = params.encoding;
+  header.kind = ObjectKind::kBlock;
+  header.bits_k = static_cast<uint8_t>(encoding.bits_k);
+  header.bits_v = static_cast<uint8_t>(encoding.bits_v);
+  header.flags =
+      static_cast<uint8_t>((encoding.has_patterns ? kFlagHasPatterns : 0) | append_flags);
+  header.k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
+  header.v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
+  header.num_layers = static_cast<uint16_t>(shape.num_layers);
+  header.num_kv_heads = static_cast<uint16_t>(shape.num_kv_heads);
+  header.head_dim = static_cast<uint16_t>(shape.head_dim);
+  header.num_tokens = kBlockTokens;
+  header.num_sinks = static_cast<uint16_t>(index == 0 ? params.num_sinks : 0);
+  header.first_token = static_cast<uint64_t>(index) * kBlockTokens;
+  if (encoding.has_patterns) {
+    header.num_patterns_k = static_cast<uint16_t>(bank_before.num_k());
+    header.num_patterns_v = static_cast<uint16_t>(bank_before.num_v());
+  }
+  PKV_CHECK(SetVariant(params.variant(), header).ok());
+  const auto sizes = ComputeObjectSizes(header);
+  PKV_CHECK(sizes.ok(), sizes.status().ToString());
+  header.frame_bytes = sizes->frame_bytes;
+  header.object_bytes = sizes->object_bytes;
+  return header;
+}
+
+// One encoded block and all that reading it takes.
+struct EncodedBlock {
+  ObjectHeader header;
+  PatternAssignment assignment;
+  Codebook codebook;  // after the block appended to it
+  AlignedBuffer frame;
+};
+
+// Runs a block of 128 tokens through assignment and codec, as a worker does.
+inline EncodedBlock EncodeBlock(const KvShape& shape, const CodecParams& params,
+                                const KvTensorView& kv, Codebook bank, Phase phase, int index,
+                                const ComputeContext& ctx = {}) {
+  EncodedBlock block;
+  const Codebook before = bank;
+  const int first_token = index == 0 ? params.num_sinks : 0;
+  uint8_t flags = 0;
+  if (params.encoding.has_patterns) {
+    if (phase == Phase::kDecode) flags = AppendCentres(kv, first_token, params, bank);
+    block.assignment = AssignPatterns(kv, first_token, params, bank, phase, ctx);
+  }
+  block.header = BlockHeaderFor(shape, params, before, flags, index);
+  block.codebook = std::move(bank);
+  block.frame = AlignedBuffer(block.header.frame_bytes);
+  const auto codec = MakeBlockCodec(shape, params, Device::kCpu);
+  PKV_CHECK(codec.ok(), codec.status().ToString());
+  const absl::Status status =
+      (*codec)->Encode(block.header, kv, block.assignment, block.codebook, ctx, block.frame.span());
+  PKV_CHECK(status.ok(), status.ToString());
+  return block;
+}
+
+inline CodecParams PresetFor(absl::string_view name, const KvShape& shape) {
+  auto params = PresetByName(name, shape);
+  PKV_CHECK(params.ok(), params.status().ToString());
+  return *std::move(params);
+}
+
+}  // namespace pkv
+
+#endif  // PKV_TESTS_SUPPORT_BLOCK_FIXTURE_H_

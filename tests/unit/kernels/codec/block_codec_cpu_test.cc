@@ -1,0 +1,318 @@
+// Properties of the encoded bytes over every combination of bits, groups, head_dim and patterns
+// (CODEC.md 9.3 items 1, 2, 3, 8).
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/codec/codec_math.h"
+#include "kernels/codec/head_frame.h"
+#include "pkv/block/object_view.h"
+#include "pkv/kernels/block_codec.h"
+#include "proto/base/thread_pool.h"
+#include "tests/support/block_fixture.h"
+#include "tests/support/error_bound.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+struct Case {
+  const char* preset;
+  int bits_k, bits_v;
+  int k_group, v_group;
+  int head_dim;
+  int num_sinks;
+};
+
+std::ostream& operator<<(std::ostream& os, const Case& c) {
+  return os << c.preset << " K" << c.bits_k << "V" << c.bits_v << " groups " << c.k_group << "/"
+            << c.v_group << " head_dim " << c.head_dim << " sinks " << c.num_sinks;
+}
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const char* preset : {"kivi2", "pkv2", "default"}) {
+    for (const int head_dim : {64, 128}) {
+      for (const int sinks : {0, 16, 64}) {
+        cases.push_back({preset, 2, 2, 128, head_dim, head_dim, sinks});
+      }
+      for (const int group : {32, 64}) {
+        cases.push_back({preset, 4, 2, group, group, head_dim, 16});
+        cases.push_back({preset, 2, 4, group, group, head_dim, 64});
+      }
+      cases.push_back({preset, 4, 4, 128, head_dim, head_dim, 4});
+    }
+  }
+  return cases;
+}
+
+class BlockCodecCpuTest : public testing::TestWithParam<Case> {
+ protected:
+  static constexpr uint64_t kSeed = 7;
+  static constexpr int kHeads = 2;
+
+  BlockCodecCpuTest() {
+    RecordProperty("seed", static_cast<int>(kSeed));
+    const Case& c = GetParam();
+    params_.encoding.bits_k = c.bits_k;
+    params_.encoding.bits_v = c.bits_v;
+    params_.encoding.k_group_tokens = c.k_group;
+    params_.encoding.v_group_channels = c.v_group;
+    params_.num_sinks = c.num_sinks;
+    prompt_ = RandomTensor(kSeed, kHeads, 3 * kBlockTokens, c.head_dim);
+    codebook_ = *MinePatterns(prompt_.view(), params_, {});
+  }
+
+  KvTensorView Block() const { return prompt_.view().Tokens(0, kBlockTokens); }
+  EncodedBlock Encode(const ComputeContext& ctx = {}) const {
+    return EncodeBlock(shape_, params_, Block(), codebook_, Phase::kPrefill, 0, ctx);
+  }
+
+  // |decoded - original| of every value against the bound of its own scale and zero point.
+  void CheckErrors(const EncodedBlock& block, bool is_k) const {
+    const int d = shape_.head_dim;
+    const PayloadLayout layout = PayloadLayout::Of(block.header);
+    std::vector<float> tile(static_cast<size_t>(kBlockTokens) * d);
+    for (int head = 0; head < kHeads; ++head) {
+      const HeadFrame<const std::byte> frame(block.header, layout, block.frame.data(), head);
+      const auto dequantize = is_k ? DequantizeKTile : DequantizeVTile;
+      dequantize(block.header, block.frame.span(), block.codebook, head, tile.data());
+      for (int t = 0; t < kBlockTokens; ++t) {
+        for (int j = 0; j < d; ++j) {
+          const uint16_t* row = is_k ? Block().k_row(head, t) : Block().v_row(head, t);
+          const float original = Float16ToFloat(row[j]);
+          const float decoded = tile[static_cast<size_t>(t) * d + j];
+          const double bound = t < params_.num_sinks ? 0 : Bound(block, frame, head, is_k, t, j);
+          ASSERT_LE(std::abs(double{decoded} - original), bound)
+              << (is_k ? "K" : "V") << " head " << head << " token " << t << " channel " << j;
+        }
+      }
+    }
+  }
+
+  double Bound(const EncodedBlock& block, const HeadFrame<const std::byte>& frame, int head,
+               bool is_k, int t, int j) const {
+    const int d = shape_.head_dim;
+    const Encoding& e = params_.encoding;
+    Float16Bits scale, zero;
+    if (is_k) {
+      const int at = t / e.k_group_tokens * d + ColumnPosition(j, d);
+      scale = frame.k_scales[at];
+      zero = frame.k_zeros[at];
+    } else {
+      const int first = j / e.v_group_channels * kBlockTokens;
+      scale = frame.v_scales[first + RowPosition(t, kBlockTokens)];
+      zero = frame.v_zeros[first + ColumnPosition(t, kBlockTokens)];
+    }
+    double pattern = 0;
+    if (e.has_patterns) {
+      const auto& ids = is_k ? block.assignment.k : block.assignment.v;
+      const auto patterns = is_k ? block.codebook.k(head) : block.codebook.v(head);
+      const int id = ids[static_cast<size_t>(head) * kBlockTokens + t];
+      if (id != kRawPatternId) pattern = Float16ToFloat(patterns[static_cast<size_t>(id) * d + j]);
+    }
+    return DecodeBound(Float16ToFloat(scale), Float16ToFloat(zero), pattern,
+                       is_k ? e.bits_k : e.bits_v);
+  }
+
+  const KvShape shape_ = {1, kHeads, GetParam().head_dim};
+  CodecParams params_ = PresetFor(GetParam().preset, shape_);
+  TestTensor prompt_{0, 0, 0};
+  Codebook codebook_;
+};
+
+TEST_P(BlockCodecCpuTest, ErrorOfEveryKValueIsWithinHalfAStep) { CheckErrors(Encode(), true); }
+
+TEST_P(BlockCodecCpuTest, ErrorOfEveryVValueIsWithinHalfAStepWithoutClipping) {
+  params_.clip_v = Clip::kNone;
+  CheckErrors(Encode(), false);
+}
+
+TEST_P(BlockCodecCpuTest, BytesDoNotDependOnTheThreadPool) {
+  ThreadPool pool(3);
+  const EncodedBlock alone = Encode(), shared = Encode({.pool = &pool});
+  EXPECT_EQ(std::memcmp(alone.frame.data(), shared.frame.data(), alone.frame.size()), 0);
+}
+
+TEST_P(BlockCodecCpuTest, BytesDoNotDependOnWhatTheFrameHeldBefore) {
+  const EncodedBlock clean = Encode();
+  AlignedBuffer dirty(clean.frame.size());
+  std::memset(dirty.data(), 0x7f, dirty.size());
+  const auto codec = *MakeBlockCodec(shape_, params_, Device::kCpu);
+  ASSERT_THAT(
+      codec->Encode(clean.header, Block(), clean.assignment, clean.codebook, {}, dirty.span()),
+      IsOk());
+  EXPECT_EQ(std::memcmp(clean.frame.data(), dirty.data(), dirty.size()), 0);
+}
+
+TEST_P(BlockCodecCpuTest, StoredNumbersPassTheFormatsCheck) {
+  const EncodedBlock block = Encode();
+  EXPECT_THAT(CheckFrameNumbers(block.header, 0, block.frame.span()), IsOk());
+}
+
+TEST_P(BlockCodecCpuTest, SinkSlotsHoldNoCodesAndNoPattern) {
+  const EncodedBlock block = Encode();
+  const PayloadLayout layout = PayloadLayout::Of(block.header);
+  const Encoding& e = params_.encoding;
+  const CodeMap k_map(kBlockTokens, shape_.head_dim, e.bits_k);
+  const CodeMap v_map(shape_.head_dim, kBlockTokens, e.bits_v);
+  for (int head = 0; head < kHeads; ++head) {
+    const HeadFrame<const std::byte> frame(block.header, layout, block.frame.data(), head);
+    for (int t = 0; t < params_.num_sinks; ++t) {
+      for (int j = 0; j < shape_.head_dim; ++j) {
+        const uint32_t k = frame.k_codes[k_map.row_word[t] + k_map.column_word[j]];
+        const uint32_t v = frame.v_codes[v_map.row_word[j] + v_map.column_word[t]];
+        ASSERT_EQ((k >> k_map.column_shift[j]) & ((1u << e.bits_k) - 1), 0u);
+        ASSERT_EQ((v >> v_map.column_shift[t]) & ((1u << e.bits_v) - 1), 0u);
+      }
+      if (e.has_patterns) {
+        ASSERT_EQ(frame.k_ids[RowPosition(t, kBlockTokens)], kRawPatternId);
+        ASSERT_EQ(frame.v_ids[ColumnPosition(t, kBlockTokens)], kRawPatternId);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AllEncodings, BlockCodecCpuTest, testing::ValuesIn(AllCases()));
+
+constexpr KvShape kShape = {1, 2, 128};
+
+// CODEC.md 9.3 item 3: a zero pattern changes nothing.
+TEST(BlockCodecCpuEquivalenceTest, ZeroPatternsGiveTheCodesOfKivi) {
+  const TestTensor tensor = RandomTensor(3, 2, kBlockTokens, 128);
+  CodecParams pattern_params = PresetFor("pkv2", kShape);
+  pattern_params.gate_v = Gate::kNone;
+  Codebook zeros(2, 128);
+  for (int head = 0; head < 2; ++head) {
+    zeros.AppendK(head, std::vector<uint16_t>(128));
+    zeros.AppendV(head, std::vector<uint16_t>(128));
+  }
+  const CodecParams kivi_params = PresetFor("kivi2", kShape);
+  const auto with = EncodeBlock(kShape, pattern_params, tensor.view(), zeros, Phase::kPrefill, 0);
+  const auto kivi = EncodeBlock(kShape, kivi_params, tensor.view(), {}, Phase::kPrefill, 0);
+  const PayloadLayout with_layout = PayloadLayout::Of(with.header);
+  const PayloadLayout kivi_layout = PayloadLayout::Of(kivi.header);
+  for (int head = 0; head < 2; ++head) {
+    EXPECT_EQ(std::memcmp(with.frame.data() + head * with_layout.head_bytes,
+                          kivi.frame.data() + head * kivi_layout.head_bytes,
+                          static_cast<size_t>(kivi_layout.head_bytes)),
+              0);
+  }
+}
+
+// CODEC.md 3.1: per-channel groups do not see a shift that all their tokens share.
+TEST(BlockCodecCpuEquivalenceTest, OnePatternForAllKTokensDecodesLikeKivi) {
+  const TestTensor tensor = RandomTensor(4, 1, kBlockTokens, 128);
+  const KvShape shape = {1, 1, 128};
+  const CodecParams params = PresetFor("pkv2", shape);
+  Codebook shared(1, 128);
+  shared.AppendK(0, std::span(tensor.k).first(128));
+  shared.AppendV(0, std::span(tensor.v).first(128));
+  const auto with = EncodeBlock(shape, params, tensor.view(), shared, Phase::kPrefill, 0);
+  const auto kivi =
+      EncodeBlock(shape, PresetFor("kivi2", shape), tensor.view(), {}, Phase::kPrefill, 0);
+  std::vector<float> a(kBlockTokens * 128), b(a.size());
+  DequantizeKTile(with.header, with.frame.span(), with.codebook, 0, a.data());
+  DequantizeKTile(kivi.header, kivi.frame.span(), {}, 0, b.data());
+  const PayloadLayout layout = PayloadLayout::Of(kivi.header);
+  const HeadFrame<const std::byte> frame(kivi.header, layout, kivi.frame.data(), 0);
+  int equal_steps = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const int channel = static_cast<int>(i % 128), at = ColumnPosition(channel, 128);
+    const double scale = Float16ToFloat(frame.k_scales[at]),
+                 zero = Float16ToFloat(frame.k_zeros[at]);
+    const double pattern = Float16ToFloat(shared.k(0)[channel]);
+    // Within the sum of both decoders' bounds; and, but for ties, in the same step.
+    ASSERT_LE(std::abs(double{a[i]} - b[i]),
+              DecodeBound(scale, zero, 0, 2) +
+                  DecodeBound(scale, std::abs(zero) + std::abs(pattern), pattern, 2));
+    equal_steps += std::abs(double{a[i]} - b[i]) < scale / 2 ? 1 : 0;
+  }
+  EXPECT_GE(equal_steps, static_cast<int>(a.size() * 99 / 100));
+}
+
+// CODEC.md 9.3 item 8.
+TEST(BlockCodecCpuEquivalenceTest, HeadsAreEncodedApart) {
+  const TestTensor both = RandomTensor(5, 2, kBlockTokens, 128);
+  TestTensor second(1, kBlockTokens, 128);
+  const size_t head_values = static_cast<size_t>(kBlockTokens) * 128;
+  std::copy_n(both.k.begin() + head_values, head_values, second.k.begin());
+  std::copy_n(both.v.begin() + head_values, head_values, second.v.begin());
+  const KvShape one = {1, 1, 128};
+  // One iteration: with more, K-means stops by a test over all heads of the layer.
+  CodecParams params = PresetFor("pkv2", kShape);
+  params.kmeans_iterations = 1;
+  const auto mined_both = *MinePatterns(both.view(), params, {});
+  const auto mined_one = *MinePatterns(second.view(), params, {});
+  const auto a = EncodeBlock(kShape, params, both.view(), mined_both, Phase::kPrefill, 0);
+  const auto b = EncodeBlock(one, params, second.view(), mined_one, Phase::kPrefill, 0);
+  const PayloadLayout layout = PayloadLayout::Of(a.header);
+  EXPECT_EQ(std::memcmp(a.frame.data() + layout.head_bytes, b.frame.data(),
+                        static_cast<size_t>(layout.head_bytes)),
+            0);
+}
+
+TEST(BlockCodecCpuTest, Fp16BlockHoldsTheTensorItself) {
+  const TestTensor tensor = RandomTensor(6, 2, kBlockTokens, 128);
+  const auto block =
+      EncodeBlock(kShape, PresetFor("fp16", kShape), tensor.view(), {}, Phase::kPrefill, 0);
+  const size_t half = tensor.k.size() * sizeof(uint16_t) / 2;
+  EXPECT_EQ(std::memcmp(block.frame.data(), tensor.k.data(), half), 0);
+  EXPECT_EQ(std::memcmp(block.frame.data() + half, tensor.v.data(), half), 0);
+  TestTensor out(2, kBlockTokens, 128);
+  const auto codec = *MakeBlockCodec(kShape, PresetFor("fp16", kShape), Device::kCpu);
+  ASSERT_THAT(codec->Decode(block.header, block.frame.span(), {}, {}, out.view()), IsOk());
+  EXPECT_EQ(out.k, tensor.k);
+  EXPECT_EQ(out.v, tensor.v);
+}
+
+TEST(BlockCodecCpuTest, DecodeTimeBlockCarriesThePatternsItAppends) {
+  const TestTensor tensor = RandomTensor(8, 2, 2 * kBlockTokens, 128);
+  const CodecParams params = PresetFor("pkv4", kShape);
+  const Codebook table = *MinePatterns(tensor.view(), params, {});
+  const auto block = EncodeBlock(kShape, params, tensor.view().Tokens(kBlockTokens, kBlockTokens),
+                                 table, Phase::kDecode, 1);
+  EXPECT_EQ(block.header.flags, kFlagHasPatterns | kFlagAppendsK | kFlagAppendsV);
+  Codebook reader = table;
+  ASSERT_THAT(reader.AppendFromBlock(block.header, block.frame.span()), IsOk());
+  for (int head = 0; head < 2; ++head) {
+    EXPECT_TRUE(std::ranges::equal(reader.k(head), block.codebook.k(head)));
+    EXPECT_TRUE(std::ranges::equal(reader.v(head), block.codebook.v(head)));
+  }
+}
+
+TEST(BlockCodecCpuTest, ConstantTensorDecodesExactly) {
+  TestTensor tensor(1, kBlockTokens, 64);
+  std::fill(tensor.k.begin(), tensor.k.end(), FloatToFloat16(3.25f));
+  std::fill(tensor.v.begin(), tensor.v.end(), FloatToFloat16(-0.125f));
+  const KvShape shape = {1, 1, 64};
+  const CodecParams params = PresetFor("kivi2", shape);
+  const auto block = EncodeBlock(shape, params, tensor.view(), {}, Phase::kPrefill, 0);
+  TestTensor out(1, kBlockTokens, 64);
+  const auto codec = *MakeBlockCodec(shape, params, Device::kCpu);
+  ASSERT_THAT(codec->Decode(block.header, block.frame.span(), {}, {}, out.view()), IsOk());
+  EXPECT_EQ(out.k, tensor.k);
+  EXPECT_EQ(out.v, tensor.v);
+}
+
+TEST(BlockCodecCpuTest, LargestFloat16MagnitudesStayFinite) {
+  TestTensor tensor(1, kBlockTokens, 64);
+  TestRandom random(9);
+  for (auto* values : {&tensor.k, &tensor.v}) {
+    for (uint16_t& v : *values) v = random.Below(2) == 0 ? 0x7bff : 0xfbff;
+  }
+  const KvShape shape = {1, 1, 64};
+  const CodecParams params = PresetFor("default", shape);
+  CodecParams without_sinks = params;
+  without_sinks.num_sinks = 0;
+  const Codebook codebook = *MinePatterns(tensor.view(), without_sinks, {});
+  const auto block = EncodeBlock(shape, without_sinks, tensor.view(), codebook, Phase::kPrefill, 0);
+  EXPECT_THAT(CheckFrameNumbers(block.header, 0, block.frame.span()), IsOk());
+}
+
+}  // namespace
+}  // namespace pkv

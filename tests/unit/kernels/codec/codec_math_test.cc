@@ -1,0 +1,81 @@
+#include "kernels/codec/codec_math.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/support/tensor_gen.h"
+
+namespace pkv {
+namespace {
+
+TEST(CodecMathTest, RoundsTiesToEven) {
+  EXPECT_EQ(RoundHalfEven(0.5f), 0.0f);
+  EXPECT_EQ(RoundHalfEven(1.5f), 2.0f);
+  EXPECT_EQ(RoundHalfEven(2.5f), 2.0f);
+  EXPECT_EQ(RoundHalfEven(std::nextafter(0.5f, 1.0f)), 1.0f);
+  EXPECT_EQ(RoundHalfEven(std::nextafter(2.5f, 3.0f)), 3.0f);
+}
+
+TEST(CodecMathTest, RoundsAsTheLibraryDoesOverTheRangeOfCodes) {
+  TestRandom random(1);
+  for (int i = 0; i < 100000; ++i) {
+    const auto value = static_cast<float>(15.0 * random.Uniform());
+    ASSERT_EQ(RoundHalfEven(value), std::nearbyint(value)) << value;
+  }
+}
+
+TEST(CodecMathTest, ClampsBeforeItRounds) {
+  // 3.4 steps above zero clamps to 3; 0.6 below clamps to 0 and does not round to -1.
+  EXPECT_EQ(QuantizeOne(3.4f, 1.0f, 0.0f, 3.0f), 3.0f);
+  EXPECT_EQ(QuantizeOne(-0.6f, 1.0f, 0.0f, 3.0f), 0.0f);
+  EXPECT_EQ(QuantizeOne(2.4f, 1.0f, 0.0f, 3.0f), 2.0f);
+}
+
+TEST(CodecMathTest, ConstantGroupDecodesToItsValueExactly) {
+  const GroupParams params = MakeGroupParams(1.25f, 1.25f, 2);
+  EXPECT_EQ(params.scale, 0);
+  const float zero = Float16ToFloat(params.zero);
+  EXPECT_EQ(QuantizeOne(1.25f, 0.0f, zero, 3.0f), 0.0f);
+  EXPECT_EQ(DequantizeOne(0.0f, 0.0f, zero), 1.25f);
+}
+
+TEST(CodecMathTest, SubnormalScaleIsStoredAsZero) {
+  const float smallest = kFloat16MinNormal * 3;
+  EXPECT_EQ(MakeGroupParams(0.0f, smallest, 2).scale, 0x0400);
+  EXPECT_EQ(MakeGroupParams(0.0f, smallest * 0.99f, 2).scale, 0);
+}
+
+TEST(CodecMathTest, ScaleAndZeroPointSaturateAtTheLargestFloat16) {
+  const GroupParams params = MakeGroupParams(-131008.0f, 131008.0f, 2);
+  EXPECT_EQ(Float16ToFloat(params.scale), kFloat16Max);
+  EXPECT_EQ(Float16ToFloat(params.zero), -kFloat16Max);
+}
+
+TEST(CodecMathTest, EndsOfAGroupGetTheFirstAndLastCode) {
+  for (const int bits : {2, 4}) {
+    const GroupParams params = MakeGroupParams(-1.0f, 2.0f, bits);
+    const float scale = Float16ToFloat(params.scale), zero = Float16ToFloat(params.zero);
+    EXPECT_EQ(QuantizeOne(-1.0f, scale, zero, MaxCode(bits)), 0.0f);
+    EXPECT_EQ(QuantizeOne(2.0f, scale, zero, MaxCode(bits)), MaxCode(bits));
+  }
+}
+
+TEST(CodecMathTest, FirstShrinkRatioIsTheWholeRangeAndTheLastFourTenths) {
+  const GroupParams whole = MakeGroupParams(-4.0f, 8.0f, 2);
+  const GroupParams first = ShrunkGroupParams(-4.0f, 8.0f, 0, 2);
+  EXPECT_EQ(first.scale, whole.scale);
+  EXPECT_EQ(first.zero, whole.zero);
+  const GroupParams last = ShrunkGroupParams(-4.0f, 8.0f, kNumShrinkRatios - 1, 2);
+  EXPECT_EQ(last.scale, FloatToFloat16(1.6f));  // 12 * 0.4 / 3
+  EXPECT_EQ(last.zero, FloatToFloat16(-0.4f));  // 2 - 6 * 0.4
+}
+
+TEST(CodecMathTest, FoldsErrorSumsInHalves) {
+  float sums[kErrorSums];
+  for (int i = 0; i < kErrorSums; ++i) sums[i] = static_cast<float>(1 << i);
+  EXPECT_EQ(FoldErrorSums(sums), 65535.0f);
+}
+
+}  // namespace
+}  // namespace pkv
