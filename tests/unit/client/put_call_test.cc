@@ -1,0 +1,292 @@
+#include "client/put_call.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "proto/transport/data_frame.h"
+#include "tests/support/scripted_put.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class PutCallTest : public testing::Test {
+ protected:
+  PutCallTest() {
+    objects_.push_back(MakeTestBlock(1, 1));
+    objects_.push_back(MakeTestWindow(2, 2, /*num_tokens=*/30, /*num_layers=*/3));
+  }
+
+  absl::StatusOr<std::unique_ptr<PutCall>> Start() {
+    std::vector<ObjectDescriptor> descriptors;
+    for (const SealedObject& object : objects_) {
+      descriptors.push_back({object.key(), object.header.num_layers, object.header.frame_bytes});
+    }
+    return PutCall::Start(scripted_.core, descriptors,
+                          Clock::Real()->MonotonicNow() + scripted_.core->options.put_deadline);
+  }
+
+  std::unique_ptr<PutCall> StartOrDie() {
+    scripted_.connection->scripts.push_back(server_.Script());
+    auto call = Start();
+    PKV_CHECK(call.ok(), call.status().ToString());
+    return *std::move(call);
+  }
+
+  // Frames of `layer` for every object that has it.
+  std::vector<std::span<const std::byte>> Layer(int layer) const {
+    std::vector<std::span<const std::byte>> frames;
+    for (const SealedObject& object : objects_) {
+      frames.push_back(layer < object.header.num_layers ? object.frame(layer)
+                                                        : std::span<const std::byte>());
+    }
+    return frames;
+  }
+
+  void WriteAll(PutCall& call) {
+    for (int layer = 0; layer < 3; ++layer) {
+      ASSERT_THAT(call.WriteLayer(layer, Layer(layer)), IsOk());
+    }
+  }
+
+  ScriptedCore scripted_ = MakeScriptedCore();
+  ScriptedPutServer server_;
+  std::vector<SealedObject> objects_;
+};
+
+TEST_F(PutCallTest, StoresTheBytesThatWereWritten) {
+  auto call = StartOrDie();
+  EXPECT_THAT(call->decisions(), ElementsAre(PutDecision::kWanted, PutDecision::kWanted));
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
+  const std::vector<PutOutcome> outcomes = call->Finish();
+  ASSERT_EQ(outcomes.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_THAT(outcomes[i].status, IsOk());
+    EXPECT_TRUE(outcomes[i].stored);
+    EXPECT_EQ(server_.stored[IdOf(objects_[i])], BytesOf(objects_[i]));
+  }
+  EXPECT_EQ(server_.max_payload_bytes, scripted_.core->options.message_bytes);
+  EXPECT_EQ(scripted_.core->counters.put_bytes,
+            2 * objects_[0].header.frame_bytes + 3 * objects_[1].header.frame_bytes);
+}
+
+TEST_F(PutCallTest, ObjectNeverCommittedIsCancelled) {
+  auto call = StartOrDie();
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
+  const std::vector<PutOutcome> outcomes = call->Finish();
+  EXPECT_THAT(outcomes[0].status, StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(outcomes[1].status, IsOk());
+  EXPECT_EQ(server_.stored.size(), 1u);
+}
+
+TEST_F(PutCallTest, RefusalKeepsItsReason) {
+  server_.decide = [](const v1::ObjectDescriptor& object) {
+    return object.num_layers() == 3 ? v1::PUT_DECISION_REFUSED : v1::PUT_DECISION_WANTED;
+  };
+  auto call = StartOrDie();
+  EXPECT_THAT(call->decisions(), ElementsAre(PutDecision::kWanted, PutDecision::kRefused));
+  EXPECT_THAT(call->refusal(0), IsOk());
+  EXPECT_THAT(call->refusal(1), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("arena")));
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
+  EXPECT_THAT(call->Finish()[1].status, StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+class PresentObjectTest : public PutCallTest {
+ protected:
+  // Puts object 0 when the server has `other` under its key.
+  PutOutcome PutOver(const SealedObject& other, bool still_present = true) {
+    server_.decide = [](const v1::ObjectDescriptor&) { return v1::PUT_DECISION_PRESENT; };
+    scripted_.connection->stat = [&](const v1::StatRequest&, v1::StatResponse& response) {
+      v1::ObjectInfo* info = response.add_objects();
+      info->set_present(still_present);
+      info->set_head(other.head().data(), other.head().size());
+      return absl::OkStatus();
+    };
+    objects_.resize(1);
+    auto call = StartOrDie();
+    for (int layer = 0; layer < 2; ++layer) {
+      EXPECT_THAT(call->WriteLayer(layer, Layer(layer)), IsOk());
+    }
+    EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+    EXPECT_EQ(server_.max_payload_bytes, 0u) << "payload was sent for an object not wanted";
+    return call->Finish()[0];
+  }
+};
+
+TEST_F(PresentObjectTest, IsSuccessWhenTheBytesAreEqual) {
+  const PutOutcome outcome = PutOver(MakeTestBlock(1, 1));
+  EXPECT_THAT(outcome.status, IsOk());
+  EXPECT_FALSE(outcome.stored);
+}
+
+TEST_F(PresentObjectTest, IsAlreadyExistsWhenTheBytesDiffer) {
+  EXPECT_THAT(PutOver(MakeTestBlock(1, /*seed=*/9)).status,
+              StatusIs(absl::StatusCode::kAlreadyExists));
+}
+
+TEST_F(PresentObjectTest, IsAbortedWhenItWentMeanwhile) {
+  EXPECT_THAT(PutOver(MakeTestBlock(1, 1), /*still_present=*/false).status,
+              StatusIs(absl::StatusCode::kAborted));
+}
+
+TEST_F(PutCallTest, ReceiptSaysWhatBecameOfACommit) {
+  server_.receive = [](const v1::PutCommit& commit) {
+    v1::PutReceipt receipt;
+    if (commit.object_index() == 0) {
+      receipt.set_result(v1::PUT_RESULT_DUPLICATE);
+    } else {
+      receipt.set_result(v1::PUT_RESULT_FAILED);
+      receipt.mutable_status()->set_code(grpc::StatusCode::ALREADY_EXISTS);
+      receipt.mutable_status()->set_message("other bytes");
+    }
+    return receipt;
+  };
+  auto call = StartOrDie();
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
+  const std::vector<PutOutcome> outcomes = call->Finish();
+  EXPECT_THAT(outcomes[0].status, IsOk());
+  EXPECT_FALSE(outcomes[0].stored);
+  EXPECT_THAT(outcomes[1].status, StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("other")));
+}
+
+TEST_F(PutCallTest, RefusesFramesThatDoNotFit) {
+  auto call = StartOrDie();
+  auto frames = Layer(0);
+  EXPECT_THAT(call->WriteLayer(0, std::span(frames).first(1)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1 frames for 2 objects")));
+  EXPECT_THAT(call->WriteLayer(2, frames), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(call->WriteLayer(-1, frames), StatusIs(absl::StatusCode::kInvalidArgument));
+  frames[0] = frames[0].first(frames[0].size() - 1);
+  EXPECT_THAT(call->WriteLayer(0, frames), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(call->WriteLayer(0, Layer(0)), IsOk());
+  EXPECT_THAT(call->WriteLayer(0, Layer(0)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("written before")));
+}
+
+TEST_F(PutCallTest, RefusesACommitThatIsNotDue) {
+  auto call = StartOrDie();
+  ASSERT_THAT(call->WriteLayer(0, Layer(0)), IsOk());
+  EXPECT_THAT(call->Commit(0, objects_[0].head()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1 of 2 layers")));
+  ASSERT_THAT(call->WriteLayer(1, Layer(1)), IsOk());
+  EXPECT_THAT(call->Commit(0, objects_[0].head().first(256)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("256 bytes")));
+  EXPECT_THAT(call->Commit(2, objects_[0].head()), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+// Frames of 64 KiB make 16 messages of 4 KiB a layer: more than the queue holds.
+TEST_F(PutCallTest, WriterWaitsForRoomAndEndsWhenNothingLeaves) {
+  scripted_.core->options.progress_timeout = absl::Milliseconds(20);
+  objects_.clear();
+  objects_.push_back(MakeTestWindow(2, 2, /*num_tokens=*/256));
+  int num_messages = 0;
+  scripted_.connection->scripts.push_back([&](ScriptedStream& stream, const std::string* message) {
+    if (message == nullptr) return;
+    if (num_messages++ > 0) return stream.HoldSent();
+    v1::PutReply reply;
+    reply.mutable_accepted()->add_decisions(v1::PUT_DECISION_WANTED);
+    stream.Deliver(reply);
+  });
+  auto call = Start();
+  ASSERT_THAT(call, IsOk());
+  EXPECT_THAT((*call)->WriteLayer(0, Layer(0)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("8 messages wait")));
+  EXPECT_EQ(num_messages, 1 + 8);
+  EXPECT_THAT((*call)->Finish()[0].status, StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(PutCallTest, ServerThatGoesAwayIsUnavailableForEveryObject) {
+  scripted_.connection->scripts.push_back(
+      [n = 0, inner = server_.Script()](ScriptedStream& stream,
+                                        const std::string* message) mutable {
+        if (++n > 2) return stream.End(absl::UnavailableError("killed"));
+        inner(stream, message);
+      });
+  auto call = Start();
+  ASSERT_THAT(call, IsOk());
+  absl::Status status;
+  for (int layer = 0; layer < 3 && status.ok(); ++layer) {
+    status = (*call)->WriteLayer(layer, Layer(layer));
+  }
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable));
+  for (const PutOutcome& outcome : (*call)->Finish()) {
+    EXPECT_THAT(outcome.status, StatusIs(absl::StatusCode::kUnavailable));
+  }
+}
+
+TEST_F(PutCallTest, StartFailsWhenTheServerIsAway) {
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(PutCallTest, StartEndsAtItsDeadlineWhenNoAnswerComes) {
+  scripted_.core->options.put_deadline = absl::Milliseconds(20);
+  scripted_.connection->scripts.push_back([](ScriptedStream&, const std::string*) {});
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(PutCallTest, RefusesAnswersThatMakeNoSense) {
+  v1::PutReply too_few;
+  too_few.mutable_accepted()->add_decisions(v1::PUT_DECISION_WANTED);
+  v1::PutReply unknown = too_few;
+  unknown.mutable_accepted()->add_decisions(static_cast<v1::PutDecision>(9));
+  v1::PutReply early_receipt;
+  early_receipt.mutable_receipt()->set_result(v1::PUT_RESULT_STORED);
+  v1::PutReply odd_refusal = too_few;
+  odd_refusal.mutable_accepted()->add_decisions(v1::PUT_DECISION_WANTED);
+  odd_refusal.mutable_accepted()->add_refusals()->set_object_index(7);
+  for (const v1::PutReply& reply : {too_few, unknown, early_receipt, odd_refusal, v1::PutReply()}) {
+    scripted_.connection->scripts.push_back(
+        [&](ScriptedStream& stream, const std::string*) { stream.Deliver(reply); });
+    EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kDataLoss)) << reply.ShortDebugString();
+  }
+}
+
+TEST_F(PutCallTest, CancelFromAnotherThreadEndsFinish) {
+  scripted_.connection->scripts.push_back(
+      [inner = server_.Script()](ScriptedStream& stream, const std::string* message) mutable {
+        if (message != nullptr) inner(stream, message);  // the half-close is never answered
+      });
+  auto call = Start();
+  ASSERT_THAT(call, IsOk());
+  std::thread other([&] { (*call)->Cancel(); });
+  for (const PutOutcome& outcome : (*call)->Finish()) {
+    EXPECT_THAT(outcome.status, StatusIs(absl::StatusCode::kCancelled));
+  }
+  other.join();
+}
+
+TEST_F(PutCallTest, RefusesDescriptorsOutOfRange) {
+  const ObjectDescriptor good = {objects_[0].key(), 2, 128};
+  const auto start = [&](ObjectDescriptor object) {
+    return PutCall::Start(scripted_.core, {&object, 1}, absl::InfiniteFuture()).status();
+  };
+  ObjectDescriptor bad = good;
+  bad.num_layers = 0;
+  EXPECT_THAT(start(bad), StatusIs(absl::StatusCode::kInvalidArgument));
+  bad.num_layers = kMaxLayers + 1;
+  EXPECT_THAT(start(bad), StatusIs(absl::StatusCode::kInvalidArgument));
+  bad = good;
+  bad.frame_bytes = 100;
+  EXPECT_THAT(start(bad), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(PutCall::Start(scripted_.core, {}, absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(scripted_.connection->num_calls, 0);
+}
+
+}  // namespace
+}  // namespace pkv
