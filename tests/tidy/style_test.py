@@ -309,7 +309,9 @@ def skipped_tests(tree):
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?[fFlL]?"
 NEAR = re.compile(r"\b(?:(?:EXPECT|ASSERT)_(NEAR|LT|LE)|(?:Nan\w*)?(?:Float|Double)Near)\s*\(")
-NAMED_TOLERANCE = re.compile(rf"\bk?\w*(?i:tolerance|epsilon)\w*\s*[={{]\s*{NUMBER}\s*[;}}]")
+NAMED_TOLERANCE = re.compile(
+    rf"\b(?:auto|double|float)\s+\w*(?i:tolerance|epsilon)\w*\s*[={{]\s*{NUMBER}\s*[;}}]"
+)
 
 
 def _is_literal_tolerance(comparison, arguments):
@@ -339,16 +341,18 @@ def sleeps(tree):
     for file in tree.cpp:
         sleeping = r"\b(?:SleepFor|sleep_for|sleep_until|usleep|nanosleep)\b"
         for match in re.finditer(sleeping, file.code):
-            if file.is_test:
+            if file.path.endswith(("_test.cc", "_test.cu")):
                 line = line_of(file.code, match.start())
-                yield file.path, line, "no test sleeps: wait for a fact"
+                yield file.path, line, "no test sleeps: wait for a fact (tests/support)"
 
 
 @rule
 def environment(tree):
     for file in tree.cpp:
         for match in re.finditer(r"\b(?:secure_)?getenv\b", file.code):
-            if not file.is_test:
+            # What the terminal can do is not our behaviour.
+            asks_terminal = file.text.startswith('("TERM")', match.end())
+            if not file.is_test and not asks_terminal:
                 line = line_of(file.code, match.start())
                 yield file.path, line, "no behaviour by environment variable: use an options struct"
 
@@ -406,6 +410,15 @@ def orphan_tests(tree):
                 yield path, 0, f"tests nothing: there is no {match[1]}.cc or .h"
 
 
+def _names(cmake_list, path):
+    """Whether it has `path` as a word, or the word that makes store/${name}_test.cc the path."""
+    wanted = [path]
+    for begin, end in re.findall(r"([\w./-]*)\$\{\w+\}([\w./-]*)", cmake_list):
+        if path.startswith(begin) and path.endswith(end):
+            wanted.append(path[len(begin) : len(path) - len(end)])
+    return any(w and re.search(rf"(?<![\w/.-]){re.escape(w)}(?![\w.])", cmake_list) for w in wanted)
+
+
 @rule
 def built(tree):
     """No file is missing from the build, no header is included by nobody."""
@@ -421,7 +434,7 @@ def built(tree):
         folder = os.path.dirname(file.path)
         while True:
             name = os.path.relpath(file.path, folder or ".")
-            if re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w.])", lists.get(folder, "")):
+            if _names(lists.get(folder, ""), name):
                 break
             if not folder:
                 yield file.path, 0, "not named in a CMakeLists.txt of its folder or above"

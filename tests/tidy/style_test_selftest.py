@@ -127,6 +127,7 @@ BAD = [
         },
     ),
     ("built", {"tests/CMakeLists.txt": "pkv_test(unit/proto/base/string_test.cc)\n"}),
+    ("built", {"tests/CMakeLists.txt": "foreach(x ring)\n  pkv_test(${x}_test.cc)\n"}),
     ("built", {"proto/base/heap.h": header("proto/base/heap.h")}),
     ("built", {"proto/CMakeLists.txt": "pkv_library(pkv_base SOURCES base/ring.cc)\n"}),
     ("machine-paths", {"README.md": "See /wo" + "rk/main/README.md\n"}),
@@ -155,6 +156,7 @@ ALLOWED = [
         "tests/unit/proto/base/ring_model_test.cc": "\n",
         "tests/CMakeLists.txt": tested("unit/proto/base/ring_model_test.cc"),
     },
+    {"tests/CMakeLists.txt": "foreach(x ring)\n  pkv_test(unit/proto/base/${x}_test.cc)\n"},
     {"proto/base/ring_cpu.cc": "\n", "proto/CMakeLists.txt": listed("base/ring_cpu.cc")},
     {"proto/main.cc": "int main() { return 0; }\n", "proto/CMakeLists.txt": listed("main.cc")},
 ]
