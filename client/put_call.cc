@@ -206,21 +206,22 @@ absl::Status PutCall::Commit(int object_index, std::span<const std::byte> head) 
                                                    head.size(), " bytes, not ",
                                                    FramesOffset(object.num_layers)));
   }
-  if (!upload.head.empty()) {
+  if (upload.committed) {
     return absl::InvalidArgumentError(
         absl::StrCat("object ", object_index, " was committed before"));
   }
-  const bool wanted = decisions_[object_index] == PutDecision::kWanted;
-  if (wanted && upload.num_written != object.num_layers) {
+  const PutDecision decision = decisions_[object_index];
+  if (decision == PutDecision::kWanted && upload.num_written != object.num_layers) {
     return absl::InvalidArgumentError(absl::StrCat("object ", object_index, ": ",
                                                    upload.num_written, " of ", object.num_layers,
                                                    " layers were written"));
   }
-  upload.head.assign(reinterpret_cast<const char*>(head.data()), head.size());
-  if (!wanted) return absl::OkStatus();
+  upload.committed = true;
+  if (decision == PutDecision::kRefused) return absl::OkStatus();
+  // Of an object that is present the server compares the head: it holds every frame's checksum.
   v1::FrameControl control;
   control.mutable_put_commit()->set_object_index(static_cast<uint32_t>(object_index));
-  control.mutable_put_commit()->set_head(upload.head);
+  control.mutable_put_commit()->set_head(head.data(), head.size());
   return Send(EncodeDataFrame(control, {}));
 }
 
@@ -275,53 +276,21 @@ std::vector<PutOutcome> PutCall::Finish() {
 std::vector<PutOutcome> PutCall::Collect() {
   stream_->HalfClose();
   std::vector<PutOutcome> outcomes(objects_.size());
-  {
-    MutexLock lock(&mu_);
-    const absl::Time since = core_->clock->MonotonicNow();
-    while (!ended_ && failure_.ok()) WaitOnce(since);
-    for (size_t i = 0; i < outcomes.size(); ++i) outcomes[i] = OutcomeOf(static_cast<int>(i));
-  }
-  ComparePresent(outcomes);
+  MutexLock lock(&mu_);
+  const absl::Time since = core_->clock->MonotonicNow();
+  while (!ended_ && failure_.ok()) WaitOnce(since);
+  for (size_t i = 0; i < outcomes.size(); ++i) outcomes[i] = OutcomeOf(static_cast<int>(i));
   return outcomes;
 }
 
 PutOutcome PutCall::OutcomeOf(int object_index) {
   if (decisions_[object_index] == PutDecision::kRefused) return {refusals_[object_index], false};
   if (receipts_[object_index].has_value()) return *receipts_[object_index];
-  if (uploads_[object_index].head.empty()) {
+  if (!uploads_[object_index].committed) {
     const absl::Status broken = ended_ && end_status_.ok() ? absl::OkStatus() : Broken();
     return {broken.ok() ? absl::CancelledError("never committed") : broken, false};
   }
-  if (decisions_[object_index] == PutDecision::kPresent) return {absl::OkStatus(), false};
   return {Broken(), false};
-}
-
-void PutCall::ComparePresent(std::vector<PutOutcome>& outcomes) {
-  v1::StatRequest request;
-  std::vector<size_t> asked;
-  for (size_t i = 0; i < objects_.size(); ++i) {
-    if (decisions_[i] != PutDecision::kPresent || !outcomes[i].status.ok()) continue;
-    *request.add_objects() = ToProto(objects_[i].key);
-    asked.push_back(i);
-  }
-  if (asked.empty()) return;
-  v1::StatResponse response;
-  const absl::Status status =
-      core_->connection->Stat(request, core_->options.lookup_deadline, response);
-  for (size_t position = 0; position < asked.size(); ++position) {
-    PutOutcome& outcome = outcomes[asked[position]];
-    if (!status.ok()) {
-      outcome.status = status;
-    } else if (static_cast<int>(position) >= response.objects_size()) {
-      outcome.status = absl::DataLossError(
-          absl::StrCat("stat of ", asked.size(), " objects lists ", response.objects_size()));
-    } else if (!response.objects(static_cast<int>(position)).present()) {
-      outcome.status = absl::AbortedError("was stored when the put began and is no longer");
-    } else if (response.objects(static_cast<int>(position)).head() !=
-               uploads_[asked[position]].head) {
-      outcome.status = absl::AlreadyExistsError("other bytes are stored under this key");
-    }
-  }
 }
 
 void PutCall::Cancel() {

@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -42,7 +41,7 @@ class PutCall final : public PutStream, private StreamReceiver {
   struct Upload {
     std::vector<bool> written_layers;
     int num_written = 0;
-    std::string head;  // given to Commit(); empty before
+    bool committed = false;
   };
 
   PutCall(std::shared_ptr<ClientCore> core, std::span<const ObjectDescriptor> objects,
@@ -59,8 +58,6 @@ class PutCall final : public PutStream, private StreamReceiver {
   // Why the stream is of no more use; OK while it is.
   absl::Status Broken() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   PutOutcome OutcomeOf(int object_index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // The server asked for nothing: are the bytes it has equal to ours?
-  void ComparePresent(std::vector<PutOutcome>& outcomes) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::Status OnMessage(grpc::ByteBuffer& message) override;
   absl::Status OnAccepted(const v1::PutAccepted& accepted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

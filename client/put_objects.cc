@@ -77,8 +77,8 @@ std::vector<Pending> PutOnce(const std::shared_ptr<ClientCore>& core, std::vecto
     for (size_t i = 0; i < batch.size(); ++i) {
       outcomes[batch[i].object_index] = results[i];
       const absl::Status& status = results[i].status;
-      // Aborted: was present and is gone. FailedPrecondition behind an object that failed: it may
-      // be the table this one refers to.
+      // Aborted: what stood under the key was damaged and is gone. FailedPrecondition behind an
+      // object that failed: it may be the table this one refers to.
       if (IsRetryable(status) || absl::IsAborted(status) ||
           (absl::IsFailedPrecondition(status) && !again.empty())) {
         again.push_back(batch[i]);

@@ -102,42 +102,25 @@ TEST_F(PutCallTest, RefusalKeepsItsReason) {
   EXPECT_THAT(call->Finish()[1].status, StatusIs(absl::StatusCode::kResourceExhausted));
 }
 
-class PresentObjectTest : public PutCallTest {
- protected:
-  // Puts object 0 when the server has `other` under its key.
-  PutOutcome PutOver(const SealedObject& other, bool still_present = true) {
-    server_.decide = [](const v1::ObjectDescriptor&) { return v1::PUT_DECISION_PRESENT; };
-    scripted_.connection->stat = [&](const v1::StatRequest&, v1::StatResponse& response) {
-      v1::ObjectInfo* info = response.add_objects();
-      info->set_present(still_present);
-      info->set_head(other.head().data(), other.head().size());
-      return absl::OkStatus();
-    };
-    objects_.resize(1);
-    auto call = StartOrDie();
-    for (int layer = 0; layer < 2; ++layer) {
-      EXPECT_THAT(call->WriteLayer(layer, Layer(layer)), IsOk());
-    }
-    EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
-    EXPECT_EQ(server_.max_payload_bytes, 0u) << "payload was sent for an object not wanted";
-    return call->Finish()[0];
-  }
-};
-
-TEST_F(PresentObjectTest, IsSuccessWhenTheBytesAreEqual) {
-  const PutOutcome outcome = PutOver(MakeTestBlock(1, 1));
-  EXPECT_THAT(outcome.status, IsOk());
-  EXPECT_FALSE(outcome.stored);
-}
-
-TEST_F(PresentObjectTest, IsAlreadyExistsWhenTheBytesDiffer) {
-  EXPECT_THAT(PutOver(MakeTestBlock(1, /*seed=*/9)).status,
-              StatusIs(absl::StatusCode::kAlreadyExists));
-}
-
-TEST_F(PresentObjectTest, IsAbortedWhenItWentMeanwhile) {
-  EXPECT_THAT(PutOver(MakeTestBlock(1, 1), /*still_present=*/false).status,
-              StatusIs(absl::StatusCode::kAborted));
+TEST_F(PutCallTest, PresentObjectSendsItsHeadAndNoPayload) {
+  server_.decide = [](const v1::ObjectDescriptor&) { return v1::PUT_DECISION_PRESENT; };
+  std::vector<std::string> heads;
+  server_.receive = [&](const v1::PutCommit& commit) {
+    heads.push_back(commit.head());
+    v1::PutReceipt receipt;
+    receipt.set_result(v1::PUT_RESULT_DUPLICATE);
+    return receipt;
+  };
+  auto call = StartOrDie();
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  const std::vector<PutOutcome> outcomes = call->Finish();
+  EXPECT_THAT(outcomes[0].status, IsOk());
+  EXPECT_FALSE(outcomes[0].stored);
+  EXPECT_EQ(server_.max_payload_bytes, 0u);
+  ASSERT_EQ(heads.size(), 1u);
+  EXPECT_EQ(heads[0], BytesOf(objects_[0]).substr(0, objects_[0].head().size()));
+  EXPECT_THAT(outcomes[1].status, StatusIs(absl::StatusCode::kCancelled));
 }
 
 TEST_F(PutCallTest, ReceiptSaysWhatBecameOfACommit) {
