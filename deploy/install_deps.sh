@@ -16,7 +16,7 @@ build_packages=(
   libabsl-dev libssl-dev zlib1g-dev libisal-dev
   # Brings civetweb and curl, which its CMake package looks for.
   prometheus-cpp-dev
-  libcli11-dev nlohmann-json3-dev libspdlog-dev libsentencepiece-dev
+  libcli11-dev nlohmann-json3-dev libspdlog-dev
   # oneDNN's CMake package requires OpenCL even when only its CPU engine is used.
   libdnnl-dev ocl-icd-opencl-dev
   curl

@@ -55,6 +55,11 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
                   "seconds that running requests get after SIGTERM")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
+  command
+      .add_option("--put-deadline", flags.put_deadline_s,
+                  "seconds for one prompt's upload, which lasts as long as its prefill")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
   command.add_option("--log-format", flags.log_format)
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
@@ -85,6 +90,7 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   if (!host.ok()) return ExitCode(host.status());
   ClientOptions client_options;
   client_options.address = flags.cache;
+  client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
   absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
   if (!cache.ok()) return ExitCode(cache.status());
   Log(LogLevel::kInfo, "model loaded",

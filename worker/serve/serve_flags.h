@@ -26,6 +26,7 @@ struct ServeFlags {
   std::string log_level = "info";
   ServerHostOptions server;
   double drain_timeout_s = 10;
+  double put_deadline_s = 120;  // of one prompt's upload, which lasts as long as its prefill
   QueueOptions queue;
 };
 
