@@ -1,0 +1,207 @@
+#include "kvstore/service/block_service.h"
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/service/get_call.h"
+#include "kvstore/service/put_call.h"
+#include "pkv/v1/cache_service.grpc.pb.h"
+#include "proto/base/status_macros.h"
+#include "proto/metrics/build_info.h"
+#include "proto/transport/convert.h"
+#include "proto/transport/data_frame.h"
+
+namespace pkv {
+namespace {
+
+constexpr int kMaxVariantsPerLookup = 16;
+// Of the heads in one StatResponse.
+constexpr uint64_t kMaxStatBytes = uint64_t{kMaxMessageBytes} - (uint64_t{1} << 20);
+
+absl::Status CheckCount(const ServiceParts& parts, const char* what, int count, int limit) {
+  if (count <= limit) return absl::OkStatus();
+  parts.metrics->Rejected(RejectReason::kTooLarge);
+  return absl::InvalidArgumentError(absl::StrCat(count, " ", what, ", limit ", limit));
+}
+
+absl::StatusOr<std::vector<ObjectKey>> ParseKeys(
+    const ServiceParts& parts, const google::protobuf::RepeatedPtrField<v1::ObjectKey>& protos) {
+  PKV_RETURN_IF_ERROR(CheckCount(parts, "objects", protos.size(), kMaxObjectsPerCall));
+  std::vector<ObjectKey> keys;
+  keys.reserve(protos.size());
+  for (const v1::ObjectKey& proto : protos) {
+    PKV_ASSIGN_OR_RETURN(ObjectKey key, FromProto(proto));
+    keys.push_back(std::move(key));
+  }
+  return keys;
+}
+
+absl::Status Lookup(const ServiceParts& parts, const v1::LookupRequest& request,
+                    v1::LookupResponse& response) {
+  PKV_RETURN_IF_ERROR(
+      CheckCount(parts, "prefix_ids", request.prefix_ids_size(), kMaxObjectsPerCall));
+  PKV_RETURN_IF_ERROR(
+      CheckCount(parts, "variants", request.variants_size(), kMaxVariantsPerLookup));
+  std::vector<Digest> ids;
+  ids.reserve(request.prefix_ids_size());
+  for (const std::string& raw : request.prefix_ids()) {
+    PKV_ASSIGN_OR_RETURN(const Digest id,
+                         Digest::FromBytes(absl::string_view(raw.data(), raw.size())));
+    ids.push_back(id);
+  }
+  std::vector<Variant> variants;
+  for (const v1::Variant& proto : request.variants()) {
+    PKV_ASSIGN_OR_RETURN(Variant variant, FromProto(proto));
+    variants.push_back(std::move(variant));
+  }
+  const PrefixMatch match = parts.store->LongestPrefix(ids, variants);
+  response.set_variant_index(static_cast<uint32_t>(match.variant_index));
+  response.set_num_blocks(static_cast<uint32_t>(match.num_blocks));
+  response.set_bytes(match.bytes);
+  for (const Digest& id : match.table_ids) response.add_table_ids(id.bytes.data(), id.bytes.size());
+  for (const int count : match.blocks_per_variant) {
+    response.add_blocks_per_variant(static_cast<uint32_t>(count));
+  }
+  parts.metrics->LookedUp(ids.size() * kBlockTokens,
+                          static_cast<uint64_t>(match.num_blocks) * kBlockTokens);
+  return absl::OkStatus();
+}
+
+absl::Status Stat(const ServiceParts& parts, const v1::StatRequest& request,
+                  v1::StatResponse& response) {
+  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectKey> keys, ParseKeys(parts, request.objects()));
+  uint64_t heads_bytes = 0;
+  for (const ObjectKey& key : keys) {
+    v1::ObjectInfo* info = response.add_objects();
+    const std::optional<StoredStat> stat = parts.store->Stat(key);
+    if (!stat) continue;
+    const std::span<const std::byte> head = stat->lease.head();
+    heads_bytes += head.size();
+    if (heads_bytes > kMaxStatBytes) {
+      parts.metrics->Rejected(RejectReason::kTooLarge);
+      return absl::InvalidArgumentError(absl::StrCat("the heads of ", keys.size(),
+                                                     " objects have more than ", kMaxStatBytes,
+                                                     " bytes: ask for fewer"));
+    }
+    info->set_present(true);
+    info->set_object_bytes(stat->lease.bytes().size());
+    info->set_idle_seconds(absl::ToDoubleSeconds(stat->idle));
+    info->set_head(head.data(), head.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Delete(const ServiceParts& parts, const v1::DeleteRequest& request,
+                    v1::DeleteResponse& response) {
+  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectKey> keys, ParseKeys(parts, request.objects()));
+  uint32_t num_deleted = 0;
+  // Tables last: one that only blocks of this request refer to goes with them.
+  for (const bool tables : {false, true}) {
+    for (const ObjectKey& key : keys) {
+      if ((key.kind == ObjectKind::kTable) != tables) continue;
+      if (parts.store->Delete(key) == DeleteResult::kDeleted) ++num_deleted;
+    }
+  }
+  response.set_num_deleted(num_deleted);
+  return absl::OkStatus();
+}
+
+// Answers at once, on the thread the call came in on: nothing here waits.
+template <typename Handler>
+grpc::ServerUnaryReactor* Serve(const ServiceParts& parts, RpcMethod method,
+                                grpc::CallbackServerContext* context, const Handler& handler) {
+  RpcCall call(parts, method);
+  absl::Status status = RequireDeadline(parts, *context);
+  if (status.ok()) status = handler();
+  call.End(status.code());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpc(status));
+  return reactor;
+}
+
+using BlockServiceBase = v1::Block::WithRawCallbackMethod_Get<v1::Block::WithRawCallbackMethod_Put<
+    v1::Block::WithCallbackMethod_Lookup<v1::Block::WithCallbackMethod_Stat<
+        v1::Block::WithCallbackMethod_Delete<v1::Block::Service>>>>>;
+
+class BlockService : public BlockServiceBase {
+ public:
+  explicit BlockService(const ServiceParts& parts) : parts_(parts) {}
+
+  grpc::ServerUnaryReactor* Lookup(grpc::CallbackServerContext* context,
+                                   const v1::LookupRequest* request,
+                                   v1::LookupResponse* response) override {
+    return Serve(parts_, RpcMethod::kLookup, context,
+                 [&] { return pkv::Lookup(parts_, *request, *response); });
+  }
+  grpc::ServerUnaryReactor* Stat(grpc::CallbackServerContext* context,
+                                 const v1::StatRequest* request,
+                                 v1::StatResponse* response) override {
+    return Serve(parts_, RpcMethod::kStat, context,
+                 [&] { return pkv::Stat(parts_, *request, *response); });
+  }
+  grpc::ServerUnaryReactor* Delete(grpc::CallbackServerContext* context,
+                                   const v1::DeleteRequest* request,
+                                   v1::DeleteResponse* response) override {
+    return Serve(parts_, RpcMethod::kDelete, context,
+                 [&] { return pkv::Delete(parts_, *request, *response); });
+  }
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Get(grpc::CallbackServerContext* context,
+                                                  const grpc::ByteBuffer* request) override {
+    return ServeGet(parts_, context, *request);
+  }
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Put(
+      grpc::CallbackServerContext* context) override {
+    return ServePut(parts_, context);
+  }
+
+ private:
+  const ServiceParts parts_;
+};
+
+class AdminService : public v1::Admin::CallbackService {
+ public:
+  AdminService(const ServiceParts& parts, std::function<void()> drain)
+      : parts_(parts), drain_(std::move(drain)) {}
+
+  grpc::ServerUnaryReactor* Stats(grpc::CallbackServerContext* context, const v1::StatsRequest*,
+                                  v1::StatsResponse* response) override {
+    return Serve(parts_, RpcMethod::kAdminStats, context, [&] {
+      const StoreStats stats = parts_.store->stats();
+      response->set_capacity_bytes(stats.capacity_bytes);
+      response->set_resident_bytes(stats.resident_bytes);
+      response->set_pinned_bytes(stats.pinned_bytes);
+      response->set_reserved_bytes(stats.reserved_bytes);
+      response->set_num_objects(stats.num_objects);
+      response->set_num_evictions(stats.num_evictions);
+      response->set_draining(parts_.draining->load());
+      response->set_version(BuildVersion());
+      return absl::OkStatus();
+    });
+  }
+  grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,
+                                  v1::DrainResponse*) override {
+    return Serve(parts_, RpcMethod::kAdminDrain, context, [&] {
+      drain_();
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  const ServiceParts parts_;
+  const std::function<void()> drain_;
+};
+
+}  // namespace
+
+std::unique_ptr<grpc::Service> MakeBlockService(const ServiceParts& parts) {
+  return std::make_unique<BlockService>(parts);
+}
+
+std::unique_ptr<grpc::Service> MakeAdminService(const ServiceParts& parts,
+                                                std::function<void()> drain) {
+  return std::make_unique<AdminService>(parts, std::move(drain));
+}
+
+}  // namespace pkv

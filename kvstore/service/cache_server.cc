@@ -1,0 +1,178 @@
+#include "kvstore/service/cache_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <prometheus/exposer.h>
+
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/service/block_service.h"
+#include "kvstore/service/listener.h"
+#include "kvstore/service/service_metrics.h"
+#include "kvstore/service/stall_watchdog.h"
+#include "kvstore/store/block_store.h"
+#include "kvstore/store/lru.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "proto/metrics/build_info.h"
+#include "proto/metrics/process_collector.h"
+#include "proto/transport/data_frame.h"
+
+namespace pkv {
+namespace {
+
+constexpr const char* kReadiness = "pkv-readiness";
+constexpr const char* kLiveness = "pkv-liveness";
+
+// What clients send: a payload, its pieces, or 4,096 keys.
+constexpr int kMaxReceivedBytes = static_cast<int>(2 * kMaxPayloadBytes);
+
+// OPERATIONS.md 3.2: caps what one connection may hold, and agrees with the clients' keepalive.
+void SetLimits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
+  builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 << 10);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 128);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 3);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+}
+
+class CacheServerImpl : public CacheServer {
+ public:
+  explicit CacheServerImpl(const CacheServerOptions& options)
+      : options_(options),
+        registry_(std::make_shared<prometheus::Registry>()),
+        metrics_(*registry_),
+        watchdog_(Clock::Real(), options.stall_timeout,
+                  [this] { metrics_.Rejected(RejectReason::kStalled); }) {}
+  ~CacheServerImpl() override { Shutdown(absl::ZeroDuration()); }
+
+  absl::Status Start() {
+    PKV_ASSIGN_OR_RETURN(store_, BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
+                                                     .clock = Clock::Real(),
+                                                     .observer = &metrics_,
+                                                     .policy = std::make_unique<Lru>()}));
+    PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
+    if (!listener_->is_local() && !options_.allow_insecure_remote) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("address ", options_.listen,
+                       " is reachable from other hosts, without encryption or authentication: "
+                       "--i-understand-insecure allows that"));
+    }
+    PKV_RETURN_IF_ERROR(StartMetrics());
+    return StartGrpc();
+  }
+
+  int port() const override { return listener_->port(); }
+  int metrics_port() const override { return metrics_port_; }
+  int arena_fd() const override { return store_->arena_fd(); }
+
+  void Drain() override {
+    if (draining_.exchange(true)) return;
+    metrics_.SetDraining();
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    health->SetServingStatus("", false);
+    health->SetServingStatus(kReadiness, false);
+    Log(LogLevel::kInfo, "draining");
+  }
+
+  void Shutdown(absl::Duration grace) override {
+    if (server_ == nullptr) return;
+    listener_->Stop();
+    server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
+    server_->Wait();
+  }
+
+ private:
+  absl::Status StartMetrics() {
+    RegisterBuildInfo(*registry_, {{"grpc_version", grpc::Version()}});
+    if (options_.metrics_listen.empty()) return absl::OkStatus();
+    // The one place where a library of ours throws.
+    try {
+      exposer_ = std::make_unique<prometheus::Exposer>(options_.metrics_listen);
+    } catch (const std::exception& error) {
+      return absl::UnavailableError(
+          absl::StrCat("serve metrics on ", options_.metrics_listen, ": ", error.what()));
+    }
+    metrics_port_ = exposer_->GetListeningPorts().at(0);
+    store_collector_ = std::make_shared<StoreCollector>(store_.get());
+    process_collector_ = std::make_shared<ProcessCollector>();
+    exposer_->RegisterCollectable(registry_);
+    exposer_->RegisterCollectable(store_collector_);
+    exposer_->RegisterCollectable(process_collector_);
+    return absl::OkStatus();
+  }
+
+  absl::Status StartGrpc() {
+    const ServiceParts parts{.store = store_.get(),
+                             .metrics = &metrics_,
+                             .watchdog = &watchdog_,
+                             .clock = Clock::Real(),
+                             .draining = &draining_};
+    block_service_ = MakeBlockService(parts);
+    admin_service_ = MakeAdminService(parts, [this] { Drain(); });
+    grpc::EnableDefaultHealthCheckService(true);
+    if (options_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    SetLimits(builder);
+    builder.RegisterService(block_service_.get());
+    builder.RegisterService(admin_service_.get());
+    acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+        grpc::InsecureServerCredentials());
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) {
+      return absl::InternalError(absl::StrCat("gRPC did not start on ", options_.listen));
+    }
+    server_->GetHealthCheckService()->SetServingStatus(kReadiness, true);
+    server_->GetHealthCheckService()->SetServingStatus(kLiveness, true);
+    listener_->Start(
+        [this](int fd) {
+          grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+          connection.listener_fd = listener_->fd();
+          connection.fd = fd;
+          acceptor_->HandleNewConnection(&connection);
+        },
+        [this] { metrics_.AcceptFailed(); });
+    return absl::OkStatus();
+  }
+
+  // In the order of need: what stands below uses what stands above.
+  const CacheServerOptions options_;
+  std::atomic<bool> draining_{false};
+  const std::shared_ptr<prometheus::Registry> registry_;  // shared with the exposer
+  ServiceMetrics metrics_;
+  StallWatchdog watchdog_;
+  std::unique_ptr<BlockStore> store_;
+  std::shared_ptr<StoreCollector> store_collector_;      // shared with the exposer
+  std::shared_ptr<ProcessCollector> process_collector_;  // shared with the exposer
+  std::unique_ptr<prometheus::Exposer> exposer_;
+  int metrics_port_ = 0;
+  std::unique_ptr<grpc::Service> block_service_;
+  std::unique_ptr<grpc::Service> admin_service_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
+  std::unique_ptr<Listener> listener_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CacheServer>> CacheServer::Start(const CacheServerOptions& options) {
+  if (options.stall_timeout < absl::Milliseconds(100)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stall timeout ", absl::FormatDuration(options.stall_timeout), " is below 100ms"));
+  }
+  auto server = std::make_unique<CacheServerImpl>(options);
+  PKV_RETURN_IF_ERROR(server->Start());
+  return server;
+}
+
+}  // namespace pkv

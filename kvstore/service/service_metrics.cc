@@ -1,0 +1,185 @@
+#include "kvstore/service/service_metrics.h"
+
+#include <map>
+#include <string>
+
+namespace pkv {
+namespace {
+
+constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",       "Stat",
+                                     "Delete", "AdminStats", "AdminDrain"};
+// What a call can end with as a whole; anything else is a fault of ours and shows as INTERNAL.
+constexpr std::array kCodes = {
+    std::pair{absl::StatusCode::kOk, "OK"},
+    std::pair{absl::StatusCode::kCancelled, "CANCELLED"},
+    std::pair{absl::StatusCode::kInvalidArgument, "INVALID_ARGUMENT"},
+    std::pair{absl::StatusCode::kDeadlineExceeded, "DEADLINE_EXCEEDED"},
+    std::pair{absl::StatusCode::kResourceExhausted, "RESOURCE_EXHAUSTED"},
+    std::pair{absl::StatusCode::kUnavailable, "UNAVAILABLE"},
+    std::pair{absl::StatusCode::kDataLoss, "DATA_LOSS"},
+    std::pair{absl::StatusCode::kInternal, "INTERNAL"},
+};
+constexpr std::array kRejectReasons = {"no_deadline", "too_large", "draining", "memory", "stalled"};
+constexpr std::array kPutResults = {"stored",   "duplicate", "conflict",
+                                    "rejected", "invalid",   "abandoned"};
+constexpr std::array kGetResults = {"hit", "miss", "corrupt", "shed"};
+constexpr std::array kDirections = {"in", "out"};
+constexpr std::array kEvictionReasons = {"capacity", "integrity"};
+constexpr std::array kIntegrityStages = {"wire", "dram"};
+
+// `count` bounds, each `factor` times the one before.
+prometheus::Histogram::BucketBoundaries Exponential(double first, double factor, int count) {
+  prometheus::Histogram::BucketBoundaries bounds;
+  for (double bound = first; count > 0; --count, bound *= factor) bounds.push_back(bound);
+  return bounds;
+}
+
+// One counter for each value of one label.
+template <size_t N>
+void AddCounters(prometheus::Registry& registry, const char* name, const char* help,
+                 std::map<std::string, std::string> labels, const char* label,
+                 const std::array<const char*, N>& values,
+                 std::array<prometheus::Counter*, N>& out) {
+  auto& family = prometheus::BuildCounter().Name(name).Help(help).Register(registry);
+  for (size_t i = 0; i < N; ++i) {
+    labels[label] = values[i];
+    out[i] = &family.Add(labels);
+  }
+}
+
+prometheus::Counter* AddCounter(prometheus::Registry& registry, const char* name, const char* help,
+                                const std::map<std::string, std::string>& labels = {}) {
+  return &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
+}
+
+}  // namespace
+
+ServiceMetrics::ServiceMetrics(prometheus::Registry& registry) {
+  static_assert(kMethodNames.size() == kNumMethods && kCodes.size() == kNumCodes);
+  AddCalls(registry);
+  AddObjects(registry);
+  AddStore(registry);
+}
+
+void ServiceMetrics::AddCalls(prometheus::Registry& registry) {
+  auto& requests = prometheus::BuildCounter()
+                       .Name("pkv_rpc_requests_total")
+                       .Help("Calls that ended, by final status")
+                       .Register(registry);
+  auto& durations = prometheus::BuildHistogram()
+                        .Name("pkv_rpc_duration_seconds")
+                        .Help("From the first byte of a call to its status")
+                        .Register(registry);
+  auto& inflight = prometheus::BuildGauge()
+                       .Name("pkv_rpc_inflight")
+                       .Help("Calls that have begun and not ended")
+                       .Register(registry);
+  for (size_t m = 0; m < kNumMethods; ++m) {
+    for (size_t c = 0; c < kNumCodes; ++c) {
+      requests_[m][c] = &requests.Add({{"method", kMethodNames[m]}, {"code", kCodes[c].second}});
+    }
+    // 100 us .. 6.5 s in 17 steps of two.
+    durations_[m] = &durations.Add({{"method", kMethodNames[m]}}, Exponential(100e-6, 2, 17));
+    inflight_[m] = &inflight.Add({{"method", kMethodNames[m]}});
+  }
+  AddCounters(registry, "pkv_rpc_rejected_total",
+              "Calls, or objects of a put (reason memory), turned away", {}, "reason",
+              kRejectReasons, rejected_);
+  accept_errors_ = AddCounter(registry, "pkv_accept_errors_total",
+                              "Connections that could not be accepted (file descriptors, memory)");
+  draining_ = &prometheus::BuildGauge()
+                   .Name("pkv_draining")
+                   .Help("1 once puts are refused because this server is about to end")
+                   .Register(registry)
+                   .Add({});
+}
+
+void ServiceMetrics::AddObjects(prometheus::Registry& registry) {
+  AddCounters(registry, "pkv_block_puts_total", "Objects put, by outcome", {}, "result",
+              kPutResults, puts_);
+  AddCounters(registry, "pkv_block_gets_total", "Objects asked for, by outcome", {}, "result",
+              kGetResults, gets_);
+  lookup_tokens_ = AddCounter(registry, "pkv_lookup_tokens_total", "Tokens asked for in lookups");
+  lookup_hit_tokens_ =
+      AddCounter(registry, "pkv_lookup_hit_tokens_total", "Tokens found in lookups");
+  lookup_hit_ratio_ = &prometheus::BuildHistogram()
+                           .Name("pkv_lookup_prefix_hit_ratio")
+                           .Help("Found part of the tokens of one lookup")
+                           .Register(registry)
+                           .Add({}, prometheus::Histogram::BucketBoundaries{
+                                        0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1});
+  AddCounters(registry, "pkv_payload_bytes_total", "Frame bytes on the wire",
+              {{"transport", "grpc"}}, "direction", kDirections, payload_bytes_);
+  AddCounters(registry, "pkv_logical_bytes_total",
+              "The same tokens as fp16 KV: divide by payload bytes for the compression", {},
+              "direction", kDirections, logical_bytes_);
+}
+
+void ServiceMetrics::AddStore(prometheus::Registry& registry) {
+  tier_hits_ = AddCounter(registry, "pkv_tier_hits_total", "Objects found", {{"tier", "dram"}});
+  AddCounters(registry, "pkv_evictions_total", "Objects evicted", {{"tier", "dram"}}, "reason",
+              kEvictionReasons, evictions_);
+  AddCounters(registry, "pkv_evicted_bytes_total", "Bytes of evicted objects", {{"tier", "dram"}},
+              "reason", kEvictionReasons, evicted_bytes_);
+  // 1 s .. 3 days in steps of four.
+  eviction_age_ = &prometheus::BuildHistogram()
+                       .Name("pkv_eviction_age_seconds")
+                       .Help("Time since last use of what is evicted for room")
+                       .Register(registry)
+                       .Add({{"tier", "dram"}}, Exponential(1, 4, 10));
+  AddCounters(registry, "pkv_integrity_failures_total", "Checksums that did not fit", {}, "stage",
+              kIntegrityStages, integrity_failures_);
+}
+
+void ServiceMetrics::OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) {
+  At(evictions_, reason)->Increment();
+  At(evicted_bytes_, reason)->Increment(static_cast<double>(object_bytes));
+  if (reason == EvictionReason::kCapacity) eviction_age_->Observe(absl::ToDoubleSeconds(idle));
+}
+
+void ServiceMetrics::OnIntegrityFailure(IntegrityStage stage) {
+  At(integrity_failures_, stage)->Increment();
+}
+
+void ServiceMetrics::CallBegan(RpcMethod method) { At(inflight_, method)->Increment(); }
+
+void ServiceMetrics::CallEnded(RpcMethod method, absl::StatusCode code, absl::Duration duration) {
+  size_t index = 0;
+  while (index + 1 < kNumCodes && kCodes[index].first != code) ++index;
+  requests_[static_cast<size_t>(method)][index]->Increment();
+  At(durations_, method)->Observe(absl::ToDoubleSeconds(duration));
+  At(inflight_, method)->Decrement();
+}
+
+void ServiceMetrics::LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens) {
+  lookup_tokens_->Increment(static_cast<double>(num_tokens));
+  lookup_hit_tokens_->Increment(static_cast<double>(num_hit_tokens));
+  if (num_tokens == 0) return;
+  lookup_hit_ratio_->Observe(static_cast<double>(num_hit_tokens) / static_cast<double>(num_tokens));
+}
+
+void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes) {
+  At(payload_bytes_, direction)->Increment(static_cast<double>(payload_bytes));
+  At(logical_bytes_, direction)->Increment(static_cast<double>(logical_bytes));
+}
+
+std::vector<prometheus::MetricFamily> StoreCollector::Collect() const {
+  const StoreStats stats = store_->stats();
+  std::vector<prometheus::MetricFamily> families;
+  const auto add = [&families](const char* name, const char* help, bool has_tier, uint64_t value) {
+    prometheus::ClientMetric metric;
+    if (has_tier) metric.label.push_back({"tier", "dram"});
+    metric.gauge.value = static_cast<double>(value);
+    families.push_back({name, help, prometheus::MetricType::Gauge, {metric}});
+  };
+  add("pkv_tier_capacity_bytes", "Memory for objects", true, stats.capacity_bytes);
+  add("pkv_tier_resident_bytes", "Memory taken by objects, reservations included", true,
+      stats.resident_bytes);
+  add("pkv_tier_pinned_bytes", "Memory of objects being read", true, stats.pinned_bytes);
+  add("pkv_tier_blocks", "Objects stored", true, stats.num_objects);
+  add("pkv_admission_inflight_bytes", "Memory reserved for puts in progress", false,
+      stats.reserved_bytes);
+  return families;
+}
+
+}  // namespace pkv

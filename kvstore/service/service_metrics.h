@@ -1,0 +1,99 @@
+#ifndef PKV_KVSTORE_SERVICE_SERVICE_METRICS_H_
+#define PKV_KVSTORE_SERVICE_SERVICE_METRICS_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <prometheus/collectable.h>
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kvstore/store/block_store.h"
+
+namespace pkv {
+
+// Label values, in the order of the tables in service_metrics.cc.
+enum class RpcMethod { kLookup, kGet, kPut, kStat, kDelete, kAdminStats, kAdminDrain };
+enum class RejectReason { kNoDeadline, kTooLarge, kDraining, kMemory, kStalled };
+enum class PutOutcomeKind { kStored, kDuplicate, kConflict, kRejected, kInvalid, kAbandoned };
+enum class GetOutcomeKind { kHit, kMiss, kCorrupt, kShed };
+enum class Direction { kIn, kOut };
+
+// Every counter of pkvd (README.md, "Metrics"). All series exist, at zero, from the start.
+//
+// Thread-safe.
+class ServiceMetrics : public StoreObserver {
+ public:
+  // `registry` outlives this.
+  explicit ServiceMetrics(prometheus::Registry& registry);
+
+  void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) override;
+  void OnIntegrityFailure(IntegrityStage stage) override;
+
+  // Requests are counted when they end.
+  void CallBegan(RpcMethod method);
+  void CallEnded(RpcMethod method, absl::StatusCode code, absl::Duration duration);
+  void Rejected(RejectReason reason) { At(rejected_, reason)->Increment(); }
+  void PutEnded(PutOutcomeKind outcome) { At(puts_, outcome)->Increment(); }
+  void GetEnded(GetOutcomeKind outcome) { At(gets_, outcome)->Increment(); }
+  void TierHit() { tier_hits_->Increment(); }
+  // Tokens of one lookup: asked for and found.
+  void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
+  // On the wire, and as fp16 KV of the same tokens.
+  void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes);
+  void AcceptFailed() { accept_errors_->Increment(); }
+  void SetDraining() { draining_->Set(1); }
+
+ private:
+  static constexpr size_t kNumMethods = 7;
+  static constexpr size_t kNumCodes = 8;
+  template <typename T, size_t N, typename Index>
+  static T* At(const std::array<T*, N>& series, Index index) {
+    return series[static_cast<size_t>(index)];
+  }
+
+  void AddCalls(prometheus::Registry& registry);
+  void AddObjects(prometheus::Registry& registry);
+  void AddStore(prometheus::Registry& registry);
+
+  std::array<std::array<prometheus::Counter*, kNumCodes>, kNumMethods> requests_{};
+  std::array<prometheus::Histogram*, kNumMethods> durations_{};
+  std::array<prometheus::Gauge*, kNumMethods> inflight_{};
+  std::array<prometheus::Counter*, 5> rejected_{};
+  std::array<prometheus::Counter*, 6> puts_{};
+  std::array<prometheus::Counter*, 4> gets_{};
+  std::array<prometheus::Counter*, 2> payload_bytes_{};
+  std::array<prometheus::Counter*, 2> logical_bytes_{};
+  std::array<prometheus::Counter*, 2> evictions_{};
+  std::array<prometheus::Counter*, 2> evicted_bytes_{};
+  std::array<prometheus::Counter*, 2> integrity_failures_{};
+  prometheus::Counter* lookup_tokens_ = nullptr;
+  prometheus::Counter* lookup_hit_tokens_ = nullptr;
+  prometheus::Histogram* lookup_hit_ratio_ = nullptr;
+  prometheus::Histogram* eviction_age_ = nullptr;
+  prometheus::Counter* tier_hits_ = nullptr;
+  prometheus::Counter* accept_errors_ = nullptr;
+  prometheus::Gauge* draining_ = nullptr;
+};
+
+// The store's sizes, read at every scrape: pkv_tier_* and pkv_admission_inflight_bytes.
+// Thread-safe.
+class StoreCollector : public prometheus::Collectable {
+ public:
+  explicit StoreCollector(const BlockStore* store) : store_(store) {}
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  const BlockStore* const store_;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_KVSTORE_SERVICE_SERVICE_METRICS_H_
