@@ -42,6 +42,11 @@ inline double SumBound(int terms, double magnitude) {
   return n * kFloatUnit / (1 - n * kFloatUnit) * magnitude;
 }
 
+// Relative error of ExpNonPositive(): k ln 2 leaves f with an error of |f| u + u, the series is cut
+// at 2^-27.5, and seven products and sums, halving in size, round about twice each; four ulp, of
+// two units each, cover them.
+inline constexpr double kExpBound = 8 * kFloatUnit;
+
 }  // namespace pkv
 
 #endif  // PKV_TESTS_SUPPORT_ERROR_BOUND_H_

@@ -27,8 +27,10 @@ struct AttentionArgs {
   int num_qo_heads = 0;
   float sm_scale = 0;                // usually 1 / sqrt(head_dim)
   std::span<const BlockPage> pages;  // all before every query
-  KvTensorView window;   // fp16 tokens after the last page, the queries' own included: the last
-                         // num_queries tokens are theirs, and query i sees none later than its own
+  // fp16 tokens after the last page, the queries' own included: the last num_queries tokens are
+  // theirs, and query i sees none later than its own. With num_tokens 0 every query sees all pages
+  // and nothing else; num_kv_heads and head_dim are read all the same.
+  KvTensorView window;
   float* out = nullptr;  // [num_queries, num_qo_heads, head_dim] fp32
   // Optional [num_queries, num_qo_heads]: log of the sum of exp, natural base.
   float* lse = nullptr;
