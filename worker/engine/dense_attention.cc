@@ -19,7 +19,7 @@ namespace {
 // Queries of one task. Their scores against a tile, their running outputs and the tile itself stay
 // in the second-level cache for groups of four heads, and each tile is dequantized once for all.
 constexpr int kQueriesPerTask = 128;
-constexpr int kLanes = 16;  // of a sum or maximum that the compiler may not reorder by itself
+constexpr int kLanes = 32;  // of a sum or maximum that the compiler may not reorder by itself
 
 absl::Status CheckArgs(const AttentionArgs& args) {
   const KvTensorView& window = args.window;
