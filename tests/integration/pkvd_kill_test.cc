@@ -31,9 +31,9 @@ constexpr std::chrono::seconds kPatience{30};
 
 MATCHER(IsAway, "") { return absl::IsUnavailable(arg) || absl::IsDeadlineExceeded(arg); }
 
-// Frames of 1 MiB, 64 of them: far more than a connection holds on its way.
+// Frames of 1 MiB, 192 of them: far more than arrives before the test thread runs again.
 SealedObject MakeLargeObject(uint64_t id) {
-  ObjectHeader header = TestHeader(ObjectKind::kWindow, id, /*num_layers=*/64);
+  ObjectHeader header = TestHeader(ObjectKind::kWindow, id, /*num_layers=*/192);
   header.num_tokens = kMaxWindowTokens;
   return SealTestObject(header, /*seed=*/1, /*random_bytes=*/4096);
 }
