@@ -64,6 +64,12 @@ FOREIGN_NAMES = re.compile(
 
 SOURCE_FILE = re.compile(r"\.(cc|cu)$")
 
+# Sources without a unit test of their own, and the folder of the tests that drive them.
+TESTED_ELSEWHERE = {
+    # The commands of pkvctl: flags, calls and printing. What they call has unit tests.
+    "worker/ctl/": "tests/integration/e2e/",
+}
+
 
 class File:
     """A file of the tree; text, code and comments are read once, when asked for."""
@@ -383,7 +389,10 @@ def mirror(tree):
     for file in tree.cpp:
         if file.suffix not in (".cc", ".cu") or file.path.split("/")[0] not in CODE_FOLDERS:
             continue
-        if re.search(r"\bint\s+main\s*\(", file.code):  # a process: tests/e2e
+        if re.search(r"\bint\s+main\s*\(", file.code):  # a process: tests/integration
+            continue
+        elsewhere = tuple(TESTED_ELSEWHERE[p] for p in TESTED_ELSEWHERE if file.path.startswith(p))
+        if any(path.startswith(elsewhere) for path in tree.paths):
             continue
         stem = SOURCE_FILE.sub("", file.path)
         shared = re.sub(r"_(cpu|cuda)$", "", stem)

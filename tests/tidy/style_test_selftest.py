@@ -66,6 +66,11 @@ def listed(source):
     return GOOD["proto/CMakeLists.txt"].replace("base/ring.cc", f"base/ring.cc {source}")
 
 
+def listing(folder, source):
+    """A top-level folder with one source and nothing else."""
+    return {f"{folder}/CMakeLists.txt": f"SOURCES {source}\n", f"{folder}/README.md": "\n"}
+
+
 def tested(source):
     return GOOD["tests/CMakeLists.txt"] + f"pkv_test({source})\n"
 
@@ -119,6 +124,7 @@ BAD = [
     ("locks", {RING: ring("absl::Mutex mu;")}),
     ("string-views", {RING: ring("std::string_view name;")}),
     ("mirror", {"proto/base/heap.cc": "\n", "proto/CMakeLists.txt": listed("base/heap.cc")}),
+    ("mirror", {"worker/ctl/put.cc": "\n", **listing("worker", "ctl/put.cc")}),
     (
         "orphan-tests",
         {
@@ -155,6 +161,12 @@ ALLOWED = [
     {
         "tests/unit/proto/base/ring_model_test.cc": "\n",
         "tests/CMakeLists.txt": tested("unit/proto/base/ring_model_test.cc"),
+    },
+    {
+        "worker/ctl/put.cc": "\n",
+        **listing("worker", "ctl/put.cc"),
+        "tests/integration/e2e/put_test.cc": "\n",
+        "tests/CMakeLists.txt": tested("integration/e2e/put_test.cc"),
     },
     {"tests/CMakeLists.txt": "foreach(x ring)\n  pkv_test(unit/proto/base/${x}_test.cc)\n"},
     {"proto/base/ring_cpu.cc": "\n", "proto/CMakeLists.txt": listed("base/ring_cpu.cc")},
