@@ -12,6 +12,12 @@
 
 namespace pkv {
 
+// A sealed table or block of this worker.
+struct DecodeWorker::MadeObject {
+  std::vector<std::byte> bytes;
+  bool is_block = false;
+};
+
 // One request on its way.
 struct DecodeWorker::Job {
   CodecParams params;
@@ -29,8 +35,9 @@ struct DecodeWorker::Job {
   std::vector<float> logits;  // of the last token
   Stopwatch stopwatch;        // since the request
   v1::DecodeStats stats;
-  // Blocks that pkvd may not have: flushed here. Tables mined here stand first.
-  std::vector<std::vector<std::byte>> to_put;
+  // With put_back: what pkvd may not have because it was made here, blocks recomputed included,
+  // without which the flushed ones would follow nothing. A table stands before its blocks.
+  std::vector<MadeObject> to_put;
 };
 
 absl::StatusOr<DecodeWorker::Job> DecodeWorker::ReadTicket(const v1::DecodeRequest& request) {
@@ -42,8 +49,13 @@ absl::StatusOr<DecodeWorker::Job> DecodeWorker::ReadTicket(const v1::DecodeReque
                                                       profile.ToShortHex(), ", this worker runs ",
                                                       host_.profile().ToShortHex()));
   }
-  PKV_ASSIGN_OR_RETURN(job.params,
-                       PresetByName(ticket.variant().name(), host_.config().kv_shape()));
+  const absl::StatusOr<CodecParams> params =
+      PresetByName(ticket.variant().name(), host_.config().kv_shape());
+  if (!params.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the ticket's variant is not served here: ", params.status().message()));
+  }
+  job.params = *params;
   const Variant variant = job.params.variant();
   if (variant.params_digest != ticket.variant().params_digest()) {
     return absl::FailedPreconditionError(
@@ -117,13 +129,15 @@ absl::Status DecodeWorker::Decode(const v1::DecodeRequest& request, const Emit& 
 absl::Status DecodeWorker::FetchAndForward(Job& job) {
   PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
   if (job.keys.empty()) return ForwardLast(job);
-  PKV_RETURN_IF_ERROR(job.sequence->AttachPrefix(cache_.StartGet(job.keys), job.num_tables,
-                                                 job.num_window_tokens > 0));
+  // What follows is timed from the attachment on.
+  const double attached_seconds = job.stopwatch.Seconds();
+  PKV_RETURN_IF_ERROR(
+      job.sequence->AttachPrefix(cache_.StartGet(job.keys), job.num_tables, job.num_window_tokens));
   PKV_RETURN_IF_ERROR(job.sequence->WaitForLayer(0));
   job.stats.set_first_layer_seconds(job.stopwatch.Seconds());
   PKV_RETURN_IF_ERROR(ForwardLast(job));
   // The forward pass has waited for every layer.
-  job.stats.set_fetch_seconds(job.sequence->prefix_seconds());
+  job.stats.set_fetch_seconds(attached_seconds + job.sequence->prefix_seconds());
   job.stats.set_fetched_bytes(job.sequence->received_bytes());
   return absl::OkStatus();
 }
@@ -140,6 +154,7 @@ absl::Status DecodeWorker::Recompute(Job& job) {
     for (int layer = 0; layer < host_.config().num_layers; ++layer)
       PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
     PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+    KeepForPutBack(job);
   }
   job.stats.set_recomputed_tokens(static_cast<uint32_t>(cached.size()));
   return ForwardLast(job);
@@ -188,24 +203,33 @@ absl::Status DecodeWorker::FlushWindow(Job& job) {
     PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
   job.stats.set_flushed_blocks(job.stats.flushed_blocks() + 1);
-  if (!job.put_back) return absl::OkStatus();
-  const KvSequence::NewObjects objects = sequence.new_objects();
-  for (const ObjectBuilder* builder : {objects.table, objects.blocks.front()}) {
-    if (builder != nullptr)
-      job.to_put.emplace_back(builder->bytes().begin(), builder->bytes().end());
-  }
+  KeepForPutBack(job);
   return absl::OkStatus();
 }
 
-// Stores the flushed blocks. What the cache refuses is only logged: the answer was given already.
+// Copies what the last FinishBlocks sealed, the table before its blocks.
+void DecodeWorker::KeepForPutBack(Job& job) {
+  if (!job.put_back) return;
+  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  const auto keep = [&job](const ObjectBuilder& builder, bool is_block) {
+    job.to_put.push_back({{builder.bytes().begin(), builder.bytes().end()}, is_block});
+  };
+  if (objects.table != nullptr) keep(*objects.table, false);
+  for (const ObjectBuilder* block : objects.blocks) keep(*block, true);
+}
+
+// Stores the blocks made here. What the cache refuses is only logged: the answer was given already.
 void DecodeWorker::PutBack(Job& job) {
-  const std::vector<std::span<const std::byte>> objects(job.to_put.begin(), job.to_put.end());
+  if (job.to_put.empty()) return;
+  std::vector<std::span<const std::byte>> objects;
+  for (const MadeObject& object : job.to_put) objects.push_back(object.bytes);
+  const std::vector<PutOutcome> outcomes = cache_.Put(objects);
   uint32_t stored = 0;
-  for (const PutOutcome& outcome : cache_.Put(objects)) {
-    if (outcome.status.ok()) {
+  for (size_t i = 0; i < outcomes.size(); ++i) {
+    if (!outcomes[i].status.ok()) {
+      Log(LogLevel::kWarning, "not put back", {{"reason", outcomes[i].status.ToString()}});
+    } else if (job.to_put[i].is_block) {
       ++stored;
-    } else {
-      Log(LogLevel::kWarning, "block not put back", {{"reason", outcome.status.ToString()}});
     }
   }
   job.stats.set_put_back_blocks(stored);

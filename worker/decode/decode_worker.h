@@ -33,13 +33,17 @@ class DecodeWorker {
 
   // Emits one event a token, then the stats.
   //   InvalidArgument     the ticket contradicts itself, or a sampling parameter is out of its
-  //   range FailedPrecondition  the ticket is of another model, or of a variant that this worker
-  //   does not know Cancelled           emit returned false errors of the fetch, when
-  //   request.refuse_recompute()
+  //                       range
+  //   FailedPrecondition  the ticket is of another model, or of a variant that this worker does
+  //                       not know
+  //   OutOfRange          K or V of a token is beyond fp16
+  //   Cancelled           emit returned false
+  // and errors of the fetch, when request.refuse_recompute().
   absl::Status Decode(const v1::DecodeRequest& request, const Emit& emit);
 
  private:
   struct Job;
+  struct MadeObject;
 
   absl::StatusOr<Job> ReadTicket(const v1::DecodeRequest& request);
   absl::Status FetchAndForward(Job& job);
@@ -47,6 +51,7 @@ class DecodeWorker {
   absl::Status ForwardLast(Job& job);
   absl::Status Generate(Job& job, const Emit& emit);
   absl::Status FlushWindow(Job& job);
+  void KeepForPutBack(Job& job);
   void PutBack(Job& job);
 
   ModelHost& host_;

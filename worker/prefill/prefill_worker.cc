@@ -17,6 +17,7 @@ namespace pkv {
 // One request on its way.
 struct PrefillWorker::Job {
   CodecParams params;
+  Cancelled cancelled;
   std::vector<int32_t> tokens;  // to cache: the prompt without its last token
   int num_blocks = 0;           // that hold its beginning when done
   std::vector<Digest> prefix_ids;
@@ -38,9 +39,11 @@ struct PrefillWorker::Job {
   }
 };
 
-absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequest& request) {
+absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequest& request,
+                                                           const Cancelled& cancelled) {
   v1::PrefillResponse response;
   Job job;
+  job.cancelled = cancelled;
   job.ticket = response.mutable_ticket();
   job.stats = response.mutable_stats();
   PKV_ASSIGN_OR_RETURN(job.params, PresetByName(request.preset(), host_.config().kv_shape()));
@@ -61,48 +64,58 @@ absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequ
   job.stats->set_prompt_tokens(static_cast<uint32_t>(prompt.size()));
   job.stats->set_logical_bytes(job.tokens.size() * shape.num_layers * shape.num_kv_heads *
                                shape.head_dim * 4);
-
-  if (job.tokens.empty()) {
-    job.stats->set_stored(true);
-    return response;
-  }
-  if (!request.ignore_cache()) {
-    PKV_ASSIGN_OR_RETURN(const bool answered, AnswerFromCache(job));
-    if (answered) return response;
-  }
-  // A damaged or vanished prefix is found out while it is being used: start once more without it.
-  for (const bool use_cache : {!request.ignore_cache(), false}) {
-    job.ticket->clear_table_ids();
-    job.stats->set_cached_tokens(0);
-    PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
-    if (use_cache) PKV_RETURN_IF_ERROR(AttachCachedPrefix(job));
-    const absl::Status status = ComputeAndStore(job);
-    if (status.ok()) break;
-    if (!use_cache || job.stats->cached_tokens() == 0) return status;
-    Log(LogLevel::kWarning, "cached prefix unusable, computing it",
-        {{"reason", status.ToString()}});
-    metrics_.CountRecompute(status);
-  }
+  PKV_RETURN_IF_ERROR(Run(job, request.ignore_cache()));
   metrics_.CountPrefill(*job.stats);
   return response;
 }
 
-// True when blocks, tables and window of this very prompt are all stored: nothing to compute.
-absl::StatusOr<bool> PrefillWorker::AnswerFromCache(Job& job) {
-  const Stopwatch stopwatch;
-  uint64_t block_bytes = 0;
-  if (job.num_blocks > 0) {
-    const Variant variants[] = {job.params.variant()};
-    const absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
-    job.stats->set_lookup_seconds(stopwatch.Seconds());
-    if (!found.ok() || found->num_blocks < job.num_blocks) return false;
-    block_bytes = found->bytes;
-    for (const Digest& id : found->table_ids) job.AddTable(id);
+absl::Status PrefillWorker::Run(Job& job, bool ignore_cache) {
+  if (job.tokens.empty()) {
+    job.stats->set_stored(true);
+    return absl::OkStatus();
   }
+  LookupResult found;
+  if (!ignore_cache) {
+    found = FindCachedPrefix(job);
+    if (AnswerFromCache(job, found)) return absl::OkStatus();
+  }
+  // A prefix that is damaged, has vanished or belongs to another chain is found out while it is
+  // being used: start once more without it.
+  for (const bool use_cache : {found.num_blocks > 0, false}) {
+    job.ticket->clear_table_ids();
+    job.stats->set_cached_tokens(0);
+    PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+    absl::Status status;
+    if (use_cache) status = AttachCachedPrefix(job, found);
+    if (status.ok()) status = ComputeAndStore(job);
+    if (status.ok() || !use_cache || absl::IsCancelled(status)) return status;
+    Log(LogLevel::kWarning, "cached prefix unusable, computing it",
+        {{"reason", status.ToString()}});
+    metrics_.CountRecompute(status);
+  }
+  return absl::OkStatus();
+}
+
+// The longest stored prefix; a cache that is away has none.
+LookupResult PrefillWorker::FindCachedPrefix(Job& job) {
+  if (job.num_blocks == 0) return {};
+  const Stopwatch stopwatch;
+  const Variant variants[] = {job.params.variant()};
+  absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
+  job.stats->set_lookup_seconds(stopwatch.Seconds());
+  if (found.ok()) return *std::move(found);
+  Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
+  metrics_.CountRecompute(found.status());
+  return {};
+}
+
+// True when blocks, tables and window of this very prompt are all stored: nothing to compute.
+bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
+  if (found.num_blocks < job.num_blocks) return false;
   std::vector<ObjectKey> keys;
-  for (const std::string& id : job.ticket->table_ids()) {
-    PKV_ASSIGN_OR_RETURN(const Digest table, Digest::FromBytes(id));
-    keys.push_back(job.TableKey(table));
+  for (const Digest& id : found.table_ids) {
+    job.AddTable(id);
+    keys.push_back(job.TableKey(id));
   }
   if (job.num_window_tokens() > 0) {
     const Digest tail =
@@ -110,10 +123,11 @@ absl::StatusOr<bool> PrefillWorker::AnswerFromCache(Job& job) {
                std::span(job.tokens).subspan(size_t(job.num_blocks) * kBlockTokens));
     keys.push_back({ObjectKind::kWindow, tail, job.params.variant()});
   }
-  uint64_t cache_bytes = block_bytes, window_bytes = 0;
+  uint64_t cache_bytes = found.bytes, window_bytes = 0;
   if (!keys.empty()) {
+    const Stopwatch stopwatch;
     const absl::StatusOr<std::vector<ObjectStat>> stats = cache_.Stat(keys);
-    job.stats->set_lookup_seconds(stopwatch.Seconds());
+    job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
     if (!stats.ok()) return false;
     for (const ObjectStat& stat : *stats) {
       if (!stat.present) return false;
@@ -124,47 +138,38 @@ absl::StatusOr<bool> PrefillWorker::AnswerFromCache(Job& job) {
   job.stats->set_cached_tokens(static_cast<uint32_t>(job.tokens.size()));
   job.stats->set_cache_bytes(cache_bytes);
   job.stats->set_window_bytes(window_bytes);
-  job.stats->set_table_bytes(cache_bytes - window_bytes - block_bytes);
+  job.stats->set_table_bytes(cache_bytes - window_bytes - found.bytes);
   job.stats->set_stored(true);
-  metrics_.CountPrefill(*job.stats);
   return true;
 }
 
-// Attaches the longest stored prefix to the job's sequence; none is no error.
-absl::Status PrefillWorker::AttachCachedPrefix(Job& job) {
-  if (job.num_blocks == 0) return absl::OkStatus();
-  const Variant variants[] = {job.params.variant()};
-  const absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
-  if (!found.ok()) {
-    Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
-    return absl::OkStatus();
-  }
-  const int num_tables = static_cast<int>(found->table_ids.size());
+// Attaches as much of the prefix as forms one chain to the job's sequence.
+absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& found) {
+  const int num_tables = static_cast<int>(found.table_ids.size());
   std::vector<ObjectKey> keys;
-  for (const Digest& id : found->table_ids) keys.push_back(job.TableKey(id));
-  for (int i = 0; i < found->num_blocks; ++i) keys.push_back(job.BlockKey(i));
+  for (const Digest& id : found.table_ids) keys.push_back(job.TableKey(id));
+  for (int i = 0; i < found.num_blocks; ++i) keys.push_back(job.BlockKey(i));
 
   std::unique_ptr<GetStream> stream;
-  int usable = found->num_blocks;
-  while (usable > 0) {
+  int usable = found.num_blocks;
+  while (true) {
     stream = cache_.StartGet(std::span(keys).first(num_tables + usable));
-    const absl::Status status = stream->WaitForManifest();
-    if (!status.ok()) {
-      Log(LogLevel::kWarning, "cached prefix not fetched", {{"reason", status.ToString()}});
-      return absl::OkStatus();
-    }
+    PKV_RETURN_IF_ERROR(stream->WaitForManifest());
     std::vector<ObjectHeader> headers;
     for (int i = 0; i < stream->num_objects(); ++i) headers.push_back(stream->header(i));
     const std::span<const ObjectHeader> all(headers);
     const int chained =
         UsableBlocks(host_.config().kv_shape(), all.first(num_tables), all.subspan(num_tables));
     if (chained == usable) break;
-    usable = chained;
     stream->Cancel();
+    if (chained == 0) {
+      return absl::FailedPreconditionError(
+          "the first stored block refers to no table stored with it");
+    }
+    usable = chained;
   }
-  if (usable == 0) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(
-      job.sequence->AttachPrefix(std::move(stream), num_tables, /*has_window=*/false));
+      job.sequence->AttachPrefix(std::move(stream), num_tables, /*num_window_tokens=*/0));
   job.stats->set_cached_tokens(usable * kBlockTokens);
   for (const ObjectHeader& header : job.sequence->block_headers()) {
     if (!header.table.IsZero()) job.AddTable(header.table);
@@ -210,11 +215,18 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   });
   const Stopwatch compute_stopwatch;
   const absl::Status compute_status =
-      ComputePrefill(host_, sequence, job.tokens, [&](int layer) { layers.Push(layer); });
+      ComputePrefill(host_, sequence, job.tokens, [&](int layer) -> absl::Status {
+        if (job.cancelled && job.cancelled()) {
+          return absl::CancelledError("the caller went away");
+        }
+        layers.Push(layer);
+        return absl::OkStatus();
+      });
   job.stats->set_compute_seconds(compute_stopwatch.Seconds());
   layers.Close();
   encoder.join();
   job.stats->set_fetched_bytes(sequence.received_bytes());
+  job.stats->set_fetch_seconds(sequence.prefix_seconds());
   PKV_RETURN_IF_ERROR(compute_status);
   PKV_RETURN_IF_ERROR(encode_status);
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
@@ -233,6 +245,7 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
 absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
   const KvSequence::NewObjects objects = job.sequence->new_objects();
   uint64_t put_bytes = 0;
+  job.stats->set_table_bytes(job.sequence->attached_table_bytes());
   // The table first: a block whose table is not there is refused.
   if (objects.table != nullptr) {
     const std::span<const std::byte> table[] = {objects.table->bytes()};

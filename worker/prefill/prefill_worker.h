@@ -1,6 +1,7 @@
 #ifndef PKV_WORKER_PREFILL_PREFILL_WORKER_H_
 #define PKV_WORKER_PREFILL_PREFILL_WORKER_H_
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,15 +30,23 @@ class PrefillWorker {
   PrefillWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics)
       : host_(*host), cache_(*cache), metrics_(*metrics) {}
 
+  // Asked after each layer; true ends the request. Null: never.
+  using Cancelled = std::function<bool()>;
+
   //   InvalidArgument  prompt (see ModelHost::ResolvePrompt)
   //   NotFound         no such preset (lists them)
-  absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request);
+  //   OutOfRange       K or V of a token is beyond fp16
+  //   Cancelled        `cancelled` returned true
+  absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request,
+                                              const Cancelled& cancelled = nullptr);
 
  private:
   struct Job;
 
-  absl::Status AttachCachedPrefix(Job& job);
-  absl::StatusOr<bool> AnswerFromCache(Job& job);
+  absl::Status Run(Job& job, bool ignore_cache);
+  LookupResult FindCachedPrefix(Job& job);
+  bool AnswerFromCache(Job& job, const LookupResult& found);
+  absl::Status AttachCachedPrefix(Job& job, const LookupResult& found);
   absl::Status ComputeAndStore(Job& job);
   absl::Status CommitAll(Job& job, PutStream& put);
   absl::Status AddForeignTables(Job& job, std::span<const PutDecision> decisions,

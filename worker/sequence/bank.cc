@@ -6,6 +6,10 @@
 namespace pkv {
 
 void SequenceBanks::AddTable(const Digest& table, int num_k, int num_v) {
+  if (const Bank* known = Find(table); known != nullptr) {
+    current_index_ = static_cast<int>(known - banks_.data());
+    return;
+  }
   std::vector<Codebook> layers(shape_.num_layers, Codebook(shape_.num_kv_heads, shape_.head_dim));
   banks_.push_back({table, num_k, num_v, std::move(layers)});
   current_index_ = static_cast<int>(banks_.size()) - 1;

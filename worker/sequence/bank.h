@@ -28,8 +28,8 @@ class SequenceBanks {
 
   explicit SequenceBanks(const KvShape& shape) : shape_(shape) {}
 
-  // Adds the bank of a table whose header is `header` (an arrived table) or of one about to be
-  // mined.
+  // Adds the bank of a table that arrived, or of one about to be mined (zero id), and makes it
+  // current. A table that is known already is not added again: a chain has one bank per table.
   void AddTable(const Digest& table, int num_k, int num_v);
 
   // Follows the chain by one block: its table must be known and its bank as large as the block

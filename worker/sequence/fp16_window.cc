@@ -10,8 +10,7 @@
 namespace pkv {
 namespace {
 
-// Rounds [token][kv_head][head_dim] into [kv_head][token][head_dim]; false at the first value that
-// is no finite fp16.
+// Rounds one row of head_dim values; false when one of them is no finite fp16.
 bool RoundRow(const float* in, int head_dim, uint16_t* out) {
   bool finite = true;
   for (int j = 0; j < head_dim; ++j) {

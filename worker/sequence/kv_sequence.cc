@@ -16,17 +16,25 @@
 namespace pkv {
 namespace {
 
-absl::Status CheckPlace(const ObjectHeader& header, ObjectKind kind, const Digest& profile,
-                        const Variant& variant, uint64_t first_token, const Digest& parent) {
-  if (header.kind != kind || header.profile != profile || header.variant() != variant ||
-      header.first_token != first_token || header.parent != parent) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("object ", header.id.ToShortHex(), " (kind ", static_cast<int>(header.kind),
-                     ", variant ", header.variant().name, ", first token ", header.first_token,
-                     ") is not the one that follows token ", first_token, " of a ", variant.name,
-                     " sequence of this model"));
+// The geometry is checked although the variant names it: whoever wrote the object may have lied,
+// and sizes of frames follow from it.
+absl::Status CheckPlace(const ObjectHeader& header, ObjectKind kind,
+                        const KvSequence::Config& config, uint64_t first_token,
+                        const Digest& parent) {
+  const Variant variant = config.params.variant();
+  const bool same_geometry =
+      header.shape() == config.shape &&
+      (kind != ObjectKind::kBlock || header.encoding() == config.params.encoding);
+  if (header.kind == kind && header.profile == config.profile && header.variant() == variant &&
+      same_geometry && header.first_token == first_token && header.parent == parent) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("object ", header.id.ToShortHex(), " (kind ", static_cast<int>(header.kind),
+                   ", variant ", header.variant().name, ", ", header.num_layers, " layers, ",
+                   header.num_kv_heads, " kv heads, head_dim ", header.head_dim, ", first token ",
+                   header.first_token, ") is not the one that follows token ", first_token,
+                   " of a ", variant.name, " sequence of this model"));
 }
 
 }  // namespace
@@ -47,22 +55,23 @@ KvSequence::KvSequence(const Config& config)
       layer_loaded_(config.shape.num_layers, false) {}
 
 absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num_tables,
-                                      bool has_window) {
+                                      int num_window_tokens) {
   PKV_CHECK(stream_ == nullptr && blocks_.empty() && window_.num_tokens() == 0);
   attached_ = Stopwatch();
   PKV_RETURN_IF_ERROR(stream->WaitForManifest());
+  const bool has_window = num_window_tokens > 0;
   const int num_blocks = stream->num_objects() - num_tables - (has_window ? 1 : 0);
   for (int i = 0; i < num_tables; ++i) {
     const ObjectHeader& header = stream->header(i);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kTable, config_.profile,
-                                   config_.params.variant(), 0, Digest{}));
+    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kTable, config_, 0, Digest{}));
     banks_.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
+    attached_table_bytes_ += header.object_bytes;
   }
   Digest parent;
   for (int i = 0; i < num_blocks; ++i) {
     const ObjectHeader& header = stream->header(num_tables + i);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kBlock, config_.profile,
-                                   config_.params.variant(), uint64_t(i) * kBlockTokens, parent));
+    PKV_RETURN_IF_ERROR(
+        CheckPlace(header, ObjectKind::kBlock, config_, uint64_t(i) * kBlockTokens, parent));
     PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
     parent = header.id;
     block_headers_.push_back(header);
@@ -70,9 +79,13 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   }
   if (has_window) {
     const ObjectHeader& header = stream->header(stream->num_objects() - 1);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kWindow, config_.profile,
-                                   config_.params.variant(), uint64_t(num_blocks) * kBlockTokens,
-                                   parent));
+    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kWindow, config_,
+                                   uint64_t(num_blocks) * kBlockTokens, parent));
+    if (header.num_tokens != num_window_tokens) {
+      return absl::FailedPreconditionError(absl::StrCat("window ", header.id.ToShortHex(),
+                                                        " holds ", header.num_tokens,
+                                                        " tokens, not ", num_window_tokens));
+    }
   }
   stream_ = std::move(stream);
   num_tables_ = num_tables;
@@ -155,10 +168,6 @@ ObjectHeader KvSequence::NewHeader(ObjectKind kind) const {
 absl::Status KvSequence::StartWindow(std::span<const int32_t> tokens, int block_tokens) {
   const int num_tokens = static_cast<int>(tokens.size()) - block_tokens;
   if (num_tokens == 0) return absl::OkStatus();
-  if (num_tokens > kMaxWindowTokens) {
-    return absl::InvalidArgumentError(absl::StrCat("a window of ", num_tokens, " tokens; at most ",
-                                                   kMaxWindowTokens, " can be handed off"));
-  }
   ObjectHeader header = NewHeader(ObjectKind::kWindow);
   header.num_tokens = static_cast<uint16_t>(num_tokens);
   header.first_token = block_tokens;
@@ -181,6 +190,10 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
   if (block_tokens > static_cast<int>(tokens.size())) {
     return absl::InvalidArgumentError(
         absl::StrCat(tokens.size(), " tokens do not fill ", first_block + count, " blocks"));
+  }
+  if (const size_t rest = tokens.size() - block_tokens; with_window && rest > kMaxWindowTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("a window of ", rest, " tokens; at most ",
+                                                   kMaxWindowTokens, " can be handed off"));
   }
   phase_ = phase;
   num_finished_ = 0;

@@ -43,11 +43,13 @@ class KvSequence final : public AttentionSink {
   static absl::StatusOr<std::unique_ptr<KvSequence>> Create(const Config& config);
 
   // Takes over a prefix on its way: `stream` holds `num_tables` tables, then blocks 0.. in order,
-  // then, when `has_window`, the window object. Attend() waits for each layer when it first needs
-  // it. REQUIRES: the sequence is empty.
-  //   errors of WaitForManifest; FailedPrecondition: not an unbroken chain of this profile and
-  //   variant
-  absl::Status AttachPrefix(std::unique_ptr<GetStream> stream, int num_tables, bool has_window);
+  // then, when `num_window_tokens` is positive, the window object with so many tokens. Attend()
+  // waits for each layer when it first needs it. After an error the sequence is of no more use.
+  // REQUIRES: the sequence is empty.
+  //   errors of WaitForManifest
+  //   FailedPrecondition  not an unbroken chain of this profile, geometry and variant
+  absl::Status AttachPrefix(std::unique_ptr<GetStream> stream, int num_tables,
+                            int num_window_tokens);
 
   absl::Status Attend(const LayerQkv& qkv, float* out) override;
 
@@ -66,6 +68,9 @@ class KvSequence final : public AttentionSink {
   // sequence so far, at least up to the last block's end; they name the blocks. With `with_window`
   // the tokens after them, up to tokens.size(), become a window object. Tokens need not be in the
   // window yet: EncodeLayer needs them.
+  //   InvalidArgument  fewer tokens than the blocks need, or a window of more than
+  //   kMaxWindowTokens;
+  //                    nothing was changed
   absl::Status StartBlocks(int count, Phase phase, std::span<const int32_t> tokens,
                            bool with_window);
   // Mines if this sequence has no table yet, assigns and encodes one layer of the blocks started,
@@ -91,6 +96,8 @@ class KvSequence final : public AttentionSink {
   double mine_seconds() const { return mine_seconds_; }
   double encode_seconds() const { return encode_seconds_; }
   uint64_t received_bytes() const { return stream_ == nullptr ? 0 : stream_->received_bytes(); }
+  // Of the pattern tables that came with the prefix.
+  uint64_t attached_table_bytes() const { return attached_table_bytes_; }
   // Waits until this layer of the prefix has arrived. OK without a prefix.
   absl::Status WaitForLayer(int layer) { return LoadLayer(layer); }
   // Seconds from AttachPrefix to the arrival of the last layer that was needed.
@@ -121,6 +128,7 @@ class KvSequence final : public AttentionSink {
   int num_tables_ = 0;
   int num_attached_blocks_ = 0;
   bool stream_has_window_ = false;
+  uint64_t attached_table_bytes_ = 0;
   std::vector<bool> layer_loaded_;
 
   // Between StartBlocks and FinishBlocks; the window and table builders stay until the next

@@ -9,18 +9,17 @@ namespace {
 // Passes attention through and tells when a layer is done.
 class LayerHookSink final : public AttentionSink {
  public:
-  LayerHookSink(AttentionSink& sink, const std::function<void(int)>& on_layer)
+  LayerHookSink(AttentionSink& sink, const std::function<absl::Status(int)>& on_layer)
       : sink_(sink), on_layer_(on_layer) {}
 
   absl::Status Attend(const LayerQkv& qkv, float* out) override {
     PKV_RETURN_IF_ERROR(sink_.Attend(qkv, out));
-    if (on_layer_) on_layer_(qkv.layer);
-    return absl::OkStatus();
+    return on_layer_ ? on_layer_(qkv.layer) : absl::OkStatus();
   }
 
  private:
   AttentionSink& sink_;
-  const std::function<void(int)>& on_layer_;
+  const std::function<absl::Status(int)>& on_layer_;
 };
 
 }  // namespace
@@ -62,6 +61,9 @@ absl::Status ModelHost::CheckTokens(std::span<const int32_t> tokens) const {
 absl::StatusOr<std::vector<int32_t>> ModelHost::ResolvePrompt(const v1::Prompt& prompt) const {
   std::vector<int32_t> tokens(prompt.token_ids().begin(), prompt.token_ids().end());
   if (tokens.empty()) {
+    if (prompt.text().empty()) {
+      return absl::InvalidArgumentError("the prompt has neither token ids nor text");
+    }
     PKV_ASSIGN_OR_RETURN(tokens, tokenizer_->Encode(prompt.text(), /*add_bos=*/true));
   }
   PKV_RETURN_IF_ERROR(CheckTokens(tokens));
@@ -80,7 +82,7 @@ absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::NewSequence(const CodecPa
 }
 
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
-                            const std::function<void(int)>& on_layer) {
+                            const std::function<absl::Status(int)>& on_layer) {
   const int64_t cached = sequence.num_tokens();
   if (cached >= static_cast<int64_t>(tokens.size())) return absl::OkStatus();
   const std::span<const int32_t> rest = tokens.subspan(cached);

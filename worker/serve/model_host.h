@@ -18,8 +18,9 @@
 
 namespace pkv {
 
-// One loaded model, shared by the requests of a worker: forward passes take turns.
-// Thread-safe.
+// One loaded model, shared by the requests of a worker: forward passes take turns. A pass that
+// waits for the cache keeps its turn, for ClientOptions::progress_timeout at most: its layers and
+// their arrival overlap. Thread-safe.
 class ModelHost {
  public:
   // Loads `directory`. Errors of LlamaModel::Load and Tokenizer::Load. `num_threads` >= 1 for
@@ -55,10 +56,10 @@ class ModelHost {
 };
 
 // Computes tokens [sequence.num_tokens(), tokens.size()) of `tokens` into the sequence, calling
-// `on_layer(layer)` after each layer's attention, from this thread; no logits. Nothing to compute
-// is OK and calls nothing.
+// `on_layer(layer)` after each layer's attention, from this thread; no logits. An error of
+// `on_layer` ends the pass and is returned. Nothing to compute is OK and calls nothing.
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
-                            const std::function<void(int)>& on_layer);
+                            const std::function<absl::Status(int)>& on_layer);
 
 }  // namespace pkv
 

@@ -55,7 +55,8 @@ class PrefillService final : public v1::Prefill::CallbackService {
     const absl::Status queued = queue_.Add([this, context, request, response, reactor] {
       absl::Status status = absl::CancelledError("the caller went away");
       if (!context->IsCancelled()) {
-        absl::StatusOr<v1::PrefillResponse> result = worker_.Prefill(*request);
+        absl::StatusOr<v1::PrefillResponse> result =
+            worker_.Prefill(*request, [context] { return context->IsCancelled(); });
         status = result.status();
         if (result.ok()) *response = *std::move(result);
       }
@@ -90,10 +91,19 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
 
   // The last call of the worker's thread.
   void End(const absl::Status& status) {
+    {
+      MutexLock lock(&mu_);
+      ended_ = true;
+      status_ = status;
+      if (writing_) return;  // OnWriteDone finishes
+    }
+    // Not under the lock: OnDone may delete this before Finish returns.
+    Finish(ToGrpc(status));
+  }
+
+  bool broken() {
     MutexLock lock(&mu_);
-    ended_ = true;
-    status_ = status;
-    if (!writing_) Finish(ToGrpc(status_));
+    return broken_;
   }
 
   void OnWriteDone(bool ok) override {
@@ -139,8 +149,11 @@ class DecodeService final : public v1::Decode::CallbackService {
                                                     const v1::DecodeRequest* request) override {
     auto* call = new DecodeCall;
     const absl::Status queued = queue_.Add([this, request, call] {
-      const absl::Status status = worker_.Decode(
-          *request, [call](const v1::DecodeEvent& event) { return call->Add(event); });
+      absl::Status status = absl::CancelledError("the caller went away");
+      if (!call->broken()) {
+        status = worker_.Decode(*request,
+                                [call](const v1::DecodeEvent& event) { return call->Add(event); });
+      }
       metrics_.CountRequest(status);
       call->End(status);
     });
