@@ -1,11 +1,15 @@
 #include "worker/serve/server_host.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <prometheus/exposer.h>
 #include <prometheus/registry.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <cstdio>
+#include <exception>
 #include <fstream>
 #include <optional>
 #include <thread>
@@ -13,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/metrics/process_collector.h"
@@ -47,6 +52,13 @@ absl::Status WritePortFile(const std::string& path, int port, int metrics_port) 
   return absl::OkStatus();
 }
 
+// A name that starts like a loopback address may resolve to any other.
+bool IsLoopback(const std::string& host) {
+  in_addr ipv4;
+  if (inet_pton(AF_INET, host.c_str(), &ipv4) == 1) return (ntohl(ipv4.s_addr) >> 24) == 127;
+  return host == "localhost" || host == "[::1]";
+}
+
 }  // namespace
 
 void BlockTerminationSignals() {
@@ -64,8 +76,7 @@ absl::Status CheckListenAddress(const std::string& address, bool allow_insecure)
         absl::StrCat("address '", address, "' is not host:port or unix:/path"));
   }
   const std::string host = address.substr(0, colon);
-  const bool loopback = absl::StartsWith(host, "127.") || host == "localhost" || host == "[::1]";
-  if (!loopback && !allow_insecure) {
+  if (!IsLoopback(host) && !allow_insecure) {
     return absl::InvalidArgumentError(
         absl::StrCat("address '", address,
                      "' is not loopback and connections are not encrypted; pass "
@@ -82,6 +93,10 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
   auto process = std::make_shared<ProcessCollector>();
   int metrics_port = 0;
   if (!options.metrics_listen.empty()) {
+    if (absl::StartsWith(options.metrics_listen, "unix:")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metrics address '", options.metrics_listen, "' is not host:port"));
+    }
     PKV_RETURN_IF_ERROR(CheckListenAddress(options.metrics_listen, options.allow_insecure));
     try {
       exposer.emplace(options.metrics_listen);

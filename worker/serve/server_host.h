@@ -26,8 +26,9 @@ struct ServerHostOptions {
 };
 
 // Serves `services` with gRPC health checks and reflection until SIGTERM or SIGINT, then drains:
-// NOT_SERVING, running calls get drain_timeout, a second signal ends at once. Call once per
-// process, before other threads start.
+// NOT_SERVING, running calls get drain_timeout, then they are cancelled; a second signal ends the
+// process at once with exit code 1. Call once per process.
+// REQUIRES: BlockTerminationSignals() was called before the process started other threads.
 //   InvalidArgument  an address is malformed, or is not loopback while allow_insecure is false
 //   Unavailable      an address cannot be bound
 absl::Status ServeUntilSignal(const ServerHostOptions& options,

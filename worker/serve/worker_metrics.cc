@@ -19,25 +19,37 @@ prometheus::Histogram::BucketBoundaries LatencyBuckets() {
   return bounds;
 }
 
-// Reasons are a closed set: the status codes a fetch can end with.
-constexpr absl::StatusCode kReasons[] = {
-    absl::StatusCode::kNotFound,           absl::StatusCode::kDataLoss,
-    absl::StatusCode::kUnavailable,        absl::StatusCode::kDeadlineExceeded,
-    absl::StatusCode::kFailedPrecondition, absl::StatusCode::kUnknown};
+// Reasons are a closed set: the status codes a fetch ends with; UNKNOWN stands for any other.
+constexpr absl::StatusCode kReasons[] = {absl::StatusCode::kNotFound,
+                                         absl::StatusCode::kDataLoss,
+                                         absl::StatusCode::kUnavailable,
+                                         absl::StatusCode::kDeadlineExceeded,
+                                         absl::StatusCode::kFailedPrecondition,
+                                         absl::StatusCode::kResourceExhausted,
+                                         absl::StatusCode::kAborted,
+                                         absl::StatusCode::kUnknown};
 
-constexpr absl::StatusCode kRequestCodes[] = {absl::StatusCode::kOk,
-                                              absl::StatusCode::kInvalidArgument,
-                                              absl::StatusCode::kNotFound,
-                                              absl::StatusCode::kUnavailable,
-                                              absl::StatusCode::kFailedPrecondition,
-                                              absl::StatusCode::kCancelled,
-                                              absl::StatusCode::kUnknown};
+// What a request ends with; UNKNOWN stands for any other.
+constexpr absl::StatusCode kRequestCodes[] = {
+    absl::StatusCode::kOk,          absl::StatusCode::kInvalidArgument,
+    absl::StatusCode::kNotFound,    absl::StatusCode::kFailedPrecondition,
+    absl::StatusCode::kOutOfRange,  absl::StatusCode::kResourceExhausted,
+    absl::StatusCode::kUnavailable, absl::StatusCode::kDeadlineExceeded,
+    absl::StatusCode::kDataLoss,    absl::StatusCode::kCancelled,
+    absl::StatusCode::kInternal,    absl::StatusCode::kUnknown};
+
+using CountersByCode = std::map<absl::StatusCode, prometheus::Counter*>;
+
+void Count(const CountersByCode& counters, absl::StatusCode code) {
+  const auto it = counters.find(code);
+  (it != counters.end() ? it->second : counters.at(absl::StatusCode::kUnknown))->Increment();
+}
 
 }  // namespace
 
 struct WorkerMetrics::Series {
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
-  std::map<absl::StatusCode, prometheus::Counter*> requests, recomputes;
+  CountersByCode requests, recomputes;  // constant after construction
   prometheus::Counter *prompt_tokens, *saved_tokens, *generated_tokens;
   prometheus::Counter *codec_input_bytes, *codec_output_bytes;
   prometheus::Histogram *fetch_seconds, *first_token_seconds, *encode_seconds;
@@ -97,9 +109,7 @@ WorkerMetrics::~WorkerMetrics() = default;
 std::shared_ptr<prometheus::Registry> WorkerMetrics::registry() const { return series_->registry; }
 
 void WorkerMetrics::CountRequest(const absl::Status& status) {
-  const auto it = series_->requests.find(status.code());
-  (it != series_->requests.end() ? it->second : series_->requests[absl::StatusCode::kUnknown])
-      ->Increment();
+  Count(series_->requests, status.code());
 }
 
 void WorkerMetrics::CountPrefill(const v1::PrefillStats& stats) {
@@ -121,9 +131,7 @@ void WorkerMetrics::CountDecode(const v1::DecodeStats& stats, int num_tokens) {
 }
 
 void WorkerMetrics::CountRecompute(const absl::Status& reason) {
-  const auto it = series_->recomputes.find(reason.code());
-  (it != series_->recomputes.end() ? it->second : series_->recomputes[absl::StatusCode::kUnknown])
-      ->Increment();
+  Count(series_->recomputes, reason.code());
 }
 
 }  // namespace pkv
