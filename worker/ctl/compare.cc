@@ -17,7 +17,7 @@ struct CompareFlags {
   std::string model;
   std::vector<std::string> presets = {"fp16", "kivi2", "pkv4", "pkv2", "default"};
   int prompt_tokens = 0;
-  int second_shares = 0;  // 0: all whole blocks of the prompt
+  int second_shares = 0;  // 0: three quarters of the prompt
 };
 
 // One preset: a cold request, then one that shares its beginning.
@@ -45,6 +45,10 @@ double BitsAllIn(const v1::PrefillStats& stats) {
   return stats.logical_bytes() == 0
              ? 0
              : 16.0 * double(stats.cache_bytes()) / double(stats.logical_bytes());
+}
+
+double PercentOfFp16(uint64_t bytes, const v1::PrefillStats& stats) {
+  return stats.logical_bytes() == 0 ? 0 : 100.0 * double(bytes) / double(stats.logical_bytes());
 }
 
 v1::Prompt TokenPrompt(std::span<const int32_t> tokens) {
@@ -84,9 +88,9 @@ void PrintRow(const Row& row) {
   std::printf("%-9s %9.2f %9.3f %10s %7.1f %9.2f %5d/%-3zu %5d/%-3zu %8.1f | %8u %9u %9.2f\n",
               row.preset.c_str(), first.compute_seconds(), decode.fetch_seconds(),
               FormatBytes(decode.fetched_bytes()).c_str(),
-              100.0 * double(decode.fetched_bytes()) / double(first.logical_bytes()),
-              BitsAllIn(first), row.equal_tokens, generated, row.agreeing_tokens, generated, rate,
-              second.prompt_tokens(), second.cached_tokens(), second.compute_seconds());
+              PercentOfFp16(decode.fetched_bytes(), first), BitsAllIn(first), row.equal_tokens,
+              generated, row.agreeing_tokens, generated, rate, second.prompt_tokens(),
+              second.cached_tokens(), second.compute_seconds());
   std::fflush(stdout);
   if (decode.recomputed_tokens() > 0) {
     std::printf("          decode computed the prompt: %s\n", decode.recompute_reason().c_str());
@@ -114,7 +118,7 @@ absl::Status Run(const CompareFlags& flags, const GlobalFlags& global) {
   }
   const int shared = flags.second_shares > 0
                          ? std::min<int>(flags.second_shares, static_cast<int>(tokens.size()))
-                         : static_cast<int>(tokens.size()) * 3 / 4;
+                         : static_cast<int>(tokens.size() - tokens.size() / 4);
   const std::vector<int32_t> second_tokens = SecondPrompt(tokens, shared);
   PKV_ASSIGN_OR_RETURN(const Generation local,
                        GenerateLocally(*host, TokenPrompt(tokens), flags.generation, nullptr));
@@ -164,10 +168,14 @@ void AddCompareCommand(CLI::App& app, const GlobalFlags& global, int& exit_code)
   command->add_option("--presets", flags->presets, "comma-separated")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--prompt-tokens", flags->prompt_tokens,
-                      "use the first ones of the prompt; 0: all");
-  command->add_option("--second-shares", flags->second_shares,
-                      "prompt tokens that the second request shares; 0: three quarters");
+  command
+      ->add_option("--prompt-tokens", flags->prompt_tokens,
+                   "use the first ones of the prompt; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--second-shares", flags->second_shares,
+                   "prompt tokens that the second request shares; 0: three quarters")
+      ->check(CLI::NonNegativeNumber);
   command->callback([flags, &global, &exit_code] {
     const absl::Status status = Run(*flags, global);
     if (!status.ok()) exit_code = Fail(status);

@@ -89,8 +89,10 @@ void AddEvalCommand(CLI::App& app, const GlobalFlags& global, int& exit_code) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command->add_option("--prefix", flags->options.prefix_tokens, "tokens whose cache is compressed")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--score", flags->options.score_tokens, "tokens predicted from it")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option("--threads", flags->threads, "0: one per CPU")
       ->check(CLI::Range(0, 1024))

@@ -46,10 +46,11 @@ absl::StatusOr<v1::Prompt> ReadPrompt(const GenerationFlags& flags) {
   prompt.set_text(flags.prompt);
   if (!flags.prompt_file.empty()) {
     std::ifstream file(flags.prompt_file, std::ios::binary);
-    if (!file)
-      return absl::NotFoundError(absl::StrCat("cannot read prompt file ", flags.prompt_file));
     std::stringstream text;
-    text << file.rdbuf();
+    if (!file || !(text << file.rdbuf())) {
+      return absl::NotFoundError(
+          absl::StrCat("cannot read prompt file ", flags.prompt_file, ", or it is empty"));
+    }
     prompt.set_text(text.str());
   }
   return prompt;
@@ -75,6 +76,7 @@ nlohmann::ordered_json ToJson(const Generation& generation) {
        {{"prompt_tokens", prefill.prompt_tokens()},
         {"cached_tokens", prefill.cached_tokens()},
         {"lookup_seconds", prefill.lookup_seconds()},
+        {"fetch_seconds", prefill.fetch_seconds()},
         {"compute_seconds", prefill.compute_seconds()},
         {"encode_seconds", prefill.encode_seconds()},
         {"put_seconds", prefill.put_seconds()},

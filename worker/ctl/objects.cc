@@ -1,7 +1,10 @@
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
+#include <system_error>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -13,6 +16,9 @@
 
 namespace pkv {
 namespace {
+
+// As the SDK's limit of one object.
+constexpr uintmax_t kMaxFileBytes = uintmax_t{1} << 32;
 
 // How an object is named on the command line: KIND ID VARIANT, where VARIANT is name:digest in hex
 // as `inspect` prints it.
@@ -53,10 +59,15 @@ absl::StatusOr<ObjectKey> ParseKey(const KeyFlags& flags) {
 }
 
 absl::StatusOr<std::vector<std::byte>> ReadObjectFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  std::vector<std::byte> bytes(static_cast<size_t>(file.tellg()));
-  file.seekg(0);
+  std::error_code error;
+  const uintmax_t size = std::filesystem::file_size(path, error);  // fails for what is no file
+  std::ifstream file(path, std::ios::binary);
+  if (error || !file) return absl::NotFoundError(absl::StrCat("cannot read file ", path));
+  if (size > kMaxFileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", size, " bytes; an object at most ", kMaxFileBytes));
+  }
+  std::vector<std::byte> bytes(static_cast<size_t>(size));
   file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   if (!file) return absl::DataLossError(absl::StrCat("cannot read all of ", path));
   return bytes;

@@ -16,15 +16,15 @@ namespace {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read text file ", path));
   std::stringstream text;
-  text << file.rdbuf();
+  if (!file || !(text << file.rdbuf())) {
+    return absl::NotFoundError(absl::StrCat("cannot read text file ", path, ", or it is empty"));
+  }
   return text.str();
 }
 
 // Sums over the passages of one preset.
 struct Totals {
-  PresetScore score;
   LogitComparison logits;
   double k_error = 0, k_norm = 0, v_error = 0, v_norm = 0;
   int64_t gated = 0, accepted = 0;
@@ -117,6 +117,24 @@ absl::Status ScorePreset(ModelHost& host, std::span<const int32_t> passage,
   return absl::OkStatus();
 }
 
+absl::Status CheckPassage(const ModelConfig& config, std::span<const int32_t> passage,
+                          const EvaluationOptions& options) {
+  const int64_t length = int64_t{options.prefix_tokens} + options.score_tokens + 1;
+  if (options.prefix_tokens < 1 || options.score_tokens < 1 ||
+      static_cast<int64_t>(passage.size()) != length) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a passage of ", passage.size(), " tokens for a prefix of ",
+                     options.prefix_tokens, ", ", options.score_tokens, " scored and one more"));
+  }
+  for (const int32_t token : passage) {
+    if (token < 0 || token >= config.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", token, " not in [0, ", config.vocab_size, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 PresetScore Summarise(const CodecParams& params, const KvShape& shape, double baseline_nll,
                       Totals& totals) {
   PresetScore score;
@@ -143,7 +161,7 @@ PresetScore Summarise(const CodecParams& params, const KvShape& shape, double ba
 absl::StatusOr<std::vector<std::vector<int32_t>>> CutPassages(
     const ModelHost& host, std::span<const std::string> text_files,
     const EvaluationOptions& options) {
-  const int length = options.prefix_tokens + options.score_tokens + 1;
+  const int64_t length = int64_t{options.prefix_tokens} + options.score_tokens + 1;
   if (options.prefix_tokens < kBlockTokens || options.score_tokens < 1 ||
       options.num_passages < 1 || text_files.empty() ||
       length - 1 > host.config().max_position_embeddings) {
@@ -180,6 +198,9 @@ absl::StatusOr<EvaluationReport> Evaluate(ModelHost& host,
                                           std::span<const std::vector<int32_t>> passages,
                                           const EvaluationOptions& options,
                                           const std::function<void(int, int)>& progress) {
+  for (const std::vector<int32_t>& passage : passages) {
+    PKV_RETURN_IF_ERROR(CheckPassage(host.config(), passage, options));
+  }
   const KvShape shape = host.config().kv_shape();
   std::vector<CodecParams> presets;
   for (const std::string& name : options.presets) {

@@ -45,13 +45,14 @@ struct EvaluationReport {
 
 // Cuts `num_passages` passages of BOS + (prefix_tokens + score_tokens) tokens from the texts,
 // taking turns among them, at equal strides within each. InvalidArgument when a text is too short
-// (names it).
+// (names it), the options are out of their ranges, or prefix and scored tokens do not fit the
+// model's context; NotFound when a text cannot be read.
 absl::StatusOr<std::vector<std::vector<int32_t>>> CutPassages(
     const ModelHost& host, std::span<const std::string> text_files,
     const EvaluationOptions& options);
 
-// `progress(done, total)` is called after each step. Errors of the model; NotFound for an unknown
-// preset.
+// `progress(done, total)` is called after each step. `passages` are as CutPassages makes them with
+// the same options: else InvalidArgument. Errors of the model; NotFound for an unknown preset.
 absl::StatusOr<EvaluationReport> Evaluate(ModelHost& host,
                                           std::span<const std::vector<int32_t>> passages,
                                           const EvaluationOptions& options,
