@@ -177,8 +177,7 @@ absl::Status CheckIds(const ObjectHeader& header) {
   };
   PKV_RETURN_IF_ERROR(check("profile", header.profile, true));
   PKV_RETURN_IF_ERROR(check("id", header.id, true));
-  PKV_RETURN_IF_ERROR(
-      check("parent", header.parent, header.kind != ObjectKind::kTable && header.first_token != 0));
+  PKV_RETURN_IF_ERROR(check("parent", header.parent, header.first_token != 0));
   return check("table", header.table, header.encoding().has_patterns);
 }
 

@@ -13,19 +13,22 @@
 namespace pkv {
 
 // The CRC32C of each layer frame, in layer order, as stored after the header with a CRC of its own
-// (BLOCK_FORMAT.md, "Frame table").
+// (BLOCK_FORMAT.md, "Frame table"). `bytes` starts at the table and may go on with its padding and
+// the frames. REQUIRES: `num_layers` is that of a header that ParseHeader() accepted.
 //
-//   DataLoss  `bytes` is shorter than the table, or the table's own checksum is wrong
+//   DataLoss  `bytes` is shorter than the table, the table's own checksum is wrong, or padding in
+//   `bytes` is not zero
 absl::StatusOr<std::vector<uint32_t>> ParseFrameTable(std::span<const std::byte> bytes,
                                                       int num_layers);
 
 // DataLoss, with both checksums, when `frame` does not hash to `expected_crc32c`.
 absl::Status VerifyFrame(std::span<const std::byte> frame, int layer, uint32_t expected_crc32c);
 
-// Checks the stored numbers of one layer frame whose header is `header`: scales finite and not
-// negative, zero points, patterns and fp16 values finite, pattern ids below the bank size the
-// header states or 255.
-//   DataLoss  names layer, kv head, what and value
+// Checks the stored numbers of one layer frame whose header is `header`: scales 0 or in
+// [2^-14, 65504], zero points, patterns and fp16 values finite, pattern ids below the bank size the
+// header states, what the block appends included, or 255 (BLOCK_FORMAT.md, "Stored numbers"). Codes
+// may be any bits.
+//   DataLoss  names layer, kv head, what and value; or `frame` is not frame_bytes long
 absl::Status CheckFrameNumbers(const ObjectHeader& header, int layer,
                                std::span<const std::byte> frame);
 
