@@ -59,7 +59,7 @@ BANNED_WORDS = {
 # Names that other libraries chose.
 FOREIGN_NAMES = re.compile(
     r"\b(?:std|absl|grpc|google|CLI|testing|spdlog|dnnl|nlohmann|prometheus|sentencepiece)::[\w:]+"
-    r"|\bNewStub\b|\bEVP_\w+"
+    r"|\bNewStub\b|\bHandleNewConnection\b|\bEVP_\w+"
 )
 
 SOURCE_FILE = re.compile(r"\.(cc|cu)$")

@@ -37,10 +37,11 @@ class RecordingObserver : public StoreObserver {
 // A store over a fake clock. Test objects take one unit (windows) or more of the arena.
 class StoreFixture : public ::testing::Test {
  protected:
-  void MakeStore(uint64_t units) {
+  void MakeStore(uint64_t units) { MakeStore(units, &observer_); }
+  void MakeStore(uint64_t units, StoreObserver* observer) {
     store_ = BlockStore::Create({.capacity_bytes = units * kArenaUnitBytes,
                                  .clock = &clock_,
-                                 .observer = &observer_,
+                                 .observer = observer,
                                  .policy = std::make_unique<Lru>()})
                  .value();
   }

@@ -1,0 +1,125 @@
+#include "kvstore/service/cache_server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "pkv/v1/cache_service.grpc.pb.h"
+#include "proto/transport/convert.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+using ::testing::HasSubstr;
+
+CacheServerOptions LocalOptions() {
+  return {.listen = "127.0.0.1:0", .metrics_listen = "127.0.0.1:0", .capacity_bytes = 1 << 20};
+}
+
+grpc::Status Stats(const std::string& address, v1::StatsResponse& response) {
+  const auto stub =
+      v1::Admin::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  return stub->Stats(&context, {}, &response);
+}
+
+std::string HttpGet(int port, const std::string& path) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in name{};
+  name.sin_family = AF_INET;
+  name.sin_port = htons(static_cast<uint16_t>(port));
+  name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string answer;
+  if (connect(fd, reinterpret_cast<sockaddr*>(&name), sizeof(name)) == 0) {
+    const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\n\r\n");
+    EXPECT_EQ(write(fd, request.data(), request.size()), static_cast<ssize_t>(request.size()));
+    char buffer[4096];
+    for (ssize_t got; (got = read(fd, buffer, sizeof(buffer))) > 0;) answer.append(buffer, got);
+  }
+  close(fd);
+  return answer;
+}
+
+TEST(CacheServerTest, ServesOverTcp) {
+  const auto server = CacheServer::Start(LocalOptions());
+  ASSERT_THAT(server, IsOk());
+  v1::StatsResponse response;
+  EXPECT_THAT(FromGrpc(Stats(absl::StrCat("127.0.0.1:", (*server)->port()), response)), IsOk());
+  EXPECT_EQ(response.capacity_bytes(), 1u << 20);
+}
+
+TEST(CacheServerTest, ServesOverAUnixSocket) {
+  CacheServerOptions options = LocalOptions();
+  options.listen = absl::StrCat("unix:", ::testing::TempDir(), "/cache_server.", getpid());
+  const auto server = CacheServer::Start(options);
+  ASSERT_THAT(server, IsOk());
+  v1::StatsResponse response;
+  EXPECT_THAT(FromGrpc(Stats(options.listen, response)), IsOk());
+}
+
+TEST(CacheServerTest, ServesMetrics) {
+  const auto server = CacheServer::Start(LocalOptions());
+  ASSERT_THAT(server, IsOk());
+  const std::string text = HttpGet((*server)->metrics_port(), "/metrics");
+  for (const char* series : {"pkv_build_info{", "process_resident_memory_bytes ",
+                             "pkv_tier_capacity_bytes{tier=\"dram\"} 1048576",
+                             "pkv_admission_inflight_bytes 0", "pkv_draining 0"}) {
+    EXPECT_THAT(text, HasSubstr(series));
+  }
+  (*server)->Drain();
+  EXPECT_THAT(HttpGet((*server)->metrics_port(), "/metrics"), HasSubstr("pkv_draining 1"));
+}
+
+TEST(CacheServerTest, RefusesARemoteAddressUnlessToldSo) {
+  CacheServerOptions options = LocalOptions();
+  options.listen = "0.0.0.0:0";
+  EXPECT_THAT(CacheServer::Start(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--i-understand-insecure")));
+  options.allow_insecure_remote = true;
+  EXPECT_THAT(CacheServer::Start(options), IsOk());
+}
+
+TEST(CacheServerTest, RefusesAnAddressInUse) {
+  const auto first = CacheServer::Start(LocalOptions());
+  ASSERT_THAT(first, IsOk());
+  CacheServerOptions options = LocalOptions();
+  options.listen = absl::StrCat("127.0.0.1:", (*first)->port());
+  EXPECT_THAT(CacheServer::Start(options), StatusIs(absl::StatusCode::kUnavailable));
+  options = LocalOptions();
+  options.metrics_listen = absl::StrCat("127.0.0.1:", (*first)->metrics_port());
+  EXPECT_THAT(CacheServer::Start(options),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("metrics")));
+}
+
+TEST(CacheServerTest, RefusesAStallTimeoutThatIsTooShort) {
+  CacheServerOptions options = LocalOptions();
+  options.stall_timeout = absl::Milliseconds(99);
+  EXPECT_THAT(CacheServer::Start(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("99ms")));
+}
+
+TEST(CacheServerTest, AcceptsNothingAfterShutdown) {
+  const auto server = CacheServer::Start(LocalOptions());
+  ASSERT_THAT(server, IsOk());
+  const int metrics_port = (*server)->metrics_port();
+  (*server)->Drain();
+  (*server)->Shutdown(absl::Seconds(1));
+  (*server)->Shutdown(absl::Seconds(1));
+  const int port = (*server)->port();
+  EXPECT_EQ(HttpGet(port, "/"), "");
+  EXPECT_THAT(HttpGet(metrics_port, "/metrics"), HasSubstr("pkv_draining 1"));
+}
+
+}  // namespace
+}  // namespace pkv

@@ -1,0 +1,86 @@
+#include "kvstore/service/service_metrics.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/status_matchers.h"
+#include "tests/unit/kvstore/service/service_fixture.h"
+
+namespace pkv {
+namespace {
+
+class ServiceMetricsTest : public ServiceFixture {
+ protected:
+  void SetUp() override { MakeService(4); }
+};
+
+TEST_F(ServiceMetricsTest, ShowsEverySeriesAtZeroFromTheStart) {
+  for (const char* series :
+       {"pkv_rpc_requests_total{code=\"OK\",method=\"Get\"}",
+        "pkv_rpc_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Put\"}",
+        "pkv_rpc_duration_seconds_count{method=\"Lookup\"}", "pkv_rpc_inflight{method=\"Put\"}",
+        "pkv_rpc_rejected_total{reason=\"draining\"}", "pkv_block_puts_total{result=\"conflict\"}",
+        "pkv_block_gets_total{result=\"corrupt\"}", "pkv_lookup_tokens_total",
+        "pkv_lookup_hit_tokens_total",
+        "pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}",
+        "pkv_logical_bytes_total{direction=\"in\"}", "pkv_tier_hits_total{tier=\"dram\"}",
+        "pkv_evictions_total{reason=\"capacity\",tier=\"dram\"}",
+        "pkv_evicted_bytes_total{reason=\"integrity\",tier=\"dram\"}",
+        "pkv_eviction_age_seconds_count{tier=\"dram\"}",
+        "pkv_integrity_failures_total{stage=\"dram\"}", "pkv_accept_errors_total",
+        "pkv_draining"}) {
+    EXPECT_EQ(Metric(series), 0) << series;
+  }
+}
+
+TEST_F(ServiceMetricsTest, CountsACallWhenItEnds) {
+  metrics_.CallBegan(RpcMethod::kGet);
+  EXPECT_EQ(Metric("pkv_rpc_inflight{method=\"Get\"}"), 1);
+  EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"CANCELLED\",method=\"Get\"}"), 0);
+  metrics_.CallEnded(RpcMethod::kGet, absl::StatusCode::kCancelled, absl::Milliseconds(1));
+  EXPECT_EQ(Metric("pkv_rpc_inflight{method=\"Get\"}"), 0);
+  EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"CANCELLED\",method=\"Get\"}"), 1);
+  EXPECT_EQ(Metric("pkv_rpc_duration_seconds_count{method=\"Get\"}"), 1);
+}
+
+TEST_F(ServiceMetricsTest, ShowsAnUnexpectedCodeAsInternal) {
+  metrics_.CallBegan(RpcMethod::kStat);
+  metrics_.CallEnded(RpcMethod::kStat, absl::StatusCode::kOutOfRange, absl::ZeroDuration());
+  EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"INTERNAL\",method=\"Stat\"}"), 1);
+}
+
+TEST_F(ServiceMetricsTest, ObservesTheAgeOfWhatIsEvictedForRoom) {
+  metrics_.OnEviction(EvictionReason::kCapacity, 100, absl::Seconds(30));
+  metrics_.OnEviction(EvictionReason::kIntegrity, 10, absl::Seconds(500));
+  EXPECT_EQ(Metric("pkv_evictions_total{reason=\"capacity\",tier=\"dram\"}"), 1);
+  EXPECT_EQ(Metric("pkv_evicted_bytes_total{reason=\"capacity\",tier=\"dram\"}"), 100);
+  EXPECT_EQ(Metric("pkv_eviction_age_seconds_count{tier=\"dram\"}"), 1);
+  EXPECT_EQ(Metric("pkv_eviction_age_seconds_sum{tier=\"dram\"}"), 30);
+}
+
+TEST_F(ServiceMetricsTest, ObservesTheFoundPartOfALookup) {
+  metrics_.LookedUp(512, 128);
+  metrics_.LookedUp(0, 0);
+  EXPECT_EQ(Metric("pkv_lookup_tokens_total"), 512);
+  EXPECT_EQ(Metric("pkv_lookup_hit_tokens_total"), 128);
+  EXPECT_EQ(Metric("pkv_lookup_prefix_hit_ratio_count"), 1) << "an empty lookup has no ratio";
+  EXPECT_EQ(Metric("pkv_lookup_prefix_hit_ratio_sum"), 0.25);
+}
+
+TEST_F(ServiceMetricsTest, StoreCollectorReadsTheStore) {
+  const SealedObject object = MakeTestWindow(2, 1);
+  ASSERT_THAT(Put(object), IsOk());
+  const Lease lease = store_->Find(object.key());
+  std::map<std::string, double> values;
+  for (const auto& family : StoreCollector(store_.get()).Collect()) {
+    values[family.name] = family.metric.at(0).gauge.value;
+  }
+  EXPECT_EQ(values["pkv_tier_capacity_bytes"], 4.0 * kArenaUnitBytes);
+  EXPECT_EQ(values["pkv_tier_resident_bytes"], kArenaUnitBytes);
+  EXPECT_EQ(values["pkv_tier_pinned_bytes"], kArenaUnitBytes);
+  EXPECT_EQ(values["pkv_tier_blocks"], 1);
+  EXPECT_EQ(values.at("pkv_admission_inflight_bytes"), 0);
+}
+
+}  // namespace
+}  // namespace pkv
