@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "pkv/kernels/paged_attention.h"
 #include "proto/base/float16.h"
-#include "proto/base/status_macros.h"
 #include "worker/engine/dense_attention.h"
 
 namespace pkv {
@@ -74,6 +74,7 @@ absl::Status Fp16CacheSink::Attend(const LayerQkv& qkv, float* out) {
   args.sm_scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim));
   args.window = this->layer(qkv.layer);
   args.out = out;
+  if (qkv.num_tokens == 1) return PagedAttention(args, {.pool = pool_});
   return DenseAttention(args, pool_);
 }
 

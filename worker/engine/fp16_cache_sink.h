@@ -22,7 +22,8 @@ class Fp16CacheSink final : public AttentionSink {
   // `pool` may be null and must outlive the sink.
   Fp16CacheSink(const KvShape& shape, int num_qo_heads, ThreadPool* pool);
 
-  // Appends, then attends over all tokens of the layer.
+  // Appends, then attends over all tokens of the layer: one by PagedAttention, as decode does, more
+  // by DenseAttention.
   //   FailedPrecondition  first_token is not the number of tokens the layer holds
   //   InvalidArgument     a layer outside the shape; a K or V that is not finite as fp16
   absl::Status Attend(const LayerQkv& qkv, float* out) override;

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "pkv/kernels/paged_attention.h"
 #include "proto/base/float16.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tensor_gen.h"
@@ -76,22 +77,25 @@ TEST(Fp16CacheSinkTest, KeepsKAndVRoundedToFp16ByHead) {
 }
 
 TEST(Fp16CacheSinkTest, AttendsOverAllCachedTokens) {
-  Fp16CacheSink sink(kShape, kQoHeads, nullptr);
-  const Tokens first(1, 140), second(2, 3);
-  std::vector<float> out;
-  ASSERT_THAT(AttendAllLayers(sink, first, 0, out), IsOk());
-  ASSERT_THAT(AttendAllLayers(sink, second, 140, out), IsOk());
+  for (const int num_queries : {1, 3}) {
+    Fp16CacheSink sink(kShape, kQoHeads, nullptr);
+    const Tokens first(1, 140), second(2, num_queries);
+    std::vector<float> out;
+    ASSERT_THAT(AttendAllLayers(sink, first, 0, out), IsOk());
+    ASSERT_THAT(AttendAllLayers(sink, second, 140, out), IsOk());
 
-  std::vector<float> expected(out.size());
-  AttentionArgs args;
-  args.q = second.q.data();
-  args.num_queries = 3;
-  args.num_qo_heads = kQoHeads;
-  args.sm_scale = 1 / std::sqrt(static_cast<float>(kShape.head_dim));
-  args.window = sink.layer(1);
-  args.out = expected.data();
-  ASSERT_THAT(DenseAttention(args, nullptr), IsOk());
-  EXPECT_EQ(out, expected);
+    std::vector<float> expected(out.size());
+    AttentionArgs args;
+    args.q = second.q.data();
+    args.num_queries = num_queries;
+    args.num_qo_heads = kQoHeads;
+    args.sm_scale = 1 / std::sqrt(static_cast<float>(kShape.head_dim));
+    args.window = sink.layer(1);
+    args.out = expected.data();
+    ASSERT_THAT(num_queries == 1 ? PagedAttention(args, {}) : DenseAttention(args, nullptr),
+                IsOk());
+    EXPECT_EQ(out, expected);
+  }
 }
 
 TEST(Fp16CacheSinkTest, ForgetsTokensAndTakesOthersInTheirPlace) {
