@@ -105,7 +105,7 @@ bool GetCall::HasArrived(int num_layers) const {
 }
 
 GetCall::Step GetCall::NextStep(int num_layers) {
-  absl::Time waiting_since = core_->clock->MonotonicNow();
+  const absl::Time waiting_since = core_->clock->MonotonicNow();
   while (failure_.ok()) {
     if (HasArrived(num_layers)) return Step::kReady;
     if (ended_) {
