@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -89,9 +90,19 @@ class CacheServerImpl : public CacheServer {
     listener_->Stop();
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
+    AwaitLastSlices();
   }
 
  private:
+  // A transport may let go of its last slices, and so of their pins, a moment after its server
+  // ended.
+  void AwaitLastSlices() const {
+    constexpr int kAttempts = 5000;
+    for (int i = 0; i < kAttempts && store_->stats().pinned_bytes > 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+
   absl::Status StartMetrics() {
     RegisterBuildInfo(*registry_, {{"grpc_version", grpc::Version()}});
     if (options_.metrics_listen.empty()) return absl::OkStatus();

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/block_service.h"
@@ -51,6 +52,11 @@ class RpcFixture : public ServiceFixture {
     server_->Shutdown(std::chrono::system_clock::now());
     server_->Wait();
     server_.reset();
+    // A transport may let go of its last slices a moment later.
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (store_->stats().pinned_bytes > 0 && std::chrono::steady_clock::now() < patience) {
+      std::this_thread::yield();
+    }
   }
   void TearDown() override { StopServer(); }
 
