@@ -92,8 +92,8 @@ run_ctest() {
   rm -f "$junit"
   local launcher=()
   case "$stage" in asan | tsan) launcher=("${fixed_addresses[@]}") ;; esac
-  "${launcher[@]}" ctest --test-dir ".build/$preset" --output-on-failure --no-tests=error -j "$jobs" \
-    --output-junit "$junit" "$@" || status=$?
+  "${launcher[@]}" ctest --test-dir ".build/$preset" -j "$jobs" --no-tests=error \
+    --output-on-failure --output-junit "$junit" "$@" || status=$?
   local counts=(0 0 0)
   if [ -f "$junit" ]; then
     # A test that ctest could not start is "notrun" too, but only a skipped one says SKIP_.
