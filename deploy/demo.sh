@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs patternkv's main job end to end on this machine: installs, builds, starts pkvd, a prefill and a
-# decode worker, and lets a trained model read a real document through every way of storing its cache.
+# Runs patternkv's main job end to end on this machine: installs, builds, starts pkvd, a prefill and
+# a decode worker, and lets a trained model read a real document through every way of storing its
+# cache.
 #
 #   deploy/demo.sh [--prompt-file FILE] [--prompt-tokens N] [--max-tokens N] [--presets LIST]
 #
-# Needs Debian 12, and root or sudo when packages are missing. CPU only is enough. About 10 minutes the
-# first time on two cores, under a minute after that.
+# Needs Debian 12, and root or sudo when packages are missing. CPU only is enough. About 10 minutes
+# the first time on two cores, under a minute after that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,7 +28,7 @@ while [ $# -gt 0 ]; do
     --max-tokens) max_tokens=${2:?--max-tokens needs a number} ;;
     --presets) presets=${2:?--presets needs a list} ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     *) die "unknown option '$1'; --help lists them" ;;
@@ -88,7 +89,8 @@ prefill=127.0.0.1:$port
 start pkv-decode "$bin/worker/pkv-decode" serve --model "$model" --cache "$cache"
 decode=127.0.0.1:$port
 
-step "one document, $prompt_tokens tokens of $prompt_file, stored in $(tr ',' '\n' <<<"$presets" | grep -c .) ways"
+num_presets=$(tr ',' '\n' <<<"$presets" | grep -c .)
+step "one document, $prompt_tokens tokens of $prompt_file, stored in $num_presets ways"
 "$bin/worker/pkvctl" compare --model "$model" --prefill "$prefill" --decode "$decode" \
   --prompt-file "$prompt_file" --prompt-tokens "$prompt_tokens" --max-tokens "$max_tokens" \
   --presets "$presets"
@@ -100,12 +102,13 @@ curl -fsS "http://127.0.0.1:$cache_metrics/metrics" |
 
 cat <<EOF
 
-The cache was mined and compressed by one process, stored by a second and read by a third. "bits all in"
-counts codes, scales, ids, headers, pattern tables and the fp16 windows, so short prompts cost more bits.
+The cache was mined and compressed by one process, stored by a second and read by a third. "bits all
+in" counts codes, scales, ids, headers, pattern tables and the fp16 windows, so short prompts cost
+more bits.
 
 Try next:
   deploy/demo.sh --prompt-file YOUR.txt --presets fp16,default
-  .build/demo/worker/pkvctl eval --model $model --text YOUR.txt --passages 4    what compression costs
-  .build/demo/worker/pkvctl generate --help                                     one prompt by hand
-  README.md, "Follow one block"                                                 how it works
+  .build/demo/worker/pkvctl eval --model $model --text YOUR.txt --passages 4  what compression costs
+  .build/demo/worker/pkvctl generate --help                                   one prompt by hand
+  README.md, "Follow one block"                                               how it works
 EOF

@@ -27,12 +27,14 @@ class DamageTest : public Fleet {
   // Where `bytes` stand in the arena, or -1.
   static off_t Find(int arena, const std::string& bytes) {
     constexpr size_t kPiece = size_t{1} << 20;
-    std::string piece(kPiece + bytes.size(), '\0');
+    std::string piece;
     for (off_t at = 0;; at += kPiece) {
+      piece.resize(kPiece + bytes.size());
       const ssize_t got = ::pread(arena, piece.data(), piece.size(), at);
       if (got <= 0) return -1;
-      const size_t found = std::string_view(piece.data(), got).find(bytes);
-      if (found != std::string_view::npos) return at + static_cast<off_t>(found);
+      piece.resize(got);
+      const size_t found = piece.find(bytes);
+      if (found != std::string::npos) return at + static_cast<off_t>(found);
     }
   }
 
