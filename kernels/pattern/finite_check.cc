@@ -34,6 +34,12 @@ Place FirstNonFinite(const uint16_t* rows, int num_tokens, int head_dim) {
 
 }  // namespace
 
+absl::Status NotFinite(const KvPlace& place, uint16_t bits) {
+  return absl::InvalidArgumentError(absl::StrCat(
+      place.is_k ? "K" : "V", " is ", Float16ToFloat(bits), " at kv head ", place.kv_head,
+      ", token ", place.token, ", channel ", place.channel, "; must be finite"));
+}
+
 absl::Status CheckFinite(const KvTensorView& kv, ThreadPool* pool) {
   if (kv.num_tokens == 0) return absl::OkStatus();
   std::vector<Place> places(2 * static_cast<size_t>(kv.num_kv_heads));
@@ -46,10 +52,9 @@ absl::Status CheckFinite(const KvTensorView& kv, ThreadPool* pool) {
     if (places[i].token < 0) continue;
     const int head = i % kv.num_kv_heads;
     const bool is_k = i < kv.num_kv_heads;
-    const uint16_t* row = is_k ? kv.k_row(head, places[i].token) : kv.v_row(head, places[i].token);
-    return absl::InvalidArgumentError(absl::StrCat(
-        is_k ? "K" : "V", " is ", Float16ToFloat(row[places[i].channel]), " at kv head ", head,
-        ", token ", places[i].token, ", channel ", places[i].channel, "; must be finite"));
+    const Place& place = places[i];
+    const uint16_t* row = is_k ? kv.k_row(head, place.token) : kv.v_row(head, place.token);
+    return NotFinite({is_k, head, place.token, place.channel}, row[place.channel]);
   }
   return absl::OkStatus();
 }

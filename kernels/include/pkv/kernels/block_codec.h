@@ -49,7 +49,9 @@ class BlockCodec {
                               const MutableKvTensorView& kv_out) const = 0;
 };
 
-// Unimplemented: kCuda in a build without CUDA, or until the CUDA codec exists.
+//   InvalidArgument     params are not valid for shape
+//   Unimplemented       kCuda in a build without CUDA
+//   FailedPrecondition  kCuda without a CUDA device
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(const KvShape& shape,
                                                            const CodecParams& params,
                                                            Device device);

@@ -1,0 +1,148 @@
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "kernels/codec/block_codec_backends.h"
+#include "kernels/codec/block_codec_kernels.h"
+#include "kernels/codec/head_frame.h"
+#include "kernels/device/cuda_status.h"
+#include "kernels/device/device_buffer.h"
+#include "kernels/pattern/finite_check.h"
+#include "proto/base/status_macros.h"
+
+namespace pkv {
+namespace {
+
+constexpr unsigned long long kAllFinite = std::numeric_limits<unsigned long long>::max();
+
+// Host data of one call, and its copies on the device. The host parts must live until the stream
+// has passed, so the codec synchronizes before they go.
+struct CallBuffers {
+  std::vector<HeadSections<std::byte>> frames;
+  std::vector<uint16_t> k_patterns, v_patterns;
+  DeviceBuffer frames_device, k_patterns_device, v_patterns_device, k_ids, v_ids;
+};
+
+template <typename T>
+std::span<const std::byte> Bytes(const std::vector<T>& values) {
+  return std::as_bytes(std::span<const T>(values));
+}
+
+// Fills what encoding and decoding share.
+absl::StatusOr<CodecKernelArgs> Upload(const ObjectHeader& header, std::byte* frame,
+                                       const Codebook& codebook, void* stream,
+                                       CallBuffers& buffers) {
+  CodecKernelArgs args;
+  args.encoding = header.encoding();
+  args.num_kv_heads = header.num_kv_heads;
+  args.head_dim = header.head_dim;
+  args.num_sinks = header.num_sinks;
+  const PayloadLayout layout = PayloadLayout::Of(header);
+  for (int head = 0; head < args.num_kv_heads; ++head) {
+    buffers.frames.push_back(HeadFrame<std::byte>(header, layout, frame, head));
+  }
+  PKV_ASSIGN_OR_RETURN(buffers.frames_device, DeviceBuffer::CopyOf(Bytes(buffers.frames), stream));
+  args.frames = buffers.frames_device.As<HeadSections<std::byte>>();
+  if (!args.encoding.has_patterns) return args;
+  for (int head = 0; head < args.num_kv_heads; ++head) {
+    const auto k = codebook.k(head), v = codebook.v(head);
+    buffers.k_patterns.insert(buffers.k_patterns.end(), k.begin(), k.end());
+    buffers.v_patterns.insert(buffers.v_patterns.end(), v.begin(), v.end());
+  }
+  PKV_ASSIGN_OR_RETURN(buffers.k_patterns_device,
+                       DeviceBuffer::CopyOf(Bytes(buffers.k_patterns), stream));
+  PKV_ASSIGN_OR_RETURN(buffers.v_patterns_device,
+                       DeviceBuffer::CopyOf(Bytes(buffers.v_patterns), stream));
+  args.k_patterns = buffers.k_patterns_device.As<uint16_t>();
+  args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
+  args.num_k = codebook.num_k();
+  args.num_v = codebook.num_v();
+  return args;
+}
+
+absl::Status CheckFiniteOnDevice(const CodecKernelArgs& args, const KvTensorView& kv,
+                                 cudaStream_t stream) {
+  unsigned long long place = kAllFinite;
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(&place, 1));
+  PKV_ASSIGN_OR_RETURN(DeviceBuffer place_device, DeviceBuffer::CopyOf(bytes, stream));
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(LaunchFiniteCheck(args, place_device.As<unsigned long long>(), stream),
+                 "launch finite check"));
+  PKV_RETURN_IF_ERROR(place_device.CopyToHost(bytes));
+  if (place == kAllFinite) return absl::OkStatus();
+  const int channel = static_cast<int>(place % args.head_dim);
+  const int token = static_cast<int>(place / args.head_dim % kBlockTokens);
+  const int tensor_head = static_cast<int>(place / args.head_dim / kBlockTokens);
+  const int head = tensor_head % args.num_kv_heads;
+  const bool is_k = tensor_head < args.num_kv_heads;
+  const uint16_t* row = is_k ? kv.k_row(head, token) : kv.v_row(head, token);
+  uint16_t value = 0;
+  PKV_RETURN_IF_ERROR(CudaStatus(
+      cudaMemcpy(&value, row + channel, sizeof(value), cudaMemcpyDeviceToHost), "copy value"));
+  return NotFinite({is_k, head, token, channel}, value);
+}
+
+// Every call ends synchronized with its stream: the first correct version. Thread-safe (immutable).
+class BlockCodecCuda final : public BlockCodec {
+ public:
+  BlockCodecCuda(const KvShape& shape, const CodecParams& params)
+      : shape_(shape), params_(params) {}
+
+  absl::Status Encode(const ObjectHeader& header, const KvTensorView& kv,
+                      const PatternAssignment& assignment, const Codebook& codebook,
+                      const ComputeContext& ctx, std::span<std::byte> frame) const override {
+    PKV_RETURN_IF_ERROR(
+        CheckEncodeArguments(shape_, params_, header, kv, assignment, codebook, frame));
+    const auto stream = static_cast<cudaStream_t>(ctx.stream);
+    CallBuffers buffers;
+    PKV_ASSIGN_OR_RETURN(CodecKernelArgs args,
+                         Upload(header, frame.data(), codebook, stream, buffers));
+    if (args.encoding.has_patterns) {
+      PKV_ASSIGN_OR_RETURN(buffers.k_ids, DeviceBuffer::CopyOf(Bytes(assignment.k), stream));
+      PKV_ASSIGN_OR_RETURN(buffers.v_ids, DeviceBuffer::CopyOf(Bytes(assignment.v), stream));
+      args.k_ids = buffers.k_ids.As<uint8_t>();
+      args.v_ids = buffers.v_ids.As<uint8_t>();
+    }
+    args.k_in = kv.k;
+    args.v_in = kv.v;
+    args.head_stride = kv.head_stride;
+    args.search_clip_v = params_.clip_v == Clip::kSearch;
+    PKV_RETURN_IF_ERROR(CheckFiniteOnDevice(args, kv, stream));
+    PKV_RETURN_IF_ERROR(
+        CudaStatus(cudaMemsetAsync(frame.data(), 0, frame.size(), stream), "clear frame"));
+    PKV_RETURN_IF_ERROR(CudaStatus(LaunchEncode(args, stream), "launch encode"));
+    return CudaStatus(cudaStreamSynchronize(stream), "encode");
+  }
+
+  absl::Status Decode(const ObjectHeader& header, std::span<const std::byte> frame,
+                      const Codebook& codebook, const ComputeContext& ctx,
+                      const MutableKvTensorView& kv_out) const override {
+    PKV_RETURN_IF_ERROR(CheckDecodeArguments(shape_, params_, header, frame, codebook, kv_out));
+    const auto stream = static_cast<cudaStream_t>(ctx.stream);
+    CallBuffers buffers;
+    // The decoder writes no frame; one kernel argument type serves both directions.
+    PKV_ASSIGN_OR_RETURN(CodecKernelArgs args, Upload(header, const_cast<std::byte*>(frame.data()),
+                                                      codebook, stream, buffers));
+    args.k_out = kv_out.k;
+    args.v_out = kv_out.v;
+    args.head_stride = kv_out.head_stride;
+    PKV_RETURN_IF_ERROR(CudaStatus(LaunchDecode(args, stream), "launch decode"));
+    return CudaStatus(cudaStreamSynchronize(stream), "decode");
+  }
+
+ private:
+  const KvShape shape_;
+  const CodecParams params_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodecCuda(const KvShape& shape,
+                                                               const CodecParams& params) {
+  int num_devices = 0;
+  PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceCount(&num_devices), "count devices"));
+  if (num_devices == 0) return absl::FailedPreconditionError("no CUDA device");
+  return std::make_unique<BlockCodecCuda>(shape, params);
+}
+
+}  // namespace pkv

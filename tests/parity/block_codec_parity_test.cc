@@ -1,0 +1,117 @@
+// CPU and CUDA codecs write equal bytes and decode to equal values: memcmp, no tolerance.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "pkv/kernels/block_codec.h"
+#include "tests/support/block_fixture.h"
+#include "tests/support/cuda_fixture.h"
+#include "tests/support/cuda_tensor.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+struct Case {
+  std::string preset;
+  int bits_k, bits_v;
+  int group;
+  int head_dim;
+  int num_sinks;
+  Phase phase;
+};
+
+std::ostream& operator<<(std::ostream& os, const Case& c) {
+  return os << c.preset << " K" << c.bits_k << "V" << c.bits_v << " group " << c.group
+            << " head_dim " << c.head_dim << " sinks " << c.num_sinks
+            << (c.phase == Phase::kDecode ? " decode" : " prefill");
+}
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const char* preset : {"kivi2", "pkv2", "default"}) {
+    for (const int head_dim : {64, 128}) {
+      for (const int group : {32, 64, 128}) {
+        for (const int sinks : {0, 16, 64}) {
+          cases.push_back({preset, 2, 2, group, head_dim, sinks, Phase::kPrefill});
+          cases.push_back({preset, 4, 4, group, head_dim, sinks, Phase::kPrefill});
+        }
+        cases.push_back({preset, 4, 2, group, head_dim, 16, Phase::kPrefill});
+        cases.push_back({preset, 2, 4, group, head_dim, 4, Phase::kPrefill});
+        cases.push_back({preset, 2, 2, group, head_dim, 0, Phase::kDecode});
+      }
+    }
+  }
+  for (const std::string& preset : PresetNames()) {
+    cases.push_back({preset, 0, 0, 0, 128, -1, Phase::kPrefill});  // as it is
+  }
+  return cases;
+}
+
+class BlockCodecParityTest : public CudaTest, public testing::WithParamInterface<Case> {
+ protected:
+  static constexpr uint64_t kSeed = 2026;
+  static constexpr int kHeads = 3;
+
+  BlockCodecParityTest() {
+    RecordProperty("seed", static_cast<int>(kSeed));
+    const Case& c = GetParam();
+    if (c.bits_k == 0) return;
+    params_.encoding.bits_k = c.bits_k;
+    params_.encoding.bits_v = c.bits_v;
+    params_.encoding.k_group_tokens = c.group;
+    params_.encoding.v_group_channels = std::min(c.group, c.head_dim);
+    params_.num_sinks = c.num_sinks;
+  }
+
+  EncodedBlock EncodeOnCpu() const {
+    const Codebook table = *MinePatterns(tensor_.view(), params_, {});
+    return EncodeBlock(shape_, params_, tensor_.view(), table, GetParam().phase, 0);
+  }
+  ComputeContext cuda() const { return {.device = Device::kCuda, .stream = stream()}; }
+
+  const KvShape shape_ = {1, kHeads, GetParam().head_dim};
+  CodecParams params_ = PresetFor(GetParam().preset, shape_);
+  const TestTensor tensor_ = RandomTensor(kSeed, kHeads, kBlockTokens, GetParam().head_dim);
+};
+
+TEST_P(BlockCodecParityTest, EncodesToEqualBytes) {
+  const EncodedBlock cpu = EncodeOnCpu();
+  CudaTensor device(tensor_, stream());
+  auto frame = DeviceBuffer::Make(cpu.frame.size(), stream());
+  ASSERT_THAT(frame, IsOk());
+  const auto codec = MakeBlockCodec(shape_, params_, Device::kCuda);
+  ASSERT_THAT(codec, IsOk());
+  ASSERT_THAT((*codec)->Encode(cpu.header, device.view(), cpu.assignment, cpu.codebook, cuda(),
+                               frame->span()),
+              IsOk());
+  std::vector<std::byte> bytes(cpu.frame.size());
+  ASSERT_THAT(frame->CopyToHost(bytes), IsOk());
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    ASSERT_EQ(bytes[i], cpu.frame.data()[i]) << "first difference at byte " << i;
+  }
+}
+
+TEST_P(BlockCodecParityTest, DecodesToEqualValues) {
+  const EncodedBlock cpu = EncodeOnCpu();
+  TestTensor want(kHeads, kBlockTokens, shape_.head_dim), got = want;
+  const auto cpu_codec = MakeBlockCodec(shape_, params_, Device::kCpu);
+  ASSERT_THAT((*cpu_codec)->Decode(cpu.header, cpu.frame.span(), cpu.codebook, {}, want.view()),
+              IsOk());
+  CudaTensor out(got, stream());
+  auto frame = DeviceBuffer::CopyOf(cpu.frame.span(), stream());
+  ASSERT_THAT(frame, IsOk());
+  const auto codec = MakeBlockCodec(shape_, params_, Device::kCuda);
+  ASSERT_THAT(codec, IsOk());
+  ASSERT_THAT((*codec)->Decode(cpu.header, frame->span(), cpu.codebook, cuda(), out.view()),
+              IsOk());
+  out.CopyToHost(got);
+  EXPECT_EQ(got.k, want.k);
+  EXPECT_EQ(got.v, want.v);
+}
+
+INSTANTIATE_TEST_SUITE_P(AllEncodings, BlockCodecParityTest, testing::ValuesIn(AllCases()));
+
+}  // namespace
+}  // namespace pkv
