@@ -106,7 +106,7 @@ absl::StatusOr<Generation> GenerateLocally(ModelHost& host, const v1::Prompt& pr
                                            const std::function<void(const std::string&)>& on_text) {
   PKV_ASSIGN_OR_RETURN(std::vector<int32_t> tokens, host.ResolvePrompt(prompt));
   PKV_ASSIGN_OR_RETURN(const CodecParams fp16, PresetByName("fp16", host.config().kv_shape()));
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence, host.NewSequence(fp16));
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence, host.MakeSequence(fp16));
   PKV_ASSIGN_OR_RETURN(Sampler sampler,
                        Sampler::Make({flags.temperature, flags.top_p, flags.seed}));
   Generation generation;

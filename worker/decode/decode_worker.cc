@@ -127,7 +127,7 @@ absl::Status DecodeWorker::Decode(const v1::DecodeRequest& request, const Emit& 
 }
 
 absl::Status DecodeWorker::FetchAndForward(Job& job) {
-  PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+  PKV_ASSIGN_OR_RETURN(job.sequence, host_.MakeSequence(job.params));
   if (job.keys.empty()) return ForwardLast(job);
   // What follows is timed from the attachment on.
   const double attached_seconds = job.stopwatch.Seconds();
@@ -144,7 +144,7 @@ absl::Status DecodeWorker::FetchAndForward(Job& job) {
 
 // Computes what the ticket promised: same tokens, same preset.
 absl::Status DecodeWorker::Recompute(Job& job) {
-  PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+  PKV_ASSIGN_OR_RETURN(job.sequence, host_.MakeSequence(job.params));
   const std::span<const int32_t> cached = std::span(job.tokens).first(job.prompt_tokens - 1);
   KvSequence& sequence = *job.sequence;
   PKV_RETURN_IF_ERROR(ComputePrefill(host_, sequence, cached, nullptr));
@@ -210,7 +210,7 @@ absl::Status DecodeWorker::FlushWindow(Job& job) {
 // Copies what the last FinishBlocks sealed, the table before its blocks.
 void DecodeWorker::KeepForPutBack(Job& job) {
   if (!job.put_back) return;
-  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  const KvSequence::MadeObjects objects = job.sequence->made_objects();
   const auto keep = [&job](const ObjectBuilder& builder, bool is_block) {
     job.to_put.push_back({{builder.bytes().begin(), builder.bytes().end()}, is_block});
   };

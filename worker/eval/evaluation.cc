@@ -47,7 +47,7 @@ absl::Status AddLayerErrors(const KvTensorView& exact, int layer, const CodecPar
   const KvShape shape{1, exact.num_kv_heads, exact.head_dim};
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
                        MakeBlockCodec(shape, params, Device::kCpu));
-  const KvSequence::NewObjects objects = sequence.new_objects();
+  const KvSequence::MadeObjects objects = sequence.made_objects();
   const size_t block_elements = size_t(kBlockTokens) * exact.head_dim;
   std::vector<uint16_t> k(block_elements * exact.num_kv_heads), v(k.size());
   const MutableKvTensorView restored{k.data(),           v.data(),
@@ -86,7 +86,7 @@ absl::Status ScorePreset(ModelHost& host, std::span<const int32_t> passage,
                          const KvSequence& exact, std::span<const float> exact_logits,
                          Totals& totals) {
   const ModelConfig& config = host.config();
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence, host.NewSequence(params));
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence, host.MakeSequence(params));
   const std::span<const int32_t> prefix = passage.first(options.prefix_tokens);
   const int num_blocks = BlockTokensAfterPrefill(params, options.prefix_tokens) / kBlockTokens;
   PKV_RETURN_IF_ERROR(
@@ -99,7 +99,7 @@ absl::Status ScorePreset(ModelHost& host, std::span<const int32_t> passage,
   for (int layer = 0; layer < config.num_layers; ++layer) {
     PKV_RETURN_IF_ERROR(AddLayerErrors(exact.window(layer), layer, params, *sequence, totals));
   }
-  const KvSequence::NewObjects objects = sequence->new_objects();
+  const KvSequence::MadeObjects objects = sequence->made_objects();
   const int64_t token_elements =
       int64_t{2} * config.num_layers * config.num_kv_heads * config.head_dim;
   totals.cached_elements += token_elements * options.prefix_tokens;
@@ -212,7 +212,7 @@ absl::StatusOr<EvaluationReport> Evaluate(ModelHost& host,
   const int total_steps = static_cast<int>(passages.size() * (presets.size() + 1));
   int step = 0;
   for (const std::vector<int32_t>& passage : passages) {
-    PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> exact, host.NewSequence(fp16));
+    PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> exact, host.MakeSequence(fp16));
     const std::span<const int32_t> tokens(passage);
     PKV_RETURN_IF_ERROR(ComputePrefill(host, *exact, tokens.first(options.prefix_tokens), nullptr));
     std::vector<float> logits(size_t(options.score_tokens) * host.config().vocab_size);

@@ -84,7 +84,7 @@ absl::Status PrefillWorker::Run(Job& job, bool ignore_cache) {
   for (const bool use_cache : {found.num_blocks > 0, false}) {
     job.ticket->clear_table_ids();
     job.stats->set_cached_tokens(0);
-    PKV_ASSIGN_OR_RETURN(job.sequence, host_.NewSequence(job.params));
+    PKV_ASSIGN_OR_RETURN(job.sequence, host_.MakeSequence(job.params));
     absl::Status status;
     if (use_cache) status = AttachCachedPrefix(job, found);
     if (status.ok()) status = ComputeAndStore(job);
@@ -179,10 +179,10 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
 
 absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   KvSequence& sequence = *job.sequence;
-  const int num_new = job.num_blocks - sequence.num_blocks();
+  const int num_missing = job.num_blocks - sequence.num_blocks();
   PKV_RETURN_IF_ERROR(
-      sequence.StartBlocks(num_new, Phase::kPrefill, job.tokens, /*with_window=*/true));
-  const KvSequence::NewObjects objects = sequence.new_objects();
+      sequence.StartBlocks(num_missing, Phase::kPrefill, job.tokens, /*with_window=*/true));
+  const KvSequence::MadeObjects objects = sequence.made_objects();
   std::vector<const ObjectBuilder*> builders = objects.blocks;
   if (objects.window != nullptr) builders.push_back(objects.window);
 
@@ -243,14 +243,15 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
 }
 
 absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
-  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  const KvSequence::MadeObjects objects = job.sequence->made_objects();
   uint64_t put_bytes = 0;
   job.stats->set_table_bytes(job.sequence->attached_table_bytes());
   // The table first: a block whose table is not there is refused.
   if (objects.table != nullptr) {
     const std::span<const std::byte> table[] = {objects.table->bytes()};
-    PKV_RETURN_IF_ERROR(cache_.Put(table).front().status);
-    put_bytes += objects.table->bytes().size();
+    const PutOutcome outcome = cache_.Put(table).front();
+    PKV_RETURN_IF_ERROR(outcome.status);
+    if (outcome.stored) put_bytes += objects.table->bytes().size();
     job.stats->set_table_bytes(objects.table->bytes().size());
     job.AddTable(objects.table->header().id);
   }
@@ -282,7 +283,7 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
 absl::Status PrefillWorker::AddForeignTables(Job& job, std::span<const PutDecision> decisions,
                                              std::span<const PutOutcome> outcomes) {
   if (!job.params.encoding.has_patterns) return absl::OkStatus();
-  const KvSequence::NewObjects objects = job.sequence->new_objects();
+  const KvSequence::MadeObjects objects = job.sequence->made_objects();
   std::vector<ObjectKey> keys;
   for (size_t i = 0; i < objects.blocks.size(); ++i) {
     const bool ours = decisions[i] == PutDecision::kWanted && outcomes[i].status.ok();

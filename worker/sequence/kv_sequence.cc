@@ -144,7 +144,7 @@ absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
   return PagedAttention(args, config_.ctx);
 }
 
-ObjectHeader KvSequence::NewHeader(ObjectKind kind) const {
+ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {
   ObjectHeader header;
   header.kind = kind;
   header.num_layers = static_cast<uint16_t>(config_.shape.num_layers);
@@ -168,7 +168,7 @@ ObjectHeader KvSequence::NewHeader(ObjectKind kind) const {
 absl::Status KvSequence::StartWindow(std::span<const int32_t> tokens, int block_tokens) {
   const int num_tokens = static_cast<int>(tokens.size()) - block_tokens;
   if (num_tokens == 0) return absl::OkStatus();
-  ObjectHeader header = NewHeader(ObjectKind::kWindow);
+  ObjectHeader header = HeaderOf(ObjectKind::kWindow);
   header.num_tokens = static_cast<uint16_t>(num_tokens);
   header.first_token = block_tokens;
   if (!started_.empty()) {
@@ -207,7 +207,7 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
     const int num_k = std::min(config_.params.num_patterns_k, mined_from);
     const int num_v = std::min(config_.params.num_patterns_v, mined_from);
     phase_ = Phase::kPrefill;
-    ObjectHeader header = NewHeader(ObjectKind::kTable);
+    ObjectHeader header = HeaderOf(ObjectKind::kTable);
     header.num_patterns_k = static_cast<uint16_t>(num_k);
     header.num_patterns_v = static_cast<uint16_t>(num_v);
     PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
@@ -219,7 +219,7 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
   Digest parent = block_headers_.empty() ? Digest{} : block_headers_.back().id;
   for (int i = 0; i < count; ++i) {
     const int first_token = (first_block + i) * kBlockTokens;
-    ObjectHeader header = NewHeader(ObjectKind::kBlock);
+    ObjectHeader header = HeaderOf(ObjectKind::kBlock);
     header.first_token = first_token;
     header.parent = parent;
     PKV_ASSIGN_OR_RETURN(header.id, BlockPrefixId(config_.profile, parent,
@@ -324,8 +324,8 @@ const Codebook* KvSequence::codebook(int block_index, int layer) {
   return bank == nullptr ? nullptr : &bank->layers[layer];
 }
 
-KvSequence::NewObjects KvSequence::new_objects() const {
-  NewObjects objects;
+KvSequence::MadeObjects KvSequence::made_objects() const {
+  MadeObjects objects;
   for (const std::unique_ptr<ObjectBuilder>& builder : started_)
     objects.blocks.push_back(builder.get());
   for (size_t i = blocks_.size() - num_finished_; i < blocks_.size(); ++i) {

@@ -81,12 +81,12 @@ class KvSequence final : public AttentionSink {
   absl::Status FinishBlocks();
 
   // What the last StartBlocks made. Frames are valid after EncodeLayer, heads after FinishBlocks.
-  struct NewObjects {
+  struct MadeObjects {
     std::vector<const ObjectBuilder*> blocks;
     const ObjectBuilder* window = nullptr;  // null without one
     const ObjectBuilder* table = nullptr;   // null unless mined by this StartBlocks
   };
-  NewObjects new_objects() const;
+  MadeObjects made_objects() const;
 
   // The patterns that block `block_index` refers to in `layer`; null without patterns.
   const Codebook* codebook(int block_index, int layer);
@@ -114,7 +114,7 @@ class KvSequence final : public AttentionSink {
 
   absl::Status LoadLayer(int layer);
   std::span<const std::byte> FrameOf(const Block& block, int layer) const;
-  ObjectHeader NewHeader(ObjectKind kind) const;
+  ObjectHeader HeaderOf(ObjectKind kind) const;
   absl::Status StartWindow(std::span<const int32_t> tokens, int block_tokens);
 
   const Config config_;

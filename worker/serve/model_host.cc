@@ -70,7 +70,7 @@ absl::StatusOr<std::vector<int32_t>> ModelHost::ResolvePrompt(const v1::Prompt& 
   return tokens;
 }
 
-absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::NewSequence(const CodecParams& params) {
+absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeSequence(const CodecParams& params) {
   KvSequence::Config sequence;
   sequence.shape = config().kv_shape();
   sequence.num_qo_heads = config().num_qo_heads;

@@ -43,7 +43,7 @@ class ModelHost {
   absl::Status CheckTokens(std::span<const int32_t> tokens) const;
 
   // An empty sequence for this model.
-  absl::StatusOr<std::unique_ptr<KvSequence>> NewSequence(const CodecParams& params);
+  absl::StatusOr<std::unique_ptr<KvSequence>> MakeSequence(const CodecParams& params);
 
  private:
   explicit ModelHost(int num_threads) : pool_(num_threads) {}

@@ -32,17 +32,17 @@ INSTANTIATE_TEST_SUITE_P(Presets, KvSequencePresetTest,
 TEST_P(KvSequencePresetTest, MakesVerifiableObjectsNamedByTheirTokens) {
   constexpr int kTokens = 3 * kBlockTokens + 45;
   const Conversation talk(1, kTokens);
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
   Prefill(*sequence, talk, params_, kTokens);
 
-  for (const std::vector<std::byte>& bytes : NewObjectBytes(*sequence)) {
+  for (const std::vector<std::byte>& bytes : MadeObjectBytes(*sequence)) {
     const absl::StatusOr<ObjectView> view = ObjectView::Parse(bytes);
     ASSERT_THAT(view, IsOk());
     EXPECT_THAT(view->VerifyAll(), IsOk());
     EXPECT_EQ(view->header().variant(), params_.variant());
     EXPECT_EQ(view->header().profile, SequenceProfile());
   }
-  const KvSequence::NewObjects objects = sequence->new_objects();
+  const KvSequence::MadeObjects objects = sequence->made_objects();
   const size_t num_blocks = BlockTokensAfterPrefill(params_, kTokens) / kBlockTokens;
   ASSERT_EQ(objects.blocks.size(), num_blocks);
   const std::vector<Digest> ids = PrefixIds(SequenceProfile(), talk.tokens(kTokens));
@@ -68,11 +68,11 @@ TEST_P(KvSequencePresetTest, MakesVerifiableObjectsNamedByTheirTokens) {
 TEST_P(KvSequencePresetTest, GoesOnFromItsStoredObjectsBitByBit) {
   constexpr int kPrompt = 2 * kBlockTokens + 77, kSteps = 2 * kBlockTokens;
   const Conversation talk(2, kPrompt + kSteps);
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
   Prefill(*sequence, talk, params_, kPrompt);
   Store(cache_, *sequence);
 
-  const std::unique_ptr<KvSequence> rebuilt = NewSequence(params_);
+  const std::unique_ptr<KvSequence> rebuilt = MakeSequence(params_);
   ASSERT_THAT(
       Attach(*rebuilt, cache_, KeysOf(cache_, talk, params_, sequence->num_blocks(), kPrompt)),
       IsOk());
@@ -84,7 +84,7 @@ TEST_P(KvSequencePresetTest, GoesOnFromItsStoredObjectsBitByBit) {
     ASSERT_EQ(actual, expected) << "position " << position;
     if (!flushed) continue;
     ++num_flushed;
-    ASSERT_EQ(NewObjectBytes(*rebuilt), NewObjectBytes(*sequence));
+    ASSERT_EQ(MadeObjectBytes(*rebuilt), MadeObjectBytes(*sequence));
   }
   EXPECT_EQ(num_flushed, 2);
   EXPECT_EQ(rebuilt->num_tokens(), kPrompt + kSteps);
@@ -93,7 +93,7 @@ TEST_P(KvSequencePresetTest, GoesOnFromItsStoredObjectsBitByBit) {
 TEST_P(KvSequencePresetTest, IsRebuiltFromPrefillAndDecodeBlocks) {
   constexpr int kPrompt = kBlockTokens + 100, kSteps = 2 * kBlockTokens + 20;
   const Conversation talk(3, kPrompt + kSteps + 1);
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
   Prefill(*sequence, talk, params_, kPrompt);
   Store(cache_, *sequence);
   const int prefilled = sequence->num_blocks();
@@ -108,7 +108,7 @@ TEST_P(KvSequencePresetTest, IsRebuiltFromPrefillAndDecodeBlocks) {
   EncodeAll(*sequence);
   Store(cache_, *sequence);
 
-  const std::unique_ptr<KvSequence> rebuilt = NewSequence(params_);
+  const std::unique_ptr<KvSequence> rebuilt = MakeSequence(params_);
   const StoredSequence stored =
       KeysOf(cache_, talk, params_, sequence->num_blocks(), kPrompt + kSteps);
   ASSERT_THAT(Attach(*rebuilt, cache_, stored), IsOk());
@@ -122,7 +122,7 @@ TEST_P(KvSequencePresetTest, IsRebuiltFromPrefillAndDecodeBlocks) {
 TEST_P(KvSequencePresetTest, GrowsTheBankByWhatDecodeBlocksAppend) {
   constexpr int kPrompt = kBlockTokens + 100, kSteps = 2 * kBlockTokens + 20;
   const Conversation talk(4, kPrompt + kSteps);
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
   Prefill(*sequence, talk, params_, kPrompt);
   const int prefilled = sequence->num_blocks();
   for (int position = kPrompt; position < kPrompt + kSteps; ++position) {
@@ -153,16 +153,16 @@ TEST_P(KvSequencePresetTest, GrowsTheBankByWhatDecodeBlocksAppend) {
 TEST_P(KvSequencePresetTest, UsesTheTableOfAFetchedPrefixForTheRestOfThePrompt) {
   constexpr int kFirst = 3 * kBlockTokens, kSecond = 5 * kBlockTokens + 10;
   const Conversation talk(5, kSecond);
-  const std::unique_ptr<KvSequence> first = NewSequence(params_);
+  const std::unique_ptr<KvSequence> first = MakeSequence(params_);
   Prefill(*first, talk, params_, kFirst);
   Store(cache_, *first);
 
-  const std::unique_ptr<KvSequence> second = NewSequence(params_);
+  const std::unique_ptr<KvSequence> second = MakeSequence(params_);
   const int shared = first->num_blocks();
   ASSERT_THAT(Attach(*second, cache_, KeysOf(cache_, talk, params_, shared, shared * kBlockTokens)),
               IsOk());
   Prefill(*second, talk, params_, kSecond);
-  EXPECT_EQ(second->new_objects().table, nullptr) << "mines nothing of its own";
+  EXPECT_EQ(second->made_objects().table, nullptr) << "mines nothing of its own";
   EXPECT_EQ(second->num_blocks(), BlockTokensAfterPrefill(params_, kSecond) / kBlockTokens);
   for (const ObjectHeader& header : second->block_headers()) {
     EXPECT_EQ(header.table, first->block_headers()[0].table);
@@ -173,13 +173,13 @@ TEST_P(KvSequencePresetTest, UsesTheTableOfAFetchedPrefixForTheRestOfThePrompt) 
 TEST_P(KvSequencePresetTest, MinesAtTheFirstFlushOfAShortPrompt) {
   constexpr int kPrompt = 40;
   const Conversation talk(6, 3 * kBlockTokens);
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
   Prefill(*sequence, talk, params_, kPrompt);
   EXPECT_EQ(sequence->num_blocks(), 0);
-  EXPECT_EQ(sequence->new_objects().table, nullptr);
+  EXPECT_EQ(sequence->made_objects().table, nullptr);
   Store(cache_, *sequence);
 
-  const std::unique_ptr<KvSequence> rebuilt = NewSequence(params_);
+  const std::unique_ptr<KvSequence> rebuilt = MakeSequence(params_);
   ASSERT_THAT(Attach(*rebuilt, cache_, KeysOf(cache_, talk, params_, 0, kPrompt)), IsOk());
   int position = kPrompt;
   while (!Step(*sequence, talk, params_, position)) {
@@ -187,8 +187,8 @@ TEST_P(KvSequencePresetTest, MinesAtTheFirstFlushOfAShortPrompt) {
     ASSERT_LT(++position, 3 * kBlockTokens);
   }
   ASSERT_TRUE(Step(*rebuilt, talk, params_, position));
-  EXPECT_EQ(NewObjectBytes(*rebuilt), NewObjectBytes(*sequence));
-  const KvSequence::NewObjects objects = sequence->new_objects();
+  EXPECT_EQ(MadeObjectBytes(*rebuilt), MadeObjectBytes(*sequence));
+  const KvSequence::MadeObjects objects = sequence->made_objects();
   ASSERT_EQ(objects.blocks.size(), 1u);
   const ObjectHeader& block = objects.blocks[0]->header();
   EXPECT_EQ(block.flags & (kFlagAppendsK | kFlagAppendsV), 0);
@@ -202,22 +202,22 @@ TEST_P(KvSequencePresetTest, MinesAtTheFirstFlushOfAShortPrompt) {
 TEST_P(KvSequencePresetTest, EncodesEqualBytesWhateverRanBeforeAndBesideIt) {
   constexpr int kTokens = 2 * kBlockTokens + 130;
   const Conversation a(7, kTokens), b(8, kTokens);
-  const std::unique_ptr<KvSequence> alone = NewSequence(params_);
+  const std::unique_ptr<KvSequence> alone = MakeSequence(params_);
   Prefill(*alone, a, params_, kTokens);
 
   ThreadPool pool(3);
-  const std::unique_ptr<KvSequence> other = NewSequence(params_, &pool);
-  const std::unique_ptr<KvSequence> beside = NewSequence(params_, &pool);
+  const std::unique_ptr<KvSequence> other = MakeSequence(params_, &pool);
+  const std::unique_ptr<KvSequence> beside = MakeSequence(params_, &pool);
   Prefill(*other, b, params_, kTokens);
   Prefill(*beside, a, params_, kTokens);
-  EXPECT_EQ(NewObjectBytes(*beside), NewObjectBytes(*alone));
-  EXPECT_NE(NewObjectBytes(*other), NewObjectBytes(*alone));
+  EXPECT_EQ(MadeObjectBytes(*beside), MadeObjectBytes(*alone));
+  EXPECT_NE(MadeObjectBytes(*other), MadeObjectBytes(*alone));
 }
 
 TEST_P(KvSequencePresetTest, EncodesOneLayerWhileTheNextIsAttended) {
   constexpr int kTokens = 2 * kBlockTokens + 130;
   const Conversation talk(9, kTokens);
-  const std::unique_ptr<KvSequence> in_turn = NewSequence(params_), beside = NewSequence(params_);
+  const std::unique_ptr<KvSequence> in_turn = MakeSequence(params_), beside = MakeSequence(params_);
   Prefill(*in_turn, talk, params_, kTokens);
 
   const int blocks = BlockTokensAfterPrefill(params_, kTokens) / kBlockTokens;
@@ -231,7 +231,7 @@ TEST_P(KvSequencePresetTest, EncodesOneLayerWhileTheNextIsAttended) {
   ASSERT_THAT(encoded, IsOk());
   ASSERT_THAT(beside->EncodeLayer(1), IsOk());
   ASSERT_THAT(beside->FinishBlocks(), IsOk());
-  EXPECT_EQ(NewObjectBytes(*beside), NewObjectBytes(*in_turn));
+  EXPECT_EQ(MadeObjectBytes(*beside), MadeObjectBytes(*in_turn));
 }
 
 // A stored sequence of three blocks and a window of 20 tokens, and one more token to attend from.
@@ -240,7 +240,7 @@ class KvSequenceAttachTest : public testing::Test {
   static constexpr int kTokens = 3 * kBlockTokens + 20;
 
   void SetUp() override {
-    const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+    const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
     Prefill(*sequence, talk_, params_, kTokens);
     Store(cache_, *sequence);
     stored_ = KeysOf(cache_, talk_, params_, 3, kTokens);
@@ -264,7 +264,7 @@ class KvSequenceAttachTest : public testing::Test {
   const Conversation talk_{10, kTokens + 1};
   FakeCacheClient cache_;
   StoredSequence stored_;
-  const std::unique_ptr<KvSequence> sequence_ = NewSequence(params_);
+  const std::unique_ptr<KvSequence> sequence_ = MakeSequence(params_);
 };
 
 TEST_F(KvSequenceAttachTest, AttendsToALayerWhileTheNextIsOnItsWay) {
@@ -285,7 +285,7 @@ TEST_F(KvSequenceAttachTest, ReportsADamagedFrameWhenItsLayerIsAttendedOnly) {
     FakeCacheClient cache;
     for (const ObjectKey& other : stored_.keys) cache.Insert(cache_.Bytes(other));
     cache.Damage(key, 1);
-    const std::unique_ptr<KvSequence> sequence = NewSequence(params_);
+    const std::unique_ptr<KvSequence> sequence = MakeSequence(params_);
     ASSERT_THAT(Attach(*sequence, cache, stored_), IsOk());
     EXPECT_THAT(AttendLayer(*sequence, talk_, 0, kTokens, 1), IsOk());
     EXPECT_THAT(AttendLayer(*sequence, talk_, 1, kTokens, 1),
@@ -315,7 +315,7 @@ TEST_F(KvSequenceAttachTest, RefusesObjectsOfAnotherModel) {
     if (key.kind == ObjectKind::kTable) continue;  // its id follows from the profile
     const std::vector<std::byte> original = cache_.Bytes(key);
     Rewrite(key, [](ObjectHeader& header) { header.profile.bytes[0] ^= 1; });
-    EXPECT_THAT(Attach(*NewSequence(params_), cache_, stored_),
+    EXPECT_THAT(Attach(*MakeSequence(params_), cache_, stored_),
                 StatusIs(absl::StatusCode::kFailedPrecondition));
     cache_.Insert(original);
   }
@@ -327,7 +327,7 @@ TEST_F(KvSequenceAttachTest, RefusesAGeometryThatTheVariantDoesNotHave) {
   const std::vector<std::byte> original = cache_.Bytes(block);
   const auto expect_refused = [&](const std::function<void(ObjectHeader&)>& change) {
     Rewrite(block, change);
-    EXPECT_THAT(Attach(*NewSequence(params_), cache_, stored_),
+    EXPECT_THAT(Attach(*MakeSequence(params_), cache_, stored_),
                 StatusIs(absl::StatusCode::kFailedPrecondition));
     cache_.Insert(original);
   };
@@ -353,18 +353,18 @@ TEST_F(KvSequenceAttachTest, RefusesABrokenChainOfBanks) {
 
 TEST(KvSequenceTest, RefusesAWindowThatNoObjectHolds) {
   const CodecParams params = Params("fp16");
-  const std::unique_ptr<KvSequence> sequence = NewSequence(params);
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(params);
   const Conversation talk(11, 1);
   const std::vector<int32_t> tokens(kMaxWindowTokens + kBlockTokens + 1);
   const std::span<const int32_t> all(tokens);
   EXPECT_THAT(sequence->StartBlocks(1, Phase::kPrefill, all, /*with_window=*/true),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("window of 4097 tokens")));
   EXPECT_THAT(sequence->StartBlocks(1, Phase::kPrefill, all.first(all.size() - 1), true), IsOk());
-  EXPECT_EQ(sequence->new_objects().window->header().num_tokens, kMaxWindowTokens);
+  EXPECT_EQ(sequence->made_objects().window->header().num_tokens, kMaxWindowTokens);
 }
 
 TEST(KvSequenceTest, RefusesBlocksThatTheTokensDoNotFill) {
-  const std::unique_ptr<KvSequence> sequence = NewSequence(Params("fp16"));
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(Params("fp16"));
   const std::vector<int32_t> tokens(2 * kBlockTokens);
   EXPECT_THAT(
       sequence->StartBlocks(2, Phase::kPrefill, std::span(tokens).first(tokens.size() - 1), false),
@@ -383,7 +383,7 @@ TEST(KvSequenceTest, RefusesParamsThatDoNotFitTheShape) {
 }
 
 TEST(KvSequenceTest, RefusesValuesBeyondFp16) {
-  const std::unique_ptr<KvSequence> sequence = NewSequence(Params("fp16"));
+  const std::unique_ptr<KvSequence> sequence = MakeSequence(Params("fp16"));
   const std::vector<float> q(size_t{kSequenceQoHeads} * 64), v(128);
   std::vector<float> k(128), out(q.size());
   k[64] = 1e6f;

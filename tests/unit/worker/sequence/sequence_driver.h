@@ -77,8 +77,8 @@ class Conversation {
   std::vector<Layer> layers_;
 };
 
-inline std::unique_ptr<KvSequence> NewSequence(const CodecParams& params,
-                                               ThreadPool* pool = nullptr) {
+inline std::unique_ptr<KvSequence> MakeSequence(const CodecParams& params,
+                                                ThreadPool* pool = nullptr) {
   KvSequence::Config config;
   config.shape = kSequenceShape;
   config.num_qo_heads = kSequenceQoHeads;
@@ -145,8 +145,8 @@ inline bool Step(KvSequence& sequence, const Conversation& talk, const CodecPara
 }
 
 // Bytes of everything the last StartBlocks made: table, blocks, window.
-inline std::vector<std::vector<std::byte>> NewObjectBytes(const KvSequence& sequence) {
-  const KvSequence::NewObjects objects = sequence.new_objects();
+inline std::vector<std::vector<std::byte>> MadeObjectBytes(const KvSequence& sequence) {
+  const KvSequence::MadeObjects objects = sequence.made_objects();
   std::vector<const ObjectBuilder*> builders = {objects.table};
   builders.insert(builders.end(), objects.blocks.begin(), objects.blocks.end());
   builders.push_back(objects.window);
@@ -158,7 +158,7 @@ inline std::vector<std::vector<std::byte>> NewObjectBytes(const KvSequence& sequ
 }
 
 inline void Store(FakeCacheClient& cache, const KvSequence& sequence) {
-  for (const std::vector<std::byte>& bytes : NewObjectBytes(sequence)) {
+  for (const std::vector<std::byte>& bytes : MadeObjectBytes(sequence)) {
     const std::span<const std::byte> object[] = {bytes};
     ASSERT_THAT(cache.Put(object).front().status, IsOk());
   }
