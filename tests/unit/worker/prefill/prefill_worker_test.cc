@@ -1,0 +1,319 @@
+#include "worker/prefill/prefill_worker.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "tests/support/tiny_worker.h"
+
+namespace pkv {
+namespace {
+
+using testing::HasSubstr;
+
+// fp16 bytes of K and V of one token of the tiny model: 2 layers, 1 kv head, head_dim 64.
+constexpr uint64_t kTokenBytes = 2 * 2 * 64 * 2;
+
+class PrefillWorkerTest : public TinyWorkersTest {
+ protected:
+  // A ticket whose cache a decode worker takes without recomputing.
+  void ExpectDecodes(const v1::HandoffTicket& ticket) {
+    v1::DecodeRequest request = MakeDecode(ticket, 2);
+    request.set_refuse_recompute(true);
+    EXPECT_THAT(TryDecode(request), IsOk());
+  }
+  uint64_t StoredBytes(ObjectKind kind) {
+    uint64_t bytes = 0;
+    for (const ObjectKey& key : cache_.Keys(kind)) bytes += cache_.Bytes(key).size();
+    return bytes;
+  }
+};
+
+// The first tokens of two prompts are equal, the rest is not.
+std::vector<int32_t> SharedPrompt(int shared, int num_tokens, uint64_t seed) {
+  std::vector<int32_t> tokens = RandomPrompt(100, shared);
+  const std::vector<int32_t> rest = RandomPrompt(seed, num_tokens - shared);
+  tokens.insert(tokens.end(), rest.begin(), rest.end());
+  return tokens;
+}
+
+class PrefillWorkerLengthTest : public PrefillWorkerTest,
+                                public testing::WithParamInterface<int> {};
+
+INSTANTIATE_TEST_SUITE_P(PromptTokens, PrefillWorkerLengthTest,
+                         testing::Values(1, 2, 128, 129, 256, 257));
+
+TEST_P(PrefillWorkerLengthTest, CachesAllTokensButTheLast) {
+  const std::vector<int32_t> prompt = RandomPrompt(1, GetParam());
+  const uint32_t cached = GetParam() - 1;
+  for (const char* preset : {"fp16", "pkv2", "default"}) {
+    cache_.Clear();
+    const v1::PrefillResponse response = Prefill(prompt, preset);
+    const v1::HandoffTicket& ticket = response.ticket();
+    const uint32_t block_tokens = BlockTokensAfterPrefill(Params(preset), cached);
+    EXPECT_EQ(ticket.num_blocks(), block_tokens / kBlockTokens);
+    EXPECT_EQ(ticket.num_window_tokens(), cached - block_tokens);
+    EXPECT_EQ(cache_.Keys(ObjectKind::kBlock).size(), ticket.num_blocks());
+    EXPECT_EQ(cache_.Keys(ObjectKind::kWindow).size(), ticket.num_window_tokens() > 0 ? 1u : 0u);
+    const bool has_table = Params(preset).encoding.has_patterns && ticket.num_blocks() > 0;
+    EXPECT_EQ(ticket.table_ids_size(), has_table ? 1 : 0);
+    EXPECT_TRUE(response.stats().stored());
+    EXPECT_EQ(response.stats().logical_bytes(), cached * kTokenBytes);
+    ExpectDecodes(ticket);
+  }
+}
+
+TEST_F(PrefillWorkerTest, TicketAndStatsNameWhatWasStored) {
+  const std::vector<int32_t> prompt = RandomPrompt(2, 300);
+  const v1::PrefillResponse response = Prefill(prompt, "pkv2");
+  const v1::HandoffTicket& ticket = response.ticket();
+  EXPECT_EQ(ticket.profile(), std::string(host_->profile().AsBytes()));
+  EXPECT_EQ(ticket.variant().name(), "pkv2");
+  EXPECT_EQ(ticket.variant().params_digest(), Params("pkv2").Digest());
+  EXPECT_EQ(std::vector<int32_t>(ticket.token_ids().begin(), ticket.token_ids().end()), prompt);
+  ASSERT_EQ(ticket.table_ids_size(), 1);
+  EXPECT_EQ(ticket.table_ids(0), std::string(cache_.Keys(ObjectKind::kTable).at(0).id.AsBytes()));
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(cache_.Bytes(BlockKey(prompt, i, "pkv2")).empty());
+
+  const v1::PrefillStats& stats = response.stats();
+  EXPECT_EQ(stats.prompt_tokens(), 300u);
+  EXPECT_EQ(stats.cached_tokens(), 0u);
+  EXPECT_EQ(stats.fetched_bytes(), 0u);
+  EXPECT_EQ(stats.table_bytes(), StoredBytes(ObjectKind::kTable));
+  EXPECT_EQ(stats.window_bytes(), StoredBytes(ObjectKind::kWindow));
+  EXPECT_EQ(stats.cache_bytes(), StoredBytes(ObjectKind::kTable) +
+                                     StoredBytes(ObjectKind::kWindow) +
+                                     StoredBytes(ObjectKind::kBlock));
+  EXPECT_EQ(stats.put_bytes(), stats.cache_bytes());
+  EXPECT_GT(stats.compute_seconds(), 0);
+  EXPECT_EQ(PrefillMetric("pkv_worker_prompt_tokens_total"), 300);
+  EXPECT_EQ(PrefillMetric("pkv_codec_output_bytes_total"), stats.put_bytes());
+  EXPECT_EQ(PrefillMetric("pkv_codec_input_bytes_total"), stats.logical_bytes());
+  EXPECT_EQ(PrefillMetric(kRecomputes), 0);
+}
+
+TEST_F(PrefillWorkerTest, FetchesTheSharedPrefixAndUsesItsTable) {
+  for (const char* preset : {"fp16", "pkv2", "default"}) {
+    cache_.Clear();
+    const v1::PrefillResponse first = Prefill(SharedPrompt(400, 600, 1), preset);
+    const v1::PrefillResponse second = Prefill(SharedPrompt(400, 700, 2), preset);
+    EXPECT_EQ(second.stats().cached_tokens(), 384u) << preset;
+    EXPECT_GT(second.stats().fetched_bytes(), 0u);
+    EXPECT_GT(second.stats().fetch_seconds(), 0);
+    EXPECT_EQ(second.stats().table_bytes(), first.stats().table_bytes());
+    EXPECT_TRUE(second.stats().stored());
+    EXPECT_EQ(second.ticket().table_ids_size(), first.ticket().table_ids_size());
+    for (int i = 0; i < first.ticket().table_ids_size(); ++i) {
+      EXPECT_EQ(second.ticket().table_ids(i), first.ticket().table_ids(i));
+    }
+    EXPECT_LE(cache_.Keys(ObjectKind::kTable).size(), 1u);
+    ExpectDecodes(second.ticket());
+  }
+}
+
+TEST_F(PrefillWorkerTest, ComputesTheSameTokensFromAnFp16PrefixAsWithout) {
+  Prefill(SharedPrompt(400, 600, 3), "fp16");
+  const std::vector<int32_t> prompt = SharedPrompt(400, 500, 4);
+  const v1::PrefillResponse response = Prefill(prompt, "fp16");
+  ASSERT_EQ(response.stats().cached_tokens(), 384u);
+  EXPECT_EQ(Decode(MakeDecode(response.ticket(), 20)).continuation, ExactContinuation(prompt, 20));
+}
+
+TEST_F(PrefillWorkerTest, AnswersAnIdenticalPromptWithoutComputing) {
+  for (const char* preset : {"fp16", "pkv2", "default"}) {
+    for (const int num_tokens : {90, 257, 600}) {
+      cache_.Clear();
+      const std::vector<int32_t> prompt = RandomPrompt(5, num_tokens);
+      const v1::PrefillResponse first = Prefill(prompt, preset);
+      const int num_puts = cache_.calls(CacheCall::kStartPut);
+      const v1::PrefillResponse again = Prefill(prompt, preset);
+      EXPECT_EQ(again.stats().cached_tokens(), num_tokens - 1u);
+      EXPECT_EQ(again.stats().compute_seconds(), 0);
+      EXPECT_EQ(again.stats().cache_bytes(), first.stats().cache_bytes());
+      EXPECT_EQ(again.stats().table_bytes(), first.stats().table_bytes());
+      EXPECT_EQ(again.stats().window_bytes(), first.stats().window_bytes());
+      EXPECT_TRUE(again.stats().stored());
+      EXPECT_EQ(cache_.calls(CacheCall::kStartPut), num_puts);
+      EXPECT_EQ(again.ticket().SerializeAsString(), first.ticket().SerializeAsString());
+      ExpectDecodes(again.ticket());
+    }
+  }
+}
+
+TEST_F(PrefillWorkerTest, ComputesTheRestWhenOnlyTheWindowOrTheTableIsGone) {
+  const std::vector<int32_t> prompt = RandomPrompt(6, 300);
+  for (const ObjectKind kind : {ObjectKind::kWindow, ObjectKind::kTable}) {
+    Prefill(prompt, "pkv2");
+    cache_.Erase(cache_.Keys(kind).at(0));
+    const v1::PrefillResponse again = Prefill(prompt, "pkv2");
+    EXPECT_EQ(again.stats().cached_tokens(), kind == ObjectKind::kWindow ? 256u : 0u);
+    EXPECT_TRUE(again.stats().stored()) << again.stats().store_error();
+    ExpectDecodes(again.ticket());
+  }
+}
+
+TEST_F(PrefillWorkerTest, ComputesEverythingWhenToldToIgnoreTheCache) {
+  const std::vector<int32_t> prompt = RandomPrompt(7, 300);
+  Prefill(prompt, "pkv2");
+  v1::PrefillRequest request = MakePrefill(prompt, "pkv2");
+  request.set_ignore_cache(true);
+  const int num_lookups = cache_.calls(CacheCall::kLookup);
+  const auto response = prefill_.Prefill(request);
+  ASSERT_THAT(response, IsOk());
+  EXPECT_EQ(response->stats().cached_tokens(), 0u);
+  EXPECT_EQ(response->stats().put_bytes(), 0u) << "equal bytes are there already";
+  EXPECT_TRUE(response->stats().stored());
+  EXPECT_EQ(cache_.calls(CacheCall::kLookup), num_lookups);
+}
+
+TEST_F(PrefillWorkerTest, AnswersWithoutACacheAndSaysWhyNothingWasStored) {
+  cache_.FailAll(absl::UnavailableError("pkvd is gone"));
+  const std::vector<int32_t> prompt = RandomPrompt(8, 300);
+  const v1::PrefillResponse response = Prefill(prompt, "fp16");
+  EXPECT_FALSE(response.stats().stored());
+  EXPECT_THAT(response.stats().store_error(), HasSubstr("pkvd is gone"));
+  EXPECT_EQ(PrefillMetric(kRecomputes, {{"reason", "UNAVAILABLE"}}), 1);
+  EXPECT_EQ(cache_.calls(CacheCall::kLookup), 1) << "asked once";
+  const Decoded decoded = Decode(MakeDecode(response.ticket(), 6));
+  EXPECT_EQ(decoded.continuation, ExactContinuation(prompt, 6));
+}
+
+TEST_F(PrefillWorkerTest, AnswersWhenTheUploadBreaksAtAnyPoint) {
+  for (const CacheCall broken :
+       {CacheCall::kStartPut, CacheCall::kWriteLayer, CacheCall::kPut, CacheCall::kCommit}) {
+    cache_.Clear();
+    cache_.set_script([broken](CacheCall call) {
+      return call == broken ? absl::DeadlineExceededError("too slow") : absl::OkStatus();
+    });
+    const v1::PrefillResponse response = Prefill(RandomPrompt(9, 300), "pkv2");
+    EXPECT_FALSE(response.stats().stored());
+    EXPECT_THAT(response.stats().store_error(), HasSubstr("DEADLINE_EXCEEDED: too slow"));
+    EXPECT_TRUE(cache_.Keys(ObjectKind::kBlock).empty());
+  }
+}
+
+TEST_F(PrefillWorkerTest, SaysThatABlockWasRefused) {
+  const std::vector<int32_t> prompt = RandomPrompt(10, 300);
+  cache_.Refuse(BlockKey(prompt, 1, "kivi2"), absl::ResourceExhaustedError("full of pins"));
+  const v1::PrefillResponse response = Prefill(prompt, "kivi2");
+  EXPECT_FALSE(response.stats().stored());
+  EXPECT_THAT(response.stats().store_error(), HasSubstr("full of pins"));
+}
+
+TEST_F(PrefillWorkerTest, ComputesAPrefixThatArrivesDamaged) {
+  for (int layer = 0; layer < shape().num_layers; ++layer) {
+    const uint64_t seed = 20 + layer;
+    Prefill(RandomPrompt(seed, 300), "fp16");
+    std::vector<int32_t> prompt = RandomPrompt(seed, 300);
+    prompt.resize(350, 9);
+    cache_.Damage(BlockKey(prompt, 0, "fp16"), layer);
+    const v1::PrefillResponse response = Prefill(prompt, "fp16");
+    EXPECT_EQ(response.stats().cached_tokens(), 0u);
+    EXPECT_EQ(PrefillMetric(kRecomputes, {{"reason", "DATA_LOSS"}}), layer + 1);
+    // The decode worker meets the same damage, and computes as well.
+    EXPECT_EQ(Decode(MakeDecode(response.ticket(), 6)).continuation, ExactContinuation(prompt, 6));
+  }
+}
+
+TEST_F(PrefillWorkerTest, ComputesAPrefixThatIsEvictedAfterTheLookup) {
+  Prefill(SharedPrompt(300, 400, 11), "pkv2");
+  cache_.set_script([this](CacheCall call) {
+    if (call == CacheCall::kStartGet) cache_.Clear();
+    return absl::OkStatus();
+  });
+  const v1::PrefillResponse response = Prefill(SharedPrompt(300, 400, 12), "pkv2");
+  EXPECT_EQ(response.stats().cached_tokens(), 0u);
+  EXPECT_TRUE(response.stats().stored());
+  EXPECT_EQ(PrefillMetric(kRecomputes, {{"reason", "NOT_FOUND"}}), 1);
+  cache_.set_script(nullptr);
+  ExpectDecodes(response.ticket());
+}
+
+TEST_F(PrefillWorkerTest, ComputesAPrefixWhoseHeadersLie) {
+  const std::vector<int32_t> stored = SharedPrompt(300, 400, 13);
+  Prefill(stored, "kivi2");
+  ObjectHeader header = *ParseHeader(cache_.Bytes(BlockKey(stored, 1, "kivi2")));
+  header.num_layers = 1;
+  absl::StatusOr<ObjectBuilder> builder = ObjectBuilder::Make(header);
+  ASSERT_THAT(builder, IsOk());
+  ASSERT_THAT(builder->Seal(), IsOk());
+  cache_.Insert(builder->bytes());
+  const v1::PrefillResponse response = Prefill(SharedPrompt(300, 400, 14), "kivi2");
+  EXPECT_EQ(response.stats().cached_tokens(), 0u);
+  EXPECT_EQ(PrefillMetric(kRecomputes, {{"reason", "FAILED_PRECONDITION"}}), 1);
+}
+
+TEST_F(PrefillWorkerTest, UsesAnUnbrokenBeginningOfABrokenChain) {
+  const std::vector<int32_t> stored = SharedPrompt(500, 600, 15);
+  Prefill(stored, "pkv2");
+  // Block 2 as if it had been encoded against a bank that had grown meanwhile.
+  ObjectHeader header = *ParseHeader(cache_.Bytes(BlockKey(stored, 2, "pkv2")));
+  ++header.num_patterns_v;
+  absl::StatusOr<ObjectBuilder> builder = ObjectBuilder::Make(header);
+  ASSERT_THAT(builder, IsOk());
+  ASSERT_THAT(builder->Seal(), IsOk());
+  cache_.Insert(builder->bytes());
+  EXPECT_EQ(Prefill(SharedPrompt(500, 600, 16), "pkv2").stats().cached_tokens(), 256u);
+}
+
+TEST_F(PrefillWorkerTest, NamesTheTableOfAPrefillThatWasFirst) {
+  const std::vector<int32_t> ours = SharedPrompt(300, 500, 17);
+  // Another worker stores its blocks of the shared prefix while this one computes.
+  FakeCacheClient elsewhere;
+  WorkerMetrics metrics("prefill");
+  PrefillWorker other(host_, &elsewhere, &metrics);
+  ASSERT_THAT(other.Prefill(MakePrefill(SharedPrompt(300, 400, 18), "pkv2")), IsOk());
+  std::atomic<bool> raced = false;
+  cache_.set_script([&](CacheCall call) {
+    if (call != CacheCall::kCommit || raced.exchange(true)) return absl::OkStatus();
+    for (const ObjectKind kind : {ObjectKind::kTable, ObjectKind::kBlock}) {
+      for (const ObjectKey& key : elsewhere.Keys(kind)) cache_.Insert(elsewhere.Bytes(key));
+    }
+    return absl::OkStatus();
+  });
+  const v1::PrefillResponse response = Prefill(ours, "pkv2");
+  EXPECT_TRUE(raced);
+  EXPECT_TRUE(response.stats().stored()) << response.stats().store_error();
+  EXPECT_EQ(response.ticket().table_ids_size(), 2);
+  ExpectDecodes(response.ticket());
+  // The mixed chain answers the next identical prompt, too.
+  const v1::PrefillResponse again = Prefill(ours, "pkv2");
+  EXPECT_EQ(again.stats().cached_tokens(), 499u);
+  ExpectDecodes(again.ticket());
+}
+
+TEST_F(PrefillWorkerTest, EndsAfterALayerWhenTheCallerWentAway) {
+  std::atomic<int> asked = 0;
+  const auto response =
+      prefill_.Prefill(MakePrefill(RandomPrompt(19, 300), "pkv2"), [&] { return ++asked == 2; });
+  EXPECT_THAT(response, StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(asked, 2);
+  EXPECT_TRUE(cache_.Keys(ObjectKind::kBlock).empty());
+  EXPECT_EQ(PrefillMetric("pkv_worker_prompt_tokens_total"), 0);
+}
+
+TEST_F(PrefillWorkerTest, RunsTwoRequestsAtOnce) {
+  const std::vector<int32_t> a = RandomPrompt(30, 300), b = RandomPrompt(31, 400);
+  std::thread other([&] { Prefill(a, "pkv2"); });
+  const v1::PrefillResponse second = Prefill(b, "fp16");
+  other.join();
+  EXPECT_EQ(Decode(MakeDecode(second.ticket(), 6)).continuation, ExactContinuation(b, 6));
+  EXPECT_EQ(Prefill(a, "pkv2").stats().cached_tokens(), 299u);
+}
+
+TEST_F(PrefillWorkerTest, RefusesWhatItCannotPrefill) {
+  EXPECT_THAT(prefill_.Prefill(MakePrefill(RandomPrompt(1, 10), "pkv3")),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("kivi2-g64")));
+  EXPECT_THAT(prefill_.Prefill(MakePrefill({}, "fp16")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("neither")));
+  EXPECT_THAT(prefill_.Prefill(MakePrefill({5, -1}, "fp16")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("token id -1 at position 1")));
+  const int limit = host_->config().max_position_embeddings;
+  EXPECT_THAT(prefill_.Prefill(MakePrefill(RandomPrompt(1, limit + 1), "fp16")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 1024")));
+  EXPECT_THAT(prefill_.Prefill(MakePrefill(RandomPrompt(1, limit), "fp16")), IsOk());
+}
+
+}  // namespace
+}  // namespace pkv
