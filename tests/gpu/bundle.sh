@@ -13,7 +13,8 @@ mkdir -p "$bundle/bin" "$bundle/lib"
 rm -f "$bundle"/bin/* "$bundle"/lib/*
 
 # What every GPU machine has: libc and the compiler's runtime; and what must come from its driver.
-system='^(libc|libm|libstdc\+\+|libgcc_s[^.]*|ld-linux[^.]*|libcuda|libnccl|libpthread|libdl|librt)\.so'
+system='^(libc|libm|libstdc\+\+|libgcc_s[^.]*|ld-linux[^.]*|libpthread|libdl|librt'
+system+='|libcuda|libnccl)\.so'
 
 names=$(cd "$build" && ctest -N -L gpu | sed -n 's/^ *Test *#[0-9]*: //p')
 for name in $names; do

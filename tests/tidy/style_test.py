@@ -395,7 +395,7 @@ def mirror(tree):
         if any(path.startswith(elsewhere) for path in tree.paths):
             continue
         stem = SOURCE_FILE.sub("", file.path)
-        shared = re.sub(r"_(cpu|cuda)$", "", stem)
+        shared = re.sub(r"_(cpu|cuda|kernels)$", "", stem)
         wanted = [f"tests/unit/{s}_test{x}" for s in {stem, shared} for x in (".cc", ".cu")]
         if tests.isdisjoint(wanted):
             name = os.path.basename(shared)

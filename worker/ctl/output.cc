@@ -51,9 +51,8 @@ std::string FormatBytes(uint64_t bytes) {
     value /= 1000;
     ++unit;
   }
-  return absl::StrFormat(
-      unit == 0 || value >= 100 ? "%.0f %s" : (value >= 10 ? "%.1f %s" : "%.2f %s"), value,
-      kUnits[unit]);
+  const int num_decimals = unit == 0 || value >= 100 ? 0 : (value >= 10 ? 1 : 2);
+  return absl::StrFormat("%.*f %s", num_decimals, value, kUnits[unit]);
 }
 
 ProgressLine::ProgressLine(absl::string_view label, bool enabled)
