@@ -1,0 +1,150 @@
+#include "worker/serve/server_host.h"
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "tests/support/run_binary.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tiny_worker.h"
+
+namespace pkv {
+namespace {
+
+using testing::HasSubstr;
+
+TEST(CheckListenAddressTest, TakesLoopbackWithoutALeave) {
+  for (const char* address :
+       {"127.0.0.1:0", "127.255.0.9:65535", "localhost:7441", "[::1]:7441", "unix:/run/pkv.sock"}) {
+    EXPECT_THAT(CheckListenAddress(address, false), IsOk()) << address;
+  }
+}
+
+TEST(CheckListenAddressTest, TakesOtherAddressesOnlyWithALeave) {
+  for (const char* address : {"0.0.0.0:7441", "[::]:7441", "10.0.0.1:1", "example.com:80",
+                              "127.0.0.1.example.com:80", "128.0.0.1:80", "localhost.com:1"}) {
+    EXPECT_THAT(CheckListenAddress(address, false),
+                StatusIs(absl::StatusCode::kInvalidArgument,
+                         testing::AllOf(HasSubstr(address), HasSubstr("--i-understand-insecure"))));
+    EXPECT_THAT(CheckListenAddress(address, true), IsOk()) << address;
+  }
+}
+
+TEST(CheckListenAddressTest, RefusesWhatIsNoAddress) {
+  for (const char* address : {"", "localhost", ":7441", "127.0.0.1:", "127.0.0.1:x",
+                              "127.0.0.1:65536", "127.0.0.1:-1", "unix:relative", "7441"}) {
+    for (const bool allow : {false, true}) {
+      EXPECT_THAT(CheckListenAddress(address, allow),
+                  StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is not host:port")))
+          << address;
+    }
+  }
+}
+
+// A real worker process over a tiny model; its cache is not there.
+class ServerHostTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { folder_ = new TinyModelFolder; }
+  static void TearDownTestSuite() { delete folder_; }
+
+  std::vector<std::string> Arguments(const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {BinaryPath("worker/pkv-prefill"),
+                                          "serve",
+                                          "--model",
+                                          folder_->path(),
+                                          "--cache",
+                                          "unix:/nonexistent"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  // Starts it and waits until it serves.
+  void Start(const std::string& listen) {
+    const std::string port_file = scratch_.path() + "/port";
+    process_ = std::make_unique<ChildProcess>(Arguments({"--listen", listen, "--metrics-listen",
+                                                         "127.0.0.1:0", "--port-file", port_file}),
+                                              scratch_.path() + "/worker");
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (!std::filesystem::exists(port_file) && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    std::ifstream(port_file) >> port_ >> metrics_port_;
+    ASSERT_GT(metrics_port_, 0) << process_->err();
+  }
+  static void ExpectConnects(const std::string& address) {
+    const auto channel = grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+    EXPECT_TRUE(
+        channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(30)));
+  }
+  int WaitForExit() { return process_->Wait(std::chrono::seconds(60)); }
+
+  static inline TinyModelFolder* folder_ = nullptr;
+  const ScratchFolder scratch_;
+  std::unique_ptr<ChildProcess> process_;
+  int port_ = 0, metrics_port_ = 0;
+};
+
+TEST_F(ServerHostTest, ServesOnThePortItNamesAndEndsOnSigterm) {
+  Start("127.0.0.1:0");
+  ASSERT_GT(port_, 0);
+  const auto channel =
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", port_), grpc::InsecureChannelCredentials());
+  EXPECT_TRUE(
+      channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(30)));
+  ChildProcess curl(
+      {"/usr/bin/curl", "-fsS", absl::StrCat("http://127.0.0.1:", metrics_port_, "/metrics")},
+      scratch_.path() + "/curl");
+  ASSERT_EQ(curl.Wait(std::chrono::seconds(30)), 0) << curl.err();
+  EXPECT_THAT(curl.out(), HasSubstr("pkv_worker_requests_total{"));
+  EXPECT_THAT(curl.out(), HasSubstr("process_resident_memory_bytes"));
+  process_->Signal(SIGTERM);
+  EXPECT_EQ(WaitForExit(), 0) << process_->err();
+  EXPECT_THAT(process_->err(), HasSubstr("stopped"));
+}
+
+TEST_F(ServerHostTest, ServesOnAUnixSocketAndEndsOnSigint) {
+  const std::string socket = "unix:" + scratch_.path() + "/socket";
+  Start(socket);
+  ExpectConnects(socket);
+  process_->Signal(SIGINT);
+  EXPECT_EQ(WaitForExit(), 0) << process_->err();
+}
+
+TEST_F(ServerHostTest, RefusesAPortThatIsTaken) {
+  Start("127.0.0.1:0");
+  ChildProcess second(Arguments({"--listen", absl::StrCat("127.0.0.1:", port_)}),
+                      scratch_.path() + "/second");
+  EXPECT_EQ(second.Wait(std::chrono::seconds(60)), 1);
+  EXPECT_THAT(second.err(), HasSubstr("cannot listen on"));
+  ChildProcess third(Arguments({"--listen", "127.0.0.1:0", "--metrics-listen",
+                                absl::StrCat("127.0.0.1:", metrics_port_)}),
+                     scratch_.path() + "/third");
+  EXPECT_EQ(third.Wait(std::chrono::seconds(60)), 1);
+  EXPECT_THAT(third.err(), HasSubstr("cannot serve metrics on"));
+}
+
+TEST_F(ServerHostTest, RefusesAddressesBeyondLoopback) {
+  const BinaryRun run = RunBinary("worker/pkv-decode",
+                                  {"serve", "--model", folder_->path(), "--listen", "0.0.0.0:0"});
+  EXPECT_EQ(run.exit_code, 2);
+  EXPECT_THAT(run.err, HasSubstr("not loopback"));
+  const BinaryRun metrics =
+      RunBinary("worker/pkv-decode", {"serve", "--model", folder_->path(), "--listen",
+                                      "127.0.0.1:0", "--metrics-listen", "unix:/run/metrics"});
+  EXPECT_EQ(metrics.exit_code, 2);
+  EXPECT_THAT(metrics.err, HasSubstr("is not host:port"));
+}
+
+TEST_F(ServerHostTest, FailsWhenThePortFileCannotBeWritten) {
+  const BinaryRun run =
+      RunBinary("worker/pkv-decode", {"serve", "--model", folder_->path(), "--listen",
+                                      "127.0.0.1:0", "--port-file", "/nonexistent/port"});
+  EXPECT_EQ(run.exit_code, 1);
+  EXPECT_THAT(run.err, HasSubstr("cannot write port file /nonexistent/port"));
+}
+
+}  // namespace
+}  // namespace pkv

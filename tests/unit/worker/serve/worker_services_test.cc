@@ -1,0 +1,161 @@
+#include "worker/serve/worker_services.h"
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "pkv/v1/worker_service.grpc.pb.h"
+#include "tests/support/tiny_worker.h"
+
+namespace pkv {
+namespace {
+
+// Holds every cache call back until it is opened.
+class Gate {
+ public:
+  void Pass() {
+    MutexLock lock(&mu_);
+    ++num_waiting_;
+    changed_.SignalAll();
+    while (!open_) changed_.Wait(&mu_);
+  }
+  void Open() {
+    MutexLock lock(&mu_);
+    open_ = true;
+    changed_.SignalAll();
+  }
+  void WaitForWaiting(int count) {
+    MutexLock lock(&mu_);
+    while (num_waiting_ < count) changed_.Wait(&mu_);
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  bool open_ ABSL_GUARDED_BY(mu_) = false;
+  int num_waiting_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// Both services behind a gRPC server in this process; one request runs, none waits.
+class WorkerServicesTest : public TinyWorkersTest {
+ protected:
+  void SetUp() override {
+    const QueueOptions queue{.max_running = 1, .max_waiting = 0};
+    prefill_service_ = MakePrefillService(&prefill_, &prefill_metrics_, queue);
+    decode_service_ = MakeDecodeService(&decode_, &decode_metrics_, queue);
+    grpc::ServerBuilder builder;
+    builder.RegisterService(prefill_service_.get());
+    builder.RegisterService(decode_service_.get());
+    server_ = builder.BuildAndStart();
+    const auto channel = server_->InProcessChannel({});
+    prefill_stub_ = v1::Prefill::NewStub(channel);
+    decode_stub_ = v1::Decode::NewStub(channel);
+  }
+  void TearDown() override {
+    gate_.Open();
+    server_->Shutdown();
+    server_->Wait();
+    // Ends its threads: every request has been counted.
+    prefill_service_.reset();
+    decode_service_.reset();
+  }
+
+  void HoldCache() {
+    cache_.set_script([this](CacheCall) {
+      gate_.Pass();
+      return absl::OkStatus();
+    });
+  }
+  grpc::Status CallPrefill(v1::PrefillResponse* response, uint64_t seed = 1) {
+    grpc::ClientContext context;
+    return prefill_stub_->Prefill(&context, MakePrefill(RandomPrompt(seed, 150), "pkv2"), response);
+  }
+
+  Gate gate_;
+  std::unique_ptr<grpc::Service> prefill_service_, decode_service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Prefill::Stub> prefill_stub_;
+  std::unique_ptr<v1::Decode::Stub> decode_stub_;
+};
+
+TEST_F(WorkerServicesTest, CarriesAPromptThroughBothRoles) {
+  v1::PrefillResponse prefilled;
+  ASSERT_TRUE(CallPrefill(&prefilled).ok());
+  grpc::ClientContext context;
+  const auto reader = decode_stub_->Decode(&context, MakeDecode(prefilled.ticket(), 30));
+  std::vector<int32_t> tokens;
+  v1::DecodeEvent event;
+  while (reader->Read(&event)) {
+    if (event.has_token()) tokens.push_back(event.token().token_id());
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(event.has_stats()) << "comes last";
+  EXPECT_EQ(tokens, Decode(MakeDecode(prefilled.ticket(), 30)).continuation.tokens);
+}
+
+TEST_F(WorkerServicesTest, MapsErrorsOfTheWorkers) {
+  grpc::ClientContext context;
+  v1::PrefillResponse response;
+  const grpc::Status refused = prefill_stub_->Prefill(&context, MakePrefill({}, "pkv2"), &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  grpc::ClientContext decode_context;
+  const auto reader = decode_stub_->Decode(&decode_context, {});
+  v1::DecodeEvent event;
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(WorkerServicesTest, RefusesRequestsBeyondTheQueue) {
+  HoldCache();
+  v1::PrefillResponse first_response, second_response;
+  grpc::Status first;
+  std::thread caller([&] { first = CallPrefill(&first_response); });
+  gate_.WaitForWaiting(1);
+  const grpc::Status second = CallPrefill(&second_response, 2);
+  EXPECT_EQ(second.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(second.error_message(), testing::HasSubstr("1 requests are running or waiting"));
+  gate_.Open();
+  caller.join();
+  EXPECT_TRUE(first.ok()) << first.error_message();
+  EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "RESOURCE_EXHAUSTED"}}), 1);
+  EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "OK"}}), 1);
+}
+
+TEST_F(WorkerServicesTest, RefusesDecodesBeyondTheQueue) {
+  v1::PrefillResponse prefilled;
+  ASSERT_TRUE(CallPrefill(&prefilled).ok());
+  HoldCache();
+  grpc::ClientContext first_context, second_context;
+  const auto first = decode_stub_->Decode(&first_context, MakeDecode(prefilled.ticket(), 3));
+  gate_.WaitForWaiting(1);
+  const auto second = decode_stub_->Decode(&second_context, MakeDecode(prefilled.ticket(), 3));
+  v1::DecodeEvent event;
+  EXPECT_FALSE(second->Read(&event));
+  EXPECT_EQ(second->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  gate_.Open();
+  int num_events = 0;
+  while (first->Read(&event)) ++num_events;
+  EXPECT_TRUE(first->Finish().ok());
+  EXPECT_EQ(num_events, 4);
+}
+
+TEST_F(WorkerServicesTest, EndsARequestWhoseCallerWentAway) {
+  v1::PrefillResponse prefilled;
+  ASSERT_TRUE(CallPrefill(&prefilled).ok());
+  HoldCache();
+  grpc::ClientContext context;
+  const auto reader = decode_stub_->Decode(&context, MakeDecode(prefilled.ticket(), 800));
+  gate_.WaitForWaiting(1);
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  gate_.Open();
+  server_->Shutdown();
+  server_->Wait();
+  decode_service_.reset();
+  EXPECT_EQ(DecodeMetric("pkv_worker_requests_total", {{"code", "CANCELLED"}}), 1);
+  EXPECT_EQ(DecodeMetric("pkv_worker_generated_tokens_total"), 0);
+}
+
+}  // namespace
+}  // namespace pkv
