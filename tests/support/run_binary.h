@@ -3,8 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -39,6 +42,14 @@ inline BinaryRun RunBinary(const std::string& name, std::vector<std::string> arg
   ChildProcess process(arguments, scratch.path() + "/run");
   const int exit_code = process.Wait(std::chrono::seconds(60));
   return {exit_code, process.out(), process.err()};
+}
+
+// Until it exists, a minute at most.
+inline void WaitForFile(const std::string& path) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!std::filesystem::exists(path) && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
 }
 
 }  // namespace pkv

@@ -3,10 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
 #include <fstream>
-#include <sstream>
-#include <thread>
 
 #include "tests/support/run_binary.h"
 #include "tests/support/status_matchers.h"
@@ -67,10 +64,7 @@ class ServerHostTest : public testing::Test {
     process_ = std::make_unique<ChildProcess>(Arguments({"--listen", listen, "--metrics-listen",
                                                          "127.0.0.1:0", "--port-file", port_file}),
                                               scratch_.path() + "/worker");
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (!std::filesystem::exists(port_file) && std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    WaitForFile(port_file);
     std::ifstream(port_file) >> port_ >> metrics_port_;
     ASSERT_GT(metrics_port_, 0) << process_->err();
   }
