@@ -26,8 +26,10 @@ constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kStreamWindowBytes = 4 << 20;
 // gRPC waits 1 s to 120 s before it dials again; calls fail at once meanwhile. A restarted pkvd is
 // found again within our own retries.
-constexpr int kMinReconnectMs = 100;
+constexpr int kInitialReconnectMs = 100;
 constexpr int kMaxReconnectMs = 1'000;
+// What gRPC calls the minimal back-off is how long one attempt to connect may take.
+constexpr int kConnectTimeoutMs = 5'000;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, int index) {
   grpc::ChannelArguments args;
@@ -40,8 +42,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, int index
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
   args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kMinReconnectMs);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kMinReconnectMs);
+  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kInitialReconnectMs);
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
   // One TCP connection per channel, not one shared by all.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
