@@ -117,7 +117,7 @@ run_stage() {
     asan) build asan && run_ctest asan asan -L '^(unit|integration|fuzz)$' ;;
     tsan)
       build tsan &&
-        TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
+        TSAN_OPTIONS="ignore_noninstrumented_modules=1:halt_on_error=1:suppressions=$PWD/tests/support/tsan.supp" \
           run_ctest tsan tsan -L '^(unit|integration)$'
       ;;
     tsa) build tsa && stage_counts="compiles" ;;

@@ -17,7 +17,6 @@
 #include "proto/base/clock.h"
 #include "tests/support/sealed_object.h"
 #include "tests/support/status_matchers.h"
-#include "tests/support/tsan_suppressions.h"
 
 namespace pkv {
 namespace {

@@ -44,8 +44,6 @@ class PkvdKillTest : public testing::Test {
       : scratch_(absl::StrCat(testing::TempDir(), "/pkvd_kill_test.", getpid())),
         bin_(std::getenv("PKV_BINARY_DIR")) {
     std::filesystem::create_directories(scratch_);
-    // Under TSan: this test is about the client; see tests/support/tsan_suppressions.h.
-    ::setenv("TSAN_OPTIONS", "report_bugs=0", /*overwrite=*/1);
     Start("127.0.0.1:0");
     ClientOptions options;
     options.address = address_;

@@ -15,7 +15,6 @@
 #include "pkv/v1/cache_service.grpc.pb.h"
 #include "proto/transport/convert.h"
 #include "tests/support/status_matchers.h"
-#include "tests/support/tsan_suppressions.h"
 
 namespace pkv {
 namespace {

@@ -14,7 +14,6 @@
 #include "pkv/v1/cache_service.grpc.pb.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
-#include "tests/support/tsan_suppressions.h"
 #include "tests/unit/kvstore/service/service_fixture.h"
 
 namespace pkv {
