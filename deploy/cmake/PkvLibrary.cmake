@@ -32,6 +32,7 @@ endfunction()
 function(pkv_compile_options name)
   # Private includes are spelled from the repository root: "kvstore/store/block_store.h".
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_compile_features(${name} PRIVATE cxx_std_20)
   target_compile_definitions(${name} PRIVATE PKV_VERSION="${PROJECT_VERSION}")
   target_compile_options(${name} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wno-unused-parameter;-Werror=return-type;-Werror=unused-result>
