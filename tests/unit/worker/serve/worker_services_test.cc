@@ -7,7 +7,6 @@
 
 #include "pkv/v1/worker_service.grpc.pb.h"
 #include "tests/support/tiny_worker.h"
-#include "tests/support/tsan_suppressions.h"
 
 namespace pkv {
 namespace {
