@@ -19,7 +19,9 @@ void Append(std::span<const uint16_t> patterns, int head_dim, std::vector<uint16
 std::vector<uint16_t> ReadRows(std::span<const std::byte> frame, int64_t offset, int64_t rows,
                                int head_dim) {
   std::vector<uint16_t> values(static_cast<size_t>(rows) * head_dim);
-  std::memcpy(values.data(), frame.data() + offset, values.size() * sizeof(uint16_t));
+  if (!values.empty()) {
+    std::memcpy(values.data(), frame.data() + offset, values.size() * sizeof(uint16_t));
+  }
   return values;
 }
 

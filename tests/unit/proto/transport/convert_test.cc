@@ -80,7 +80,7 @@ TEST(ConvertTest, StatusKeepsCodeAndMessageBothWays) {
 }
 
 TEST(ConvertTest, StatusCodeFromOutsideTheListBecomesUnknown) {
-  for (const int code : {17, -1, 1000}) {
+  for (const int code : {17, -1}) {
     const grpc::Status wire(static_cast<grpc::StatusCode>(code), "odd");
     EXPECT_EQ(FromGrpc(wire).code(), absl::StatusCode::kUnknown);
   }
