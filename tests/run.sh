@@ -65,6 +65,7 @@ fixed_addresses=()
 if setarch -R true 2>/dev/null; then fixed_addresses=(setarch -R); fi
 
 results=.build/results
+tsan_options=ignore_noninstrumented_modules=1:halt_on_error=1
 passed=0 failed=0 skipped=0
 summary=()
 
@@ -117,7 +118,7 @@ run_stage() {
     asan) build asan && run_ctest asan asan -L '^(unit|integration|fuzz)$' ;;
     tsan)
       build tsan &&
-        TSAN_OPTIONS="ignore_noninstrumented_modules=1:halt_on_error=1:suppressions=$PWD/tests/support/tsan.supp" \
+        TSAN_OPTIONS="$tsan_options:suppressions=$PWD/tests/support/tsan.supp" \
           run_ctest tsan tsan -L '^(unit|integration)$'
       ;;
     tsa) build tsa && stage_counts="compiles" ;;

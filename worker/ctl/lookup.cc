@@ -37,7 +37,8 @@ absl::Status Run(const LookupFlags& flags, const GlobalFlags& global) {
   PKV_ASSIGN_OR_RETURN(const LookupResult found, client->Lookup(ids, variants));
   std::vector<std::string> stored;
   for (int i = 0; i < found.num_blocks; ++i) stored.push_back(ids[i].ToHex());
-  const std::string variant = found.num_blocks > 0 ? variants[found.variant_index].name : "";
+  const std::string variant =
+      found.num_blocks > 0 ? VariantText(variants[found.variant_index]) : "";
   if (global.json()) {
     PrintJson({{"prompt_tokens", tokens.size()},
                {"blocks", ids.size()},

@@ -38,10 +38,6 @@ const char* KindName(ObjectKind kind) {
   return "?";
 }
 
-std::string VariantText(const Variant& variant) {
-  return absl::StrCat(variant.name, ":", absl::Hex(variant.params_digest, absl::kZeroPad16));
-}
-
 absl::StatusOr<ObjectKey> ParseKey(const KeyFlags& flags) {
   ObjectKey key;
   key.kind = flags.kind == "window"  ? ObjectKind::kWindow

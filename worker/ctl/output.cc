@@ -43,6 +43,10 @@ void PrintJson(const nlohmann::ordered_json& document) {
       document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
 }
 
+std::string VariantText(const Variant& variant) {
+  return absl::StrCat(variant.name, ":", absl::Hex(variant.params_digest, absl::kZeroPad16));
+}
+
 std::string FormatBytes(uint64_t bytes) {
   constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
   double value = static_cast<double>(bytes);

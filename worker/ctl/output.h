@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "pkv/block/object_key.h"
 
 namespace pkv {
 
@@ -18,6 +19,9 @@ int Fail(const absl::Status& status);
 
 // The one JSON document of a command, on stdout.
 void PrintJson(const nlohmann::ordered_json& document);
+
+// "default:0123456789abcdef", as --variant takes it.
+std::string VariantText(const Variant& variant);
 
 // "1.25 MB": decimal units, three digits.
 std::string FormatBytes(uint64_t bytes);

@@ -48,6 +48,35 @@ TEST_F(FleetTest, EveryPresetShipsFewerBytesAndServesTheSharedPrefixToTheNextReq
   }
 }
 
+TEST_F(FleetTest, ObjectsOfEveryPresetComeBackByteForByte) {
+  StartPkvd();
+  StartWorkers();
+  const std::string prompt = Document(1500);
+  for (const char* preset : {"fp16", "kivi2", "kivi4-g32", "pkv4", "pkv2", "default"}) {
+    SCOPED_TRACE(preset);
+    ASSERT_EQ(Generate(preset, prompt, 1).exit_code, 0);
+    const Result found = Ctl({"lookup", "--model", model_, "--prompt", prompt, "--preset", preset});
+    ASSERT_EQ(found.exit_code, 0) << found.err;
+    const std::vector<std::string> key = {"--id", found.json["block_ids"][0], "--variant",
+                                          found.json["variant"]};
+    const auto with_key = [&key](std::vector<std::string> arguments) {
+      arguments.insert(arguments.end(), key.begin(), key.end());
+      return arguments;
+    };
+    const std::string first = scratch_ + "/first", second = scratch_ + "/second";
+    ASSERT_EQ(Ctl(with_key({"get", "-o", first})).exit_code, 0);
+    EXPECT_EQ(Ctl({"inspect", first}).json["verified"], "ok");
+    ASSERT_EQ(Ctl(with_key({"rm"})).exit_code, 0);
+    EXPECT_EQ(Ctl(with_key({"stat"})).exit_code, 3);
+    const Result put = Ctl({"put", first});
+    ASSERT_EQ(put.exit_code, 0) << put.err;
+    EXPECT_EQ(put.json[0]["result"], "stored");
+    ASSERT_EQ(Ctl(with_key({"get", "-o", second})).exit_code, 0);
+    EXPECT_EQ(ChildProcess::Read(first), ChildProcess::Read(second));
+    EXPECT_EQ(Ctl({"put", first}).json[0]["result"], "present");
+  }
+}
+
 TEST_F(FleetTest, BlocksPutBackServeTheNextTurnOfAConversation) {
   StartPkvd();
   StartWorkers();

@@ -39,5 +39,9 @@ TEST(ProgressLineTest, IsSilentWhenStderrIsNoTerminal) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
 }
 
+TEST(OutputTest, VariantIsItsNameAndSixteenDigits) {
+  EXPECT_EQ(VariantText({"default", 0x12ab}), "default:00000000000012ab");
+}
+
 }  // namespace
 }  // namespace pkv
