@@ -1,7 +1,7 @@
 #ifndef PKV_KERNELS_ATTENTION_CODE_MATRIX_H_
 #define PKV_KERNELS_ATTENTION_CODE_MATRIX_H_
 
-// Code matrix times vectors, straight from the packed words (CODEC.md 5.1, 5.2; KERNELS.md 3.8).
+// Code matrix times vectors, straight from the packed words (kernels/README.md, "Attend").
 //
 // K is the matrix X[token][channel] and V is X[channel][token], so that scores and outputs are the
 // same product. Sixteen consecutive words hold the codes of two or four rows; the codes at one

@@ -45,6 +45,11 @@ absl::Status CheckPage(const AttentionArgs& args, size_t index) {
       CheckEqual(absl::StrCat(name, " kv heads"), header.num_kv_heads, args.window.num_kv_heads));
   PKV_RETURN_IF_ERROR(
       CheckEqual(absl::StrCat(name, " head_dim"), header.head_dim, args.window.head_dim));
+  PKV_RETURN_IF_ERROR(ValidateEncoding(header.shape(), header.encoding()));
+  if (header.num_sinks > kMaxSinks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " num_sinks ", header.num_sinks, " exceeds ", kMaxSinks));
+  }
   PKV_RETURN_IF_ERROR(CheckEqual(absl::StrCat(name, " frame bytes"),
                                  static_cast<int64_t>(page.frame.size()),
                                  PayloadLayout::Of(header).frame_bytes));

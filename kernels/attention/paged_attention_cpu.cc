@@ -1,4 +1,4 @@
-// Scores and outputs of CODEC.md 5.1 and 5.2 over pages, sinks and window.
+// Scores and outputs of kernels/README.md, "Attend", over pages, sinks and window.
 //
 // A task is one kv head and a run of pages; it serves all query rows of that kv head (queries times
 // query heads), so that codes are read once for them. Runs are as long for any thread pool and

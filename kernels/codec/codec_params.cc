@@ -79,7 +79,7 @@ CodecParams Kivi(absl::string_view name, int bits, int group, const KvShape& sha
   return p;
 }
 
-// PatternKV as its authors run it (CODEC.md 9.1, parity_patternkv).
+// PatternKV as its authors run it, but for what kernels/README.md lists.
 CodecParams PatternKv(absl::string_view name, int bits, const KvShape& shape) {
   CodecParams p = Kivi(name, bits, kBlockTokens, shape);
   p.encoding.has_patterns = true;
@@ -91,8 +91,7 @@ CodecParams PatternKv(absl::string_view name, int bits, const KvShape& shape) {
   return p;
 }
 
-// Ours (CODEC.md 9.1, default_ours): what the independent prototype of CODEC.md 10 measured as
-// best at the authors' bit rate.
+// Ours: what measured best at the authors' bit rate (README.md, "Measured").
 CodecParams Default(absl::string_view name, const KvShape& shape) {
   CodecParams p = PatternKv(name, 2, shape);
   p.assign_v_prefill = AssignMetric::kMinMax;

@@ -6,8 +6,8 @@
 namespace pkv {
 
 // PatternKV's V gate: subtract the pattern when that shrinks the range of the vector enough
-// (CODEC.md 4). `threshold` is GateThreshold() in fp32. A constant vector keeps its raw form: it
-// quantizes without error.
+// (kernels/README.md). `threshold` is GateThreshold() in fp32. A constant vector keeps its raw
+// form: it quantizes without error.
 PKV_HOST_DEVICE inline bool ZTestAccepts(float flat_range, float raw_range, float threshold) {
   return raw_range > 0.0f && flat_range <= threshold * raw_range;
 }

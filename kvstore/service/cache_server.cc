@@ -33,10 +33,13 @@ constexpr const char* kLiveness = "pkv-liveness";
 // What clients send: a payload, its pieces, or 4,096 keys.
 constexpr int kMaxReceivedBytes = static_cast<int>(2 * kMaxPayloadBytes);
 
-// OPERATIONS.md 3.2: caps what one connection may hold, and agrees with the clients' keepalive.
+// Caps what one connection may hold, and agrees with the clients' keepalive.
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
+  // A codec of our own compresses; inflating a peer's message would come before its size check.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 << 10);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 128);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);

@@ -62,7 +62,8 @@ class PutReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
   }
 
   void OnDone() override {
-    call_.End(final_status_.code());
+    const bool cut_off = final_status_.ok() && context_->IsCancelled();
+    call_.End(cut_off ? CutOffStatus(*context_).code() : final_status_.code());
     delete this;
   }
 

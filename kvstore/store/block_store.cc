@@ -15,6 +15,12 @@
 namespace pkv {
 namespace {
 
+// One reservation evicts at most this multiple of its own bytes, and at least kEvictedBytesMin may
+// go: past that, evicting in order of use is a lottery for neighbouring holes, and one request
+// could empty the store and still be refused.
+constexpr uint64_t kEvictedPerReserved = 4;
+constexpr uint64_t kEvictedBytesMin = uint64_t{64} << 20;
+
 // An object's address: unique while it is indexed, which is as long as its policy knows it.
 EvictionId IdOf(const StoredObject* object) { return reinterpret_cast<EvictionId>(object); }
 StoredObject* ObjectOf(EvictionId id) { return reinterpret_cast<StoredObject*>(id); }
@@ -74,7 +80,7 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
     if (FindLocked(spec.key) != nullptr) {
       return absl::AlreadyExistsError(absl::StrCat(spec.key.id.ToShortHex(), " is stored"));
     }
-    // What cannot fit must not push others out.
+    // What cannot fit, however much is evicted, must not push others out.
     const uint64_t taken_bytes = reserved_bytes_ + pinned_bytes_;
     if (object_bytes <= arena_->capacity_bytes() - taken_bytes) {
       extent = AllocateLocked(object_bytes, now, evictions);
@@ -96,8 +102,12 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
 
 std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl::Time now,
                                                             std::vector<Eviction>& evictions) {
+  uint64_t evicted_bytes = 0;
   for (;;) {
     if (std::optional<SlabArena::Extent> extent = arena_->Allocate(bytes)) return extent;
+    if (evicted_bytes >= std::max(kEvictedPerReserved * bytes, kEvictedBytesMin)) {
+      return std::nullopt;
+    }
     const std::optional<EvictionId> victim = policy_->Victim();
     if (!victim) return std::nullopt;
     StoredObject* object = ObjectOf(*victim);
@@ -105,6 +115,7 @@ std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl
               object->num_pins, " dependents ", object->num_dependents);
     evictions.push_back({EvictionReason::kCapacity, object->bytes.size(), now - object->last_use});
     ++num_evictions_;
+    evicted_bytes += object->extent.bytes;
     RemoveLocked(object);
   }
 }

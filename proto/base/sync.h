@@ -64,10 +64,9 @@ class CondVar {
   // (infinity too) as a year.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    // Bounded, so that the sum does not overflow. The system clock: Debian's TSan does not
-    // intercept pthread_cond_clockwait.
+    // Bounded, so that the sum does not overflow.
     const absl::Duration bounded = std::clamp(timeout, absl::ZeroDuration(), absl::Hours(365 * 24));
-    const auto deadline = std::chrono::system_clock::now() + absl::ToChronoMicroseconds(bounded);
+    const auto deadline = WaitClock::now() + absl::ToChronoMicroseconds(bounded);
     const bool notified = condition_.wait_until(lock, deadline) == std::cv_status::no_timeout;
     lock.release();
     return notified;
@@ -77,6 +76,18 @@ class CondVar {
   void SignalAll() { condition_.notify_all(); }
 
  private:
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PKV_WAIT_ON_SYSTEM_CLOCK
+#endif
+#endif
+#ifdef PKV_WAIT_ON_SYSTEM_CLOCK
+  // Debian's TSan does not intercept pthread_cond_clockwait.
+  using WaitClock = std::chrono::system_clock;
+#undef PKV_WAIT_ON_SYSTEM_CLOCK
+#else
+  using WaitClock = std::chrono::steady_clock;
+#endif
   std::condition_variable condition_;
 };
 

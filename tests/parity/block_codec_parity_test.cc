@@ -73,7 +73,20 @@ class BlockCodecParityTest : public CudaTest, public testing::WithParamInterface
 
   const KvShape shape_ = {1, kHeads, GetParam().head_dim};
   CodecParams params_ = PresetFor(GetParam().preset, shape_);
-  const TestTensor tensor_ = RandomTensor(kSeed, kHeads, kBlockTokens, GetParam().head_dim);
+  // Head 0 looks like a model's, head 1 is constant, head 2 holds the ends and zeros of fp16.
+  static TestTensor HardTensor(int head_dim) {
+    static_assert(kHeads >= 3);
+    TestTensor tensor = RandomTensor(kSeed, kHeads, kBlockTokens, head_dim);
+    const uint16_t ends[] = {0x7bff, 0xfbff, 0x0000, 0x8000, 0x0001, 0x8001, 0x0400, 0x3c00};
+    TestRandom random(kSeed);
+    const size_t stride = size_t{kBlockTokens} * head_dim;
+    for (auto* rows : {&tensor.k, &tensor.v}) {
+      std::fill_n(rows->begin() + stride, stride, uint16_t{0x3555});
+      for (size_t i = 2 * stride; i < 3 * stride; ++i) (*rows)[i] = ends[random.Below(8)];
+    }
+    return tensor;
+  }
+  const TestTensor tensor_ = HardTensor(GetParam().head_dim);
 };
 
 TEST_P(BlockCodecParityTest, EncodesToEqualBytes) {

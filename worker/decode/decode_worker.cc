@@ -21,6 +21,7 @@ struct DecodeWorker::MadeObject {
 // One request on its way.
 struct DecodeWorker::Job {
   CodecParams params;
+  Cancelled cancelled;
   std::vector<int32_t> tokens;  // prompt, then what was generated
   int prompt_tokens = 0;
   int num_blocks = 0;
@@ -108,8 +109,10 @@ absl::StatusOr<DecodeWorker::Job> DecodeWorker::ReadTicket(const v1::DecodeReque
   return job;
 }
 
-absl::Status DecodeWorker::Decode(const v1::DecodeRequest& request, const Emit& emit) {
+absl::Status DecodeWorker::Decode(const v1::DecodeRequest& request, const Emit& emit,
+                                  const Cancelled& cancelled) {
   PKV_ASSIGN_OR_RETURN(Job job, ReadTicket(request));
+  job.cancelled = cancelled;
   if (const absl::Status fetched = FetchAndForward(job); !fetched.ok()) {
     if (job.refuse_recompute) return fetched;
     Log(LogLevel::kWarning, "cache did not deliver, computing the prompt",
@@ -147,7 +150,10 @@ absl::Status DecodeWorker::Recompute(Job& job) {
   PKV_ASSIGN_OR_RETURN(job.sequence, host_.MakeSequence(job.params));
   const std::span<const int32_t> cached = std::span(job.tokens).first(job.prompt_tokens - 1);
   KvSequence& sequence = *job.sequence;
-  PKV_RETURN_IF_ERROR(ComputePrefill(host_, sequence, cached, nullptr));
+  PKV_RETURN_IF_ERROR(ComputePrefill(host_, sequence, cached, [&job](int) -> absl::Status {
+    return job.cancelled && job.cancelled() ? absl::CancelledError("the caller went away")
+                                            : absl::OkStatus();
+  }));
   if (job.num_blocks > 0) {
     PKV_RETURN_IF_ERROR(
         sequence.StartBlocks(job.num_blocks, Phase::kPrefill, cached, /*with_window=*/false));

@@ -26,6 +26,8 @@ class DecodeWorker {
  public:
   // Sends one event; false means that nobody listens any more.
   using Emit = std::function<bool(const v1::DecodeEvent&)>;
+  // Asked after each layer of a prompt that is computed here; true ends the request.
+  using Cancelled = std::function<bool()>;
 
   // All outlive the worker.
   DecodeWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics)
@@ -39,7 +41,8 @@ class DecodeWorker {
   //   OutOfRange          K or V of a token is beyond fp16
   //   Cancelled           emit returned false
   // and errors of the fetch, when request.refuse_recompute().
-  absl::Status Decode(const v1::DecodeRequest& request, const Emit& emit);
+  absl::Status Decode(const v1::DecodeRequest& request, const Emit& emit,
+                      const Cancelled& cancelled = nullptr);
 
  private:
   struct Job;

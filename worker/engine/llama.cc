@@ -71,6 +71,9 @@ std::string IdentitySuffix(const ModelConfig& config) {
     const char* end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
     absl::StrAppend(&lines, name, "=", absl::string_view(digits, end - digits), "\n");
   }
+  // Named only when set: models without biases keep the profiles they had.
+  if (config.attention_bias) absl::StrAppend(&lines, "attention_bias=1\n");
+  if (config.mlp_bias) absl::StrAppend(&lines, "mlp_bias=1\n");
   return lines;
 }
 

@@ -151,6 +151,11 @@ absl::Status ReadDimensions(const Json& object, ModelConfig& config) {
     return absl::UnimplementedError(
         absl::StrCat("config.json: head_dim ", config.head_dim, " is not in {64, 128}"));
   }
+  if (config.num_qo_heads > kMaxDimension / config.head_dim) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("config.json: num_attention_heads ", config.num_qo_heads, " of head_dim ",
+                     config.head_dim, " exceed ", kMaxDimension, " in all"));
+  }
   if (config.num_qo_heads % config.num_kv_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("config.json: num_attention_heads ", config.num_qo_heads,

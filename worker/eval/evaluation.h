@@ -13,7 +13,7 @@
 
 namespace pkv {
 
-// Protocol of CODEC.md 10: the first prefix_tokens of a passage are prefilled exactly, their cache
+// The first prefix_tokens of a passage are prefilled exactly, their cache
 // is compressed, the next score_tokens are predicted from it and compared with the predictions from
 // the uncompressed fp16 cache.
 struct EvaluationOptions {

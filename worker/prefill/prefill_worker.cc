@@ -1,6 +1,7 @@
 #include "worker/prefill/prefill_worker.h"
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -117,6 +118,12 @@ bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
     job.AddTable(id);
     keys.push_back(job.TableKey(id));
   }
+  const size_t num_tables = keys.size();
+  // Present is not enough: blocks of chains that raced may not follow one another.
+  if (job.params.encoding.has_patterns) {
+    for (int i = 0; i < job.num_blocks; ++i) keys.push_back(job.BlockKey(i));
+  }
+  const size_t num_chained = keys.size();
   if (job.num_window_tokens() > 0) {
     const Digest tail =
         TailId(host_.profile(), job.parent(),
@@ -129,9 +136,21 @@ bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
     const absl::StatusOr<std::vector<ObjectStat>> stats = cache_.Stat(keys);
     job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
     if (!stats.ok()) return false;
-    for (const ObjectStat& stat : *stats) {
+    std::vector<ObjectHeader> headers;
+    for (size_t i = 0; i < stats->size(); ++i) {
+      const ObjectStat& stat = (*stats)[i];
       if (!stat.present) return false;
-      cache_bytes += stat.object_bytes;
+      const bool is_block = i >= num_tables && i < num_chained;
+      if (!is_block) cache_bytes += stat.object_bytes;  // blocks: found.bytes
+      if (i >= num_chained) continue;
+      const absl::StatusOr<ObjectHeader> header = ParseHeader(stat.head);
+      if (!header.ok()) return false;
+      headers.push_back(*header);
+    }
+    const std::span<const ObjectHeader> all(headers);
+    if (num_chained > num_tables && UsableBlocks(host_.config().kv_shape(), all.first(num_tables),
+                                                 all.subspan(num_tables)) < job.num_blocks) {
+      return false;
     }
     if (job.num_window_tokens() > 0) window_bytes = stats->back().object_bytes;
   }
@@ -162,6 +181,11 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
         UsableBlocks(host_.config().kv_shape(), all.first(num_tables), all.subspan(num_tables));
     if (chained == usable) break;
     stream->Cancel();
+    // No reader can use what follows, and written once it would keep ours out for good.
+    const std::span<const ObjectKey> broken =
+        std::span(keys).subspan(num_tables + chained, usable - chained);
+    Log(LogLevel::kWarning, "deleting blocks of a broken chain", {{"blocks", broken.size()}});
+    cache_.Delete(broken).IgnoreError();
     if (chained == 0) {
       return absl::FailedPreconditionError(
           "the first stored block refers to no table stored with it");
@@ -177,6 +201,17 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
   return absl::OkStatus();
 }
 
+absl::Status PrefillWorker::StartPut(std::span<const ObjectBuilder* const> builders,
+                                     std::unique_ptr<PutStream>& put) {
+  std::vector<ObjectDescriptor> descriptors;
+  for (const ObjectBuilder* builder : builders) {
+    const ObjectHeader& header = builder->header();
+    descriptors.push_back({header.key(), header.num_layers, builder->frame(0).size()});
+  }
+  PKV_ASSIGN_OR_RETURN(put, cache_.StartPut(descriptors));
+  return absl::OkStatus();
+}
+
 absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   KvSequence& sequence = *job.sequence;
   const int num_missing = job.num_blocks - sequence.num_blocks();
@@ -186,27 +221,21 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   std::vector<const ObjectBuilder*> builders = objects.blocks;
   if (objects.window != nullptr) builders.push_back(objects.window);
 
-  const Stopwatch put_stopwatch;
-  std::unique_ptr<PutStream> put;
-  absl::Status put_status;
-  if (!builders.empty()) {
-    std::vector<ObjectDescriptor> descriptors;
-    for (const ObjectBuilder* builder : builders) {
-      const ObjectHeader& header = builder->header();
-      descriptors.push_back({header.key(), header.num_layers, builder->frame(0).size()});
-    }
-    absl::StatusOr<std::unique_ptr<PutStream>> started = cache_.StartPut(descriptors);
-    put_status = started.status();
-    if (started.ok()) put = *std::move(started);
-  }
-
-  // Layers are encoded and sent on a thread of their own, in order, while the model goes on.
+  // Layers are encoded and sent on a thread of their own, in order, while the model goes on. It
+  // alone touches what stands here until it is joined.
   LayerQueue layers;
-  absl::Status encode_status;
+  absl::Status encode_status, put_status;
+  std::unique_ptr<PutStream> put;
+  std::optional<Stopwatch> put_stopwatch;
   std::thread encoder([&] {
     for (int layer = layers.Pop(); layer >= 0; layer = layers.Pop()) {
       encode_status = sequence.EncodeLayer(layer);
       if (!encode_status.ok()) return;
+      // Not before the first layer: a stream that waits for the model's turn stalls to pkvd.
+      if (!put_stopwatch.has_value() && !builders.empty()) {
+        put_stopwatch.emplace();
+        put_status = StartPut(builders, put);
+      }
       if (put == nullptr || !put_status.ok()) continue;
       std::vector<std::span<const std::byte>> frames;
       for (const ObjectBuilder* builder : builders) frames.push_back(builder->frame(layer));
@@ -233,7 +262,7 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
 
   if (put != nullptr && put_status.ok()) put_status = CommitAll(job, *put);
-  job.stats->set_put_seconds(put_stopwatch.Seconds());
+  if (put_stopwatch.has_value()) job.stats->set_put_seconds(put_stopwatch->Seconds());
   job.stats->set_stored(put_status.ok());
   if (!put_status.ok()) {
     job.stats->set_store_error(put_status.ToString());

@@ -48,6 +48,8 @@ class PrefillWorker {
   bool AnswerFromCache(Job& job, const LookupResult& found);
   absl::Status AttachCachedPrefix(Job& job, const LookupResult& found);
   absl::Status ComputeAndStore(Job& job);
+  absl::Status StartPut(std::span<const ObjectBuilder* const> builders,
+                        std::unique_ptr<PutStream>& put);
   absl::Status CommitAll(Job& job, PutStream& put);
   absl::Status AddForeignTables(Job& job, std::span<const PutDecision> decisions,
                                 std::span<const PutOutcome> outcomes);

@@ -19,7 +19,7 @@
 namespace pkv {
 
 // One loaded model, shared by the requests of a worker: forward passes take turns. A pass that
-// waits for the cache keeps its turn, for ClientOptions::progress_timeout at most: its layers and
+// waits for the cache keeps its turn, for ClientOptions::get_deadline at most: its layers and
 // their arrival overlap. Thread-safe.
 class ModelHost {
  public:

@@ -151,8 +151,9 @@ class DecodeService final : public v1::Decode::CallbackService {
     const absl::Status queued = queue_.Add([this, request, call] {
       absl::Status status = absl::CancelledError("the caller went away");
       if (!call->broken()) {
-        status = worker_.Decode(*request,
-                                [call](const v1::DecodeEvent& event) { return call->Add(event); });
+        status = worker_.Decode(
+            *request, [call](const v1::DecodeEvent& event) { return call->Add(event); },
+            [call] { return call->broken(); });
       }
       metrics_.CountRequest(status);
       call->End(status);

@@ -16,8 +16,8 @@ namespace pkv {
 // the residual over the channels of the vector (PatternKV's min-max distance).
 enum class AssignMetric { kL2, kMinMax };
 
-// When the pattern of a V vector is subtracted: always; when PatternKV's z-test accepts (CODEC.md
-// 4); when the decoded error is smaller with it.
+// When the pattern of a V vector is subtracted: always; when PatternKV's z-test accepts
+// (kernels/README.md, "Gate V"); when the decoded error is smaller with it.
 enum class Gate { kNone, kZTest, kExactMse };
 
 // kSearch: scale and zero point by the smallest squared error over shrink ratios about the

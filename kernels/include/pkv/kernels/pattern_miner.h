@@ -44,7 +44,7 @@ PatternAssignment AssignPatterns(const KvTensorView& kv, int first_token, const 
 uint8_t AppendCentres(const KvTensorView& kv, int first_token, const CodecParams& params,
                       Codebook& codebook);
 
-// The largest accepted ratio R_flat / R_raw of PatternKV's V gate (CODEC.md 4.2): 0.91155 for
+// The largest accepted ratio R_flat / R_raw of PatternKV's V gate (kernels/README.md): 0.91155 for
 // head_dim 128, alpha 0.05.
 double GateThreshold(int head_dim, double alpha);
 

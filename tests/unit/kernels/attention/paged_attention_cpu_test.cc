@@ -1,5 +1,4 @@
-// Attention over encoded pages, sinks and window against the fp64 reference (CODEC.md 9.3 item 4,
-// KERNELS.md 6.2).
+// Attention over encoded pages, sinks and window against the fp64 reference.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

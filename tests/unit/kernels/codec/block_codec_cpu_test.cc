@@ -1,5 +1,4 @@
-// Properties of the encoded bytes over every combination of bits, groups, head_dim and patterns
-// (CODEC.md 9.3 items 1, 2, 3, 8).
+// Properties of the encoded bytes over every combination of bits, groups, head_dim and patterns.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -181,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(AllEncodings, BlockCodecCpuTest, testing::ValuesIn(AllC
 
 constexpr KvShape kShape = {1, 2, 128};
 
-// CODEC.md 9.3 item 3: a zero pattern changes nothing.
+// A zero pattern changes nothing.
 TEST(BlockCodecCpuEquivalenceTest, ZeroPatternsGiveTheCodesOfKivi) {
   const TestTensor tensor = RandomTensor(3, 2, kBlockTokens, 128);
   CodecParams pattern_params = PresetFor("pkv2", kShape);
@@ -204,7 +203,7 @@ TEST(BlockCodecCpuEquivalenceTest, ZeroPatternsGiveTheCodesOfKivi) {
   }
 }
 
-// CODEC.md 3.1: per-channel groups do not see a shift that all their tokens share.
+// Per-channel groups do not see a shift that all their tokens share.
 TEST(BlockCodecCpuEquivalenceTest, OnePatternForAllKTokensDecodesLikeKivi) {
   const TestTensor tensor = RandomTensor(4, 1, kBlockTokens, 128);
   const KvShape shape = {1, 1, 128};
@@ -235,7 +234,6 @@ TEST(BlockCodecCpuEquivalenceTest, OnePatternForAllKTokensDecodesLikeKivi) {
   EXPECT_GE(equal_steps, static_cast<int>(a.size() * 99 / 100));
 }
 
-// CODEC.md 9.3 item 8.
 TEST(BlockCodecCpuEquivalenceTest, HeadsAreEncodedApart) {
   const TestTensor both = RandomTensor(5, 2, kBlockTokens, 128);
   TestTensor second(1, kBlockTokens, 128);

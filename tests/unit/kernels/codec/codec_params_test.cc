@@ -44,6 +44,11 @@ TEST(CodecParamsTest, ParityPresetIsThatOfThePaper) {
   EXPECT_EQ(p.encoding, (Encoding{2, 2, 128, 128, true}));
   EXPECT_EQ(p.num_patterns_k, 32);
   EXPECT_EQ(p.num_patterns_v, 32);
+  EXPECT_EQ(p.kmeans_iterations, 30);
+  EXPECT_EQ(p.kmeans_tolerance, 1e-4);
+  EXPECT_EQ(p.assign_k_prefill, AssignMetric::kL2);
+  EXPECT_EQ(p.assign_k_decode, AssignMetric::kMinMax);
+  EXPECT_EQ(p.clip_v, Clip::kNone);
   EXPECT_EQ(p.assign_v_prefill, AssignMetric::kL2);
   EXPECT_EQ(p.assign_v_decode, AssignMetric::kMinMax);
   EXPECT_EQ(p.gate_v, Gate::kZTest);
@@ -137,7 +142,7 @@ TEST(CodecParamsTest, Fp16TakesNoSinks) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("num_sinks")));
 }
 
-// CODEC.md 9.3 item 7. Plays prefill and 300 decode steps; says where each token stands.
+// Plays prefill and 300 decode steps; says where each token stands.
 class WindowRuleTest : public testing::TestWithParam<std::string> {
  protected:
   const CodecParams params_ = PresetFor(GetParam(), kShape);

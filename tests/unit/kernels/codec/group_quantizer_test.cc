@@ -103,7 +103,7 @@ TEST(GroupQuantizerTest, SearchPicksTheSmallestErrorOfAllRatios) {
   EXPECT_TRUE(shrunk_once);
 }
 
-// CODEC.md 8.2 item 2: relative squared error of 2-bit Gaussian groups of 128 falls from 0.249 to
+// Relative squared error of 2-bit Gaussian groups of 128 falls from 0.249 to
 // 0.118. The test asks for half.
 TEST(GroupQuantizerTest, SearchHalvesTheErrorOfGaussianGroupsAtTwoBits) {
   TestRandom random(kSeed);

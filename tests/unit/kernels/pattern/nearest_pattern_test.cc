@@ -119,7 +119,7 @@ TEST(PatternMatrixTest, AVectorFindsItself) {
   for (int i = 0; i < 50; ++i) EXPECT_EQ(ids[i], i);
 }
 
-// CODEC.md 9.3 item 6: a constant added to all channels changes no range. Eighths are exact.
+// A constant added to all channels changes no range. Eighths are exact.
 TEST(PatternMatrixTest, MinMaxDistanceIgnoresAConstantShift) {
   TestRandom random(kSeed);
   std::vector<float> patterns(32 * 64), rows(16 * 64);

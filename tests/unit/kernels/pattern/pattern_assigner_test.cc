@@ -17,7 +17,7 @@ using ::testing::Each;
 
 constexpr KvShape kShape = {1, 2, 128};
 
-// The table of CODEC.md 4.2, five digits.
+// Computed by hand from the closed form, five digits.
 TEST(GateThresholdTest, IsTheTableOfTheDerivation) {
   const struct {
     double alpha;
@@ -37,7 +37,7 @@ TEST(GateThresholdTest, IsTheTableOfTheDerivation) {
   }
 }
 
-// CODEC.md 9.3 item 5: the closed form decides as the inequality of the paper does.
+// The closed form decides as the inequality of the paper does.
 TEST(GateThresholdTest, DecidesAsTheZTestOnADenseGrid) {
   constexpr double kZ = 1.6448536269514722;  // upper 5 % point of the standard normal
   for (const int head_dim : {64, 80, 96, 128, 192, 256}) {

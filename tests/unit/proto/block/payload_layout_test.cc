@@ -58,7 +58,7 @@ TEST(PayloadLayoutTest, SectionsOfAHeadFollowEachOtherWithoutGapsAtMultiplesOf12
   }
 }
 
-// KERNELS.md 2.1: 74 and 138 bytes a token and kv head.
+// 74 and 138 bytes a token and kv head.
 TEST(PayloadLayoutTest, TwoAndFourBitBlocksWeighWhatTheDesignSays) {
   const KvShape shape{1, 1, 128};
   EXPECT_EQ(PayloadLayout::OfBlock(shape, {2, 2, 128, 128, true}).head_bytes, 74 * 128);

@@ -305,6 +305,13 @@ TEST(LlamaModelTest, NamesItsProfileByShapeRopeWeightsAndWhatElseChangesKAndV) {
                          {"original_max_position_embeddings", 128}}}};
   EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
   tiny.extra_config = nlohmann::json::object();
+  for (const char* bias : {"attention_bias", "mlp_bias"}) {
+    TinyModel biased;
+    biased.attention_bias = biased.mlp_bias = true;
+    const Digest with_bias = LoadTiny(biased)->profile().ComputeDigest();
+    biased.extra_config = {{bias, false}};
+    EXPECT_NE(LoadTiny(biased)->profile().ComputeDigest(), with_bias) << bias;
+  }
   tiny.rope_theta = 20000;
   EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
   tiny.rope_theta = 10000;
