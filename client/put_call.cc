@@ -125,6 +125,11 @@ absl::Status PutCall::Open() {
     descriptor->set_frame_bytes(object.frame_bytes);
   }
   const absl::Time now = core_->clock->MonotonicNow();
+  {
+    // Released before the first callback can take it: what the constructor wrote is visible there.
+    MutexLock lock(&mu_);
+    last_progress_ = now;
+  }
   stream_ = core_->connection->OpenStream(StreamMethod::kPut, deadline_ - now, this);
   PKV_RETURN_IF_ERROR(Send(EncodeDataFrame(control, {})));
   return WaitForDecisions();
