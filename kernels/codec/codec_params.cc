@@ -5,9 +5,9 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "pkv/block/digest.h"
+#include "pkv/kernels/codec_params_text.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
@@ -56,20 +56,6 @@ absl::Status CheckPatterns(const CodecParams& p) {
     return absl::InvalidArgumentError("append_k or append_v true needs num_patterns_k or v > 0");
   }
   return absl::OkStatus();
-}
-
-const char* Name(AssignMetric metric) { return metric == AssignMetric::kL2 ? "l2" : "minmax"; }
-
-const char* Name(Gate gate) {
-  switch (gate) {
-    case Gate::kNone:
-      return "none";
-    case Gate::kZTest:
-      return "ztest";
-    case Gate::kExactMse:
-      return "exactmse";
-  }
-  return "";
 }
 
 CodecParams Kivi(absl::string_view name, int bits, int group, const KvShape& shape) {
@@ -157,24 +143,10 @@ absl::Status CodecParams::Validate(const KvShape& shape) const {
 }
 
 uint64_t CodecParams::Digest() const {
-  const std::string text = absl::StrCat(
-      "codec=pkv.codec.v1\n",
-      absl::StrFormat("bits_k=%d\nbits_v=%d\nk_group_tokens=%d\nv_group_channels=%d\n",
-                      encoding.bits_k, encoding.bits_v, encoding.k_group_tokens,
-                      encoding.v_group_channels),
-      absl::StrFormat("has_patterns=%d\nnum_patterns_k=%d\nnum_patterns_v=%d\n",
-                      encoding.has_patterns, num_patterns_k, num_patterns_v),
-      absl::StrFormat("kmeans_iterations=%d\nkmeans_tolerance=%.17g\n", kmeans_iterations,
-                      kmeans_tolerance),
-      absl::StrFormat("assign_k_prefill=%s\nassign_v_prefill=%s\n", Name(assign_k_prefill),
-                      Name(assign_v_prefill)),
-      absl::StrFormat("assign_k_decode=%s\nassign_v_decode=%s\n", Name(assign_k_decode),
-                      Name(assign_v_decode)),
-      absl::StrFormat("gate_v=%s\ngate_alpha=%.17g\nclip_v=%s\n", Name(gate_v), gate_alpha,
-                      clip_v == Clip::kSearch ? "search" : "none"),
-      absl::StrFormat("append_k=%d\nappend_v=%d\nnum_sinks=%d\n", append_k, append_v, num_sinks),
-      absl::StrFormat("window_rule=%s\nrecent_tokens=%d\n",
-                      window_rule == WindowRule::kRolling ? "rolling" : "tail", recent_tokens));
+  std::string text = "codec=pkv.codec.v1\n";
+  for (const auto& [key, value] : ListCodecParams(*this)) {
+    absl::StrAppend(&text, key, "=", value, "\n");
+  }
   const pkv::Digest digest = Sha256({std::as_bytes(std::span(text.data(), text.size()))});
   uint64_t first;
   std::memcpy(&first, digest.bytes.data(), sizeof(first));
