@@ -1,103 +1,230 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/sync.h"
 #include "worker/ctl/commands.h"
 #include "worker/ctl/output.h"
-#include "worker/eval/evaluation.h"
+#include "worker/eval/eval_report.h"
+#include "worker/eval/tensor_dump.h"
 
 namespace pkv {
 namespace {
 
+constexpr int kPrefixTokens = 3072, kScoreTokens = 1023;
+
 struct EvalFlags {
   std::string model;
   std::vector<std::string> texts;
-  EvaluationOptions options;
+  std::vector<std::string> presets = {"kivi2",   "kivi2-g64", "kivi2-g32", "pkv2",
+                                      "default", "kivi4",     "pkv4"};
+  std::vector<std::string> preset_rows;  // of --preset
+  bool presets_given = false;
+  std::string protocol = "prefix";
+  ScoringOptions scoring{.prefix_tokens = kPrefixTokens, .score_tokens = kScoreTokens};
+  PassageOptions passages;
   int threads = 0;
+  bool per_text = false;
+  std::string report;
+  std::string dump;
+  int dump_passage = 0;
 };
 
-nlohmann::ordered_json ToJson(const PresetScore& score) {
-  return {{"preset", score.preset},
-          {"bits_per_element", score.bits_per_element},
-          {"bits_all_in", score.bits_all_in},
-          {"perplexity", score.perplexity},
-          {"perplexity_change", score.perplexity_change},
-          {"kl_mean", score.kl_mean},
-          {"kl_p99", score.kl_p99},
-          {"top1_agreement", score.top1_agreement},
-          {"k_error", score.k_error},
-          {"v_error", score.v_error},
-          {"gate_accepted", score.gate_accepted},
-          {"scored_tokens", score.scored_tokens}};
+void PrintRows(const std::vector<RowReport>& rows, int text) {
+  size_t width = 10;
+  for (const RowReport& row : rows) width = std::max(width, row.row.label.size());
+  const int label = static_cast<int>(width);
+  std::printf("%-*s %7s %7s %7s %8s %6s %9s %8s %8s %7s %7s %8s %8s %8s %8s %6s\n", label, "preset",
+              "bits", "all-in", "at 32k", "dPPL %", "+-", "KL", "+-", "KL p99", "top-1 %",
+              "top-5 %", "K err", "K seen", "V err", "attn err", "gate");
+  for (const RowReport& row : rows) {
+    const RowScore& s = text < 0 ? row.overall : row.texts[text];
+    const double perplexity_error =
+        100 * (1 + s.perplexity_change) * s.nll_difference_standard_error;
+    std::printf(
+        "%-*s %7.3f %7.3f %7.3f %+8.3f %6.3f %9.5f %8.5f %8.4f %7.2f %7.2f %8.4f %8.5f %8.4f "
+        "%8.5f %6.3f\n",
+        label, row.row.label.c_str(), s.bits_per_element, s.bits_all_in, s.bits_all_in_long,
+        100 * s.perplexity_change, perplexity_error, s.logits.kl, s.kl_standard_error,
+        s.logits.kl_p99, 100 * s.logits.top1_agreement, 100 * s.logits.top5_agreement, s.k_error,
+        s.k_seen_error, s.v_error, s.attention_error, s.gate_accepted);
+  }
 }
 
-void PrintTable(const EvaluationReport& report) {
-  std::printf("uncompressed perplexity %.3f\n\n", report.baseline_perplexity);
-  std::printf("%-10s %8s %8s %9s %9s %9s %7s %8s %8s %8s\n", "preset", "bits", "all-in", "dPPL %",
-              "KL", "KL p99", "top-1 %", "K err", "V err", "gate");
-  for (const PresetScore& s : report.scores) {
-    std::printf("%-10s %8.3f %8.3f %+9.3f %9.5f %9.4f %7.2f %8.4f %8.4f %8.3f\n", s.preset.c_str(),
-                s.bits_per_element, s.bits_all_in, 100 * s.perplexity_change, s.kl_mean, s.kl_p99,
-                100 * s.top1_agreement, s.k_error, s.v_error, s.gate_accepted);
+// KL and perplexity change by quarter of the scored tokens: does the difference grow?
+void PrintQuarters(const std::vector<RowReport>& rows) {
+  std::printf("\nby quarter of the scored tokens: KL, dPPL %%\n");
+  for (const RowReport& row : rows) {
+    std::printf("%-10s", row.row.label.c_str());
+    for (const LogitSummary& quarter : row.overall.quarters) {
+      std::printf("  %9.5f %+8.3f", quarter.kl,
+                  100 * std::expm1(quarter.nll - quarter.reference_nll));
+    }
+    std::printf("\n");
   }
+}
+
+void PrintTables(const EvaluationSetting& setting, const EvaluationReport& report, bool per_text) {
+  std::printf("%s protocol, uncompressed perplexity %.3f\n\n",
+              ProtocolName(setting.scoring.protocol), report.baseline_perplexity);
+  PrintRows(report.rows, -1);
+  if (setting.scoring.protocol == Protocol::kDecode) PrintQuarters(report.rows);
+  for (size_t text = 0; per_text && text < setting.set.texts.size(); ++text) {
+    std::printf("\n%s, uncompressed perplexity %.3f\n\n", setting.set.texts[text].path.c_str(),
+                report.text_baseline_perplexity[text]);
+    PrintRows(report.rows, static_cast<int>(text));
+  }
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << content;
+  file.close();
+  return file.good() ? absl::OkStatus() : absl::InternalError(absl::StrCat("cannot write ", path));
+}
+
+absl::Status Dump(const EvalFlags& flags, const ModelHost& host, const EvaluationSetting& setting) {
+  const std::vector<Passage>& passages = setting.set.passages;
+  if (flags.dump_passage >= static_cast<int>(passages.size())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--dump-passage ", flags.dump_passage, " not below the ", passages.size(), " passages"));
+  }
+  const Passage& passage = passages[flags.dump_passage];
+  const PassageText& text = setting.set.texts[passage.text_index];
+  const std::unique_ptr<LlamaModel> model = host.MakeReplica();
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<ReferenceRun> run,
+                       RunReference(host, *model, passage.tokens, setting.scoring));
+  return DumpTensors(*run, host.config().kv_shape(),
+                     {{"model", setting.model},
+                      {"profile", setting.profile},
+                      {"text", text.path},
+                      {"text_sha256", text.sha256},
+                      {"text_first_token", absl::StrCat(passage.first_token)},
+                      {"prefix_tokens", absl::StrCat(setting.scoring.prefix_tokens)},
+                      {"score_tokens", absl::StrCat(setting.scoring.score_tokens)},
+                      {"rope_theta", absl::StrCat(host.config().rope_theta)},
+                      {"rope_factor", absl::StrCat(host.config().rope_factor)}},
+                     flags.dump);
+}
+
+absl::StatusOr<std::vector<EvaluationRow>> ParseRows(const EvalFlags& flags, const KvShape& shape) {
+  std::vector<std::string> texts;
+  if (flags.presets_given || flags.preset_rows.empty()) texts = flags.presets;
+  texts.insert(texts.end(), flags.preset_rows.begin(), flags.preset_rows.end());
+  std::vector<EvaluationRow> rows;
+  for (const std::string& text : texts) {
+    PKV_ASSIGN_OR_RETURN(rows.emplace_back(), ParseEvaluationRow(text, shape));
+  }
+  return rows;
 }
 
 absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
-  const int threads =
-      flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
+  const int threads = flags.threads > 0
+                          ? flags.threads
+                          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<ModelHost> host,
                        ModelHost::Load(flags.model, threads));
-  PKV_ASSIGN_OR_RETURN(const auto passages, CutPassages(*host, flags.texts, flags.options));
+  EvaluationOptions options{.scoring = flags.scoring, .num_threads = threads};
+  if (flags.protocol == "decode") options.scoring.protocol = Protocol::kDecode;
+  PKV_ASSIGN_OR_RETURN(options.rows, ParseRows(flags, host->config().kv_shape()));
+
+  EvaluationSetting setting{.model = flags.model,
+                            .profile = host->profile().ToHex(),
+                            .passage_options = flags.passages,
+                            .scoring = options.scoring};
+  PKV_ASSIGN_OR_RETURN(setting.passage_options.num_tokens,
+                       PassageTokens(host->config(), options.scoring));
+  PKV_ASSIGN_OR_RETURN(setting.set, CutPassages(*host, flags.texts, setting.passage_options));
+  if (!flags.dump.empty()) return Dump(flags, *host, setting);
+
   EvaluationReport report;
   {
-    ProgressLine progress("evaluating", !global.no_progress);
-    PKV_ASSIGN_OR_RETURN(report, Evaluate(*host, passages, flags.options, [&](int done, int total) {
-                           progress.Update(done, total);
+    ProgressLine line("evaluating", !global.no_progress);
+    Mutex mu;
+    int furthest = 0;
+    PKV_ASSIGN_OR_RETURN(report, Evaluate(*host, setting.set, options, [&](int done, int total) {
+                           MutexLock lock(&mu);
+                           furthest = std::max(furthest, done);
+                           line.Update(furthest, total);
                          }));
   }
-  if (!global.json()) {
-    PrintTable(report);
-    return absl::OkStatus();
+  if (!flags.report.empty()) {
+    PKV_RETURN_IF_ERROR(WriteFile(flags.report, HtmlReport(setting, report)));
   }
-  nlohmann::ordered_json scores = nlohmann::ordered_json::array();
-  for (const PresetScore& score : report.scores) scores.push_back(ToJson(score));
-  PrintJson({{"model", flags.model},
-             {"texts", flags.texts},
-             {"prefix_tokens", flags.options.prefix_tokens},
-             {"score_tokens", flags.options.score_tokens},
-             {"passages", flags.options.num_passages},
-             {"baseline_perplexity", report.baseline_perplexity},
-             {"presets", scores}});
+  if (global.json()) {
+    PrintJson(ToJson(setting, report));
+  } else {
+    PrintTables(setting, report, flags.per_text);
+  }
   return absl::OkStatus();
+}
+
+void AddPassageOptions(CLI::App& command, EvalFlags& flags) {
+  command.add_option("--model", flags.model, "model directory")->required();
+  command.add_option("--text", flags.texts, "text files")->required();
+  command.add_option("--passages", flags.passages.num_passages, "passages, spread over the texts")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command
+      .add_option("--seed", flags.passages.seed,
+                  "0: passages at equal strides; else at places that the seed decides")
+      ->capture_default_str();
+  command.add_option("--prefix", flags.scoring.prefix_tokens, "tokens whose cache is compressed")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_option("--score", flags.scoring.score_tokens, "tokens predicted from it")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      .add_option("--protocol", flags.protocol,
+                  "prefix: the scored tokens in one pass, the cache as prefill left it. decode: "
+                  "in steps, the window flushed after each as a decode worker does")
+      ->check(CLI::IsMember({"prefix", "decode"}))
+      ->capture_default_str();
+  command
+      .add_option("--step", flags.scoring.step_tokens,
+                  "decode: tokens a step; 1 is exactly what a worker does")
+      ->check(CLI::Range(1, kBlockTokens))
+      ->capture_default_str();
 }
 
 }  // namespace
 
 void AddEvalCommand(CLI::App& app, const GlobalFlags& global, int& exit_code) {
   auto flags = std::make_shared<EvalFlags>();
-  flags->options.presets = {"kivi2", "kivi2-g64", "kivi2-g32", "pkv2", "default", "kivi4", "pkv4"};
   CLI::App* command =
       app.add_subcommand("eval", "what compression costs: presets against the uncompressed model");
-  command->add_option("--model", flags->model, "model directory")->required();
-  command->add_option("--text", flags->texts, "text files")->required();
-  command->add_option("--presets", flags->options.presets, "comma-separated")
-      ->delimiter(',')
-      ->capture_default_str();
-  command->add_option("--passages", flags->options.num_passages, "passages, spread over the texts")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  command->add_option("--prefix", flags->options.prefix_tokens, "tokens whose cache is compressed")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  command->add_option("--score", flags->options.score_tokens, "tokens predicted from it")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
+  AddPassageOptions(*command, *flags);
+  CLI::Option* presets =
+      command
+          ->add_option("--presets", flags->presets,
+                       "comma-separated; fields changed as NAME:key=value;key=value")
+          ->delimiter(',')
+          ->capture_default_str();
+  command
+      ->add_option("--preset", flags->preset_rows,
+                   "one more row, NAME or NAME:key=value,key=value,.. with fields of the preset "
+                   "changed, say default:clip_v=none,num_patterns_k=64; may be repeated. Without "
+                   "--presets these are the only rows. A key that is none lists all")
+      ->expected(1)
+      ->take_all();
   command->add_option("--threads", flags->threads, "0: one per CPU")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  command->callback([flags, &global, &exit_code] {
+  command->add_flag("--per-text", flags->per_text, "a table for each text too");
+  command->add_option("--report", flags->report, "writes tables and plots to this HTML file");
+  command->add_option("--dump", flags->dump,
+                      "evaluates nothing; writes K, V and queries of one passage to this "
+                      "safetensors file");
+  command->add_option("--dump-passage", flags->dump_passage, "which passage, from 0")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->callback([flags, presets, &global, &exit_code] {
+    flags->presets_given = presets->count() > 0;
     const absl::Status status = Run(*flags, global);
     if (!status.ok()) exit_code = Fail(status);
   });

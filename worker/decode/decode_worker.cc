@@ -9,6 +9,7 @@
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "worker/sequence/stopwatch.h"
+#include "worker/sequence/window_flush.h"
 
 namespace pkv {
 
@@ -155,11 +156,7 @@ absl::Status DecodeWorker::Recompute(Job& job) {
                                             : absl::OkStatus();
   }));
   if (job.num_blocks > 0) {
-    PKV_RETURN_IF_ERROR(
-        sequence.StartBlocks(job.num_blocks, Phase::kPrefill, cached, /*with_window=*/false));
-    for (int layer = 0; layer < host_.config().num_layers; ++layer)
-      PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
-    PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+    PKV_RETURN_IF_ERROR(EncodeBlocks(job.num_blocks, Phase::kPrefill, cached, sequence));
     KeepForPutBack(job);
   }
   job.stats.set_recomputed_tokens(static_cast<uint32_t>(cached.size()));
@@ -177,7 +174,7 @@ absl::Status DecodeWorker::Generate(Job& job, const Emit& emit) {
   Stopwatch decode_stopwatch;
   for (uint32_t i = 0; i < job.max_tokens; ++i) {
     if (i > 0) PKV_RETURN_IF_ERROR(ForwardLast(job));
-    PKV_RETURN_IF_ERROR(FlushWindow(job));
+    PKV_RETURN_IF_ERROR(FlushAfterStep(job));
     PKV_ASSIGN_OR_RETURN(const SampledToken sampled, job.sampler->Sample(job.logits));
     job.tokens.push_back(sampled.token_id);
     v1::DecodeEvent event;
@@ -197,17 +194,9 @@ absl::Status DecodeWorker::Generate(Job& job, const Emit& emit) {
 }
 
 // Turns tokens that have left the recent window into a block, by the preset's rule.
-absl::Status DecodeWorker::FlushWindow(Job& job) {
-  KvSequence& sequence = *job.sequence;
-  const int in_blocks = sequence.num_blocks() * kBlockTokens;
-  if (BlockTokensAfterDecodeStep(job.params, static_cast<int>(sequence.num_tokens()), in_blocks) ==
-      in_blocks) {
-    return absl::OkStatus();
-  }
-  PKV_RETURN_IF_ERROR(sequence.StartBlocks(1, Phase::kDecode, job.tokens, /*with_window=*/false));
-  for (int layer = 0; layer < host_.config().num_layers; ++layer)
-    PKV_RETURN_IF_ERROR(sequence.EncodeLayer(layer));
-  PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+absl::Status DecodeWorker::FlushAfterStep(Job& job) {
+  PKV_ASSIGN_OR_RETURN(const bool flushed, FlushWindow(job.tokens, *job.sequence));
+  if (!flushed) return absl::OkStatus();
   job.stats.set_flushed_blocks(job.stats.flushed_blocks() + 1);
   KeepForPutBack(job);
   return absl::OkStatus();

@@ -53,7 +53,7 @@ class DecodeWorker {
   absl::Status Recompute(Job& job);
   absl::Status ForwardLast(Job& job);
   absl::Status Generate(Job& job, const Emit& emit);
-  absl::Status FlushWindow(Job& job);
+  absl::Status FlushAfterStep(Job& job);
   void KeepForPutBack(Job& job);
   void PutBack(Job& job);
 

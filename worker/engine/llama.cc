@@ -77,20 +77,29 @@ std::string IdentitySuffix(const ModelConfig& config) {
   return lines;
 }
 
+struct Weights {
+  ModelConfig config;
+  ModelProfile profile;
+  std::vector<float> embedding;  // [vocab, hidden]
+  std::vector<Layer> layers;
+  std::vector<float> final_norm;  // [hidden]
+  Linear lm_head;                 // weight is empty when tied to the embedding
+};
+
 class LlamaExecutor final : public LlamaModel {
  public:
-  LlamaExecutor(const ModelConfig& config, ThreadPool* pool)
-      : config_(config), pool_(pool), rotary_(config) {}
-
-  absl::Status LoadWeights(const WeightFiles& files);
+  LlamaExecutor(std::shared_ptr<const Weights> weights, ThreadPool* pool)
+      : weights_(std::move(weights)), config_(weights_->config), pool_(pool), rotary_(config_) {}
 
   const ModelConfig& config() const override { return config_; }
-  const ModelProfile& profile() const override { return profile_; }
+  const ModelProfile& profile() const override { return weights_->profile; }
+  std::unique_ptr<LlamaModel> MakeReplica(ThreadPool* pool) const override {
+    return std::make_unique<LlamaExecutor>(weights_, pool);
+  }
   absl::Status Forward(std::span<const int32_t> tokens, int64_t first_token, AttentionSink& sink,
                        int logits_from, float* logits) override;
 
  private:
-  absl::Status LoadLayer(const WeightLoader& loader, int index, Layer& layer);
   absl::Status CheckArguments(std::span<const int32_t> tokens, int64_t first_token,
                               int logits_from) const;
   // out = x weight^T + bias, or += without bias when `accumulate`.
@@ -103,26 +112,23 @@ class LlamaExecutor final : public LlamaModel {
   absl::Status FinishLayer(const Layer& layer, int first_row, int num_rows);
   absl::Status ComputeLogits(int first_row, int num_rows, float* logits);
 
-  // Constant after LoadWeights().
-  const ModelConfig config_;
+  // Shared with the replicas, whichever lives longest.
+  const std::shared_ptr<const Weights> weights_;
+  const ModelConfig& config_;
   ThreadPool* const pool_;
-  ModelProfile profile_;
-  std::vector<float> embedding_;  // [vocab, hidden]
-  std::vector<Layer> layers_;
-  std::vector<float> final_norm_;  // [hidden]
-  Linear lm_head_;                 // weight is empty when tied to the embedding
 
   // Of the forward pass at hand; [token][...].
   Rotary rotary_;
   std::vector<float> hidden_, normed_, q_, k_, v_, attention_, gate_, up_;
 };
 
-absl::Status LlamaExecutor::LoadLayer(const WeightLoader& loader, int index, Layer& layer) {
+absl::Status LoadLayer(const WeightLoader& loader, const ModelConfig& config, int index,
+                       Layer& layer) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
-  const int hidden = config_.hidden_size, ffn = config_.intermediate_size;
-  const int q_size = config_.num_qo_heads * config_.head_dim;
-  const int kv_size = config_.num_kv_heads * config_.head_dim;
-  const bool attention_bias = config_.attention_bias, mlp_bias = config_.mlp_bias;
+  const int hidden = config.hidden_size, ffn = config.intermediate_size;
+  const int q_size = config.num_qo_heads * config.head_dim;
+  const int kv_size = config.num_kv_heads * config.head_dim;
+  const bool attention_bias = config.attention_bias, mlp_bias = config.mlp_bias;
   struct {
     const char* name;
     int in, out;
@@ -147,22 +153,23 @@ absl::Status LlamaExecutor::LoadLayer(const WeightLoader& loader, int index, Lay
                        layer.mlp_norm);
 }
 
-absl::Status LlamaExecutor::LoadWeights(const WeightFiles& files) {
-  const WeightLoader loader(files, pool_);
-  PKV_RETURN_IF_ERROR(loader.Matrix("model.embed_tokens.weight", config_.vocab_size,
-                                    config_.hidden_size, embedding_));
-  layers_.resize(config_.num_layers);
-  for (int i = 0; i < config_.num_layers; ++i) {
-    PKV_RETURN_IF_ERROR(LoadLayer(loader, i, layers_[i]));
+absl::Status LoadWeights(const WeightFiles& files, ThreadPool* pool, Weights& weights) {
+  const WeightLoader loader(files, pool);
+  const ModelConfig& config = weights.config;
+  PKV_RETURN_IF_ERROR(loader.Matrix("model.embed_tokens.weight", config.vocab_size,
+                                    config.hidden_size, weights.embedding));
+  weights.layers.resize(config.num_layers);
+  for (int i = 0; i < config.num_layers; ++i) {
+    PKV_RETURN_IF_ERROR(LoadLayer(loader, config, i, weights.layers[i]));
   }
-  PKV_RETURN_IF_ERROR(loader.Vector("model.norm.weight", config_.hidden_size, final_norm_));
-  if (!config_.tie_word_embeddings) {
-    PKV_RETURN_IF_ERROR(loader.Projection("lm_head", config_.hidden_size, config_.vocab_size,
-                                          /*has_bias=*/false, lm_head_));
+  PKV_RETURN_IF_ERROR(loader.Vector("model.norm.weight", config.hidden_size, weights.final_norm));
+  if (!config.tie_word_embeddings) {
+    PKV_RETURN_IF_ERROR(loader.Projection("lm_head", config.hidden_size, config.vocab_size,
+                                          /*has_bias=*/false, weights.lm_head));
   }
-  profile_.shape = config_.kv_shape();
-  profile_.rope_theta = config_.rope_theta;
-  profile_.weights = files.ComputeDigest(IdentitySuffix(config_));
+  weights.profile.shape = config.kv_shape();
+  weights.profile.rope_theta = config.rope_theta;
+  weights.profile.weights = files.ComputeDigest(IdentitySuffix(config));
   return absl::OkStatus();
 }
 
@@ -238,9 +245,10 @@ absl::Status LlamaExecutor::FinishLayer(const Layer& layer, int first_row, int n
 
 absl::Status LlamaExecutor::ComputeLogits(int first_row, int num_rows, float* logits) {
   const int hidden = config_.hidden_size;
-  RmsNorm(hidden_.data() + int64_t{first_row} * hidden, final_norm_.data(), config_.rms_norm_eps,
-          num_rows, hidden, normed_.data(), pool_);
-  const std::vector<float>& weight = config_.tie_word_embeddings ? embedding_ : lm_head_.weight;
+  RmsNorm(hidden_.data() + int64_t{first_row} * hidden, weights_->final_norm.data(),
+          config_.rms_norm_eps, num_rows, hidden, normed_.data(), pool_);
+  const std::vector<float>& weight =
+      config_.tie_word_embeddings ? weights_->embedding : weights_->lm_head.weight;
   return Gemm({.m = num_rows,
                .n = config_.vocab_size,
                .k = hidden,
@@ -275,16 +283,16 @@ absl::Status LlamaExecutor::Forward(std::span<const int32_t> tokens, int64_t fir
   }
 
   for (int64_t i = 0; i < rows; ++i) {
-    std::copy_n(embedding_.data() + tokens[i] * hidden_size, hidden_size,
+    std::copy_n(weights_->embedding.data() + tokens[i] * hidden_size, hidden_size,
                 hidden_.data() + i * hidden_size);
   }
   rotary_.SetPositions(first_token, num_tokens, pool_);
   for (int i = 0; i < config_.num_layers; ++i) {
-    PKV_RETURN_IF_ERROR(Attend(layers_[i], i, first_token, num_tokens, sink));
+    PKV_RETURN_IF_ERROR(Attend(weights_->layers[i], i, first_token, num_tokens, sink));
     // After the last attention nothing reads the tokens without logits.
     const int first_row = i + 1 < config_.num_layers ? 0 : logits_from;
     if (first_row == num_tokens) return absl::OkStatus();
-    PKV_RETURN_IF_ERROR(FinishLayer(layers_[i], first_row, num_tokens - first_row));
+    PKV_RETURN_IF_ERROR(FinishLayer(weights_->layers[i], first_row, num_tokens - first_row));
   }
   return ComputeLogits(logits_from, num_tokens - logits_from, logits);
 }
@@ -297,11 +305,11 @@ absl::StatusOr<std::unique_ptr<LlamaModel>> LlamaModel::Load(const std::string& 
   if (!std::filesystem::is_directory(directory, error)) {
     return absl::NotFoundError(absl::StrCat(directory, ": no such directory"));
   }
-  PKV_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(directory));
+  auto weights = std::make_shared<Weights>();
+  PKV_ASSIGN_OR_RETURN(weights->config, ReadModelConfig(directory));
   PKV_ASSIGN_OR_RETURN(const WeightFiles files, WeightFiles::Open(directory));
-  auto model = std::make_unique<LlamaExecutor>(config, pool);
-  PKV_RETURN_IF_ERROR(model->LoadWeights(files));
-  return std::unique_ptr<LlamaModel>(std::move(model));
+  PKV_RETURN_IF_ERROR(LoadWeights(files, pool, *weights));
+  return std::make_unique<LlamaExecutor>(std::move(weights), pool);
 }
 
 }  // namespace pkv

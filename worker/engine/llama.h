@@ -38,6 +38,9 @@ class LlamaModel {
   virtual const ModelConfig& config() const = 0;
   // Identity for cache keys: shape, rope and SHA-256 of the weight files.
   virtual const ModelProfile& profile() const = 0;
+  // A model over the same weights, which are not copied, with activations of its own: for forward
+  // passes beside this model's. `pool` may be null and must outlive it.
+  virtual std::unique_ptr<LlamaModel> MakeReplica(ThreadPool* pool) const = 0;
 
   // Runs `tokens` at positions first_token.. through all layers, giving each layer's attention to
   // `sink`.

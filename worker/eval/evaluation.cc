@@ -1,132 +1,54 @@
 #include "worker/eval/evaluation.h"
 
-#include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <fstream>
-#include <sstream>
+#include <memory>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "proto/base/float16.h"
 #include "proto/base/status_macros.h"
-#include "proto/block/payload_layout.h"
-#include "worker/eval/logit_metrics.h"
+#include "proto/base/sync.h"
+#include "proto/base/thread_pool.h"
 
 namespace pkv {
 namespace {
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  if (!file || !(text << file.rdbuf())) {
-    return absl::NotFoundError(absl::StrCat("cannot read text file ", path, ", or it is empty"));
-  }
-  return text.str();
-}
+// Models over one set of weights, as many as were ever in use at once. Thread-safe.
+class Replicas {
+ public:
+  explicit Replicas(const ModelHost& host) : host_(host) {}
 
-// Sums over the passages of one preset.
-struct Totals {
-  LogitComparison logits;
-  double k_error = 0, k_norm = 0, v_error = 0, v_norm = 0;
-  int64_t gated = 0, accepted = 0;
-  uint64_t cache_bytes = 0;
-  int64_t cached_elements = 0;
+  std::unique_ptr<LlamaModel> Take() ABSL_LOCKS_EXCLUDED(mu_) {
+    {
+      MutexLock lock(&mu_);
+      if (!idle_.empty()) {
+        std::unique_ptr<LlamaModel> model = std::move(idle_.back());
+        idle_.pop_back();
+        return model;
+      }
+    }
+    return host_.MakeReplica();
+  }
+  void Return(std::unique_ptr<LlamaModel> model) ABSL_LOCKS_EXCLUDED(mu_) {
+    MutexLock lock(&mu_);
+    idle_.push_back(std::move(model));
+  }
+
+ private:
+  const ModelHost& host_;
+  Mutex mu_;
+  std::vector<std::unique_ptr<LlamaModel>> idle_ ABSL_GUARDED_BY(mu_);
 };
 
-void AddSquares(std::span<const uint16_t> exact, std::span<const uint16_t> restored, double& error,
-                double& norm) {
-  for (size_t i = 0; i < exact.size(); ++i) {
-    const double x = Float16ToFloat(exact[i]), y = Float16ToFloat(restored[i]);
-    error += (x - y) * (x - y);
-    norm += x * x;
+absl::Status CheckPassage(const ModelConfig& config, const PassageSet& set, const Passage& passage,
+                          int num_tokens) {
+  if (static_cast<int64_t>(passage.tokens.size()) != int64_t{num_tokens} + 1 ||
+      passage.text_index < 0 || passage.text_index >= static_cast<int>(set.texts.size())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a passage of ", passage.tokens.size(), " tokens from text ", passage.text_index, " of ",
+        set.texts.size(), "; ", num_tokens + 1, " are to be prefilled, scored and predicted"));
   }
-}
-
-// Compares what the blocks of one layer decode to with what was encoded, and counts accepted gates.
-absl::Status AddLayerErrors(const KvTensorView& exact, int layer, const CodecParams& params,
-                            KvSequence& sequence, Totals& totals) {
-  const KvShape shape{1, exact.num_kv_heads, exact.head_dim};
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
-                       MakeBlockCodec(shape, params, Device::kCpu));
-  const KvSequence::MadeObjects objects = sequence.made_objects();
-  const size_t block_elements = size_t(kBlockTokens) * exact.head_dim;
-  std::vector<uint16_t> k(block_elements * exact.num_kv_heads), v(k.size());
-  const MutableKvTensorView restored{k.data(),           v.data(),
-                                     exact.num_kv_heads, kBlockTokens,
-                                     exact.head_dim,     static_cast<int64_t>(block_elements)};
-  const Codebook no_patterns(exact.num_kv_heads, exact.head_dim);
-  for (size_t b = 0; b < objects.blocks.size(); ++b) {
-    const ObjectHeader& header = objects.blocks[b]->header();
-    const std::span<const std::byte> frame = objects.blocks[b]->frame(layer);
-    const Codebook* codebook = sequence.codebook(static_cast<int>(b), layer);
-    PKV_RETURN_IF_ERROR(
-        codec->Decode(header, frame, codebook == nullptr ? no_patterns : *codebook, {}, restored));
-    const KvTensorView block = exact.Tokens(static_cast<int>(b) * kBlockTokens, kBlockTokens);
-    const PayloadLayout layout = PayloadLayout::Of(header);
-    for (int h = 0; h < exact.num_kv_heads; ++h) {
-      AddSquares({block.k_row(h, 0), block_elements},
-                 std::span(k).subspan(h * block_elements, block_elements), totals.k_error,
-                 totals.k_norm);
-      AddSquares({block.v_row(h, 0), block_elements},
-                 std::span(v).subspan(h * block_elements, block_elements), totals.v_error,
-                 totals.v_norm);
-      if (!params.encoding.has_patterns) continue;
-      const auto* ids =
-          reinterpret_cast<const uint8_t*>(frame.data() + h * layout.head_bytes + layout.v_ids);
-      totals.gated += kBlockTokens - header.num_sinks;
-      totals.accepted +=
-          std::count_if(ids, ids + kBlockTokens, [](uint8_t id) { return id != kRawPatternId; });
-    }
-  }
-  return absl::OkStatus();
-}
-
-// Scores one preset on one passage whose exact prefix stands in `exact` (fp16, nothing flushed).
-absl::Status ScorePreset(ModelHost& host, std::span<const int32_t> passage,
-                         const EvaluationOptions& options, const CodecParams& params,
-                         const KvSequence& exact, std::span<const float> exact_logits,
-                         Totals& totals) {
-  const ModelConfig& config = host.config();
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence, host.MakeSequence(params));
-  const std::span<const int32_t> prefix = passage.first(options.prefix_tokens);
-  const int num_blocks = BlockTokensAfterPrefill(params, options.prefix_tokens) / kBlockTokens;
-  PKV_RETURN_IF_ERROR(
-      sequence->StartBlocks(num_blocks, Phase::kPrefill, prefix, /*with_window=*/false));
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    sequence->AppendKv(layer, exact.window(layer).Tokens(0, options.prefix_tokens));
-    PKV_RETURN_IF_ERROR(sequence->EncodeLayer(layer));
-  }
-  PKV_RETURN_IF_ERROR(sequence->FinishBlocks());
-  for (int layer = 0; layer < config.num_layers; ++layer) {
-    PKV_RETURN_IF_ERROR(AddLayerErrors(exact.window(layer), layer, params, *sequence, totals));
-  }
-  const KvSequence::MadeObjects objects = sequence->made_objects();
-  const int64_t token_elements =
-      int64_t{2} * config.num_layers * config.num_kv_heads * config.head_dim;
-  totals.cached_elements += token_elements * options.prefix_tokens;
-  totals.cache_bytes += sequence->window_tokens() * token_elements * sizeof(uint16_t);
-  if (objects.table != nullptr) totals.cache_bytes += objects.table->bytes().size();
-  for (const ObjectHeader& header : sequence->block_headers())
-    totals.cache_bytes += header.object_bytes;
-
-  const std::span<const int32_t> scored =
-      passage.subspan(options.prefix_tokens, options.score_tokens);
-  std::vector<float> logits(scored.size() * config.vocab_size);
-  PKV_RETURN_IF_ERROR(host.Forward(scored, options.prefix_tokens, *sequence, 0, logits.data()));
-  totals.logits.Add(exact_logits, logits,
-                    passage.subspan(options.prefix_tokens + 1, options.score_tokens));
-  return absl::OkStatus();
-}
-
-absl::Status CheckPassage(const ModelConfig& config, std::span<const int32_t> passage,
-                          const EvaluationOptions& options) {
-  const int64_t length = int64_t{options.prefix_tokens} + options.score_tokens + 1;
-  if (options.prefix_tokens < 1 || options.score_tokens < 1 ||
-      static_cast<int64_t>(passage.size()) != length) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a passage of ", passage.size(), " tokens for a prefix of ",
-                     options.prefix_tokens, ", ", options.score_tokens, " scored and one more"));
-  }
-  for (const int32_t token : passage) {
+  for (const int32_t token : passage.tokens) {
     if (token < 0 || token >= config.vocab_size) {
       return absl::InvalidArgumentError(
           absl::StrCat("token id ", token, " not in [0, ", config.vocab_size, ")"));
@@ -135,101 +57,108 @@ absl::Status CheckPassage(const ModelConfig& config, std::span<const int32_t> pa
   return absl::OkStatus();
 }
 
-PresetScore Summarise(const CodecParams& params, const KvShape& shape, double baseline_nll,
-                      Totals& totals) {
-  PresetScore score;
-  score.preset = params.name;
-  const PayloadLayout layout = PayloadLayout::OfBlock(shape, params.encoding);
-  score.bits_per_element = 8.0 * static_cast<double>(layout.page_bytes) /
-                           (2.0 * kBlockTokens * shape.num_kv_heads * shape.head_dim);
-  score.bits_all_in =
-      8.0 * static_cast<double>(totals.cache_bytes) / static_cast<double>(totals.cached_elements);
-  score.perplexity = std::exp(totals.logits.mean_nll());
-  score.perplexity_change = std::exp(totals.logits.mean_nll() - baseline_nll) - 1;
-  score.kl_mean = totals.logits.mean_kl();
-  score.kl_p99 = totals.logits.KlPercentile(0.99);
-  score.top1_agreement = totals.logits.top1_agreement();
-  score.k_error = totals.k_norm > 0 ? totals.k_error / totals.k_norm : 0;
-  score.v_error = totals.v_norm > 0 ? totals.v_error / totals.v_norm : 0;
-  score.gate_accepted = totals.gated > 0 ? double(totals.accepted) / double(totals.gated) : 0;
-  score.scored_tokens = totals.logits.num_tokens();
-  return score;
+// Everything that the threads fill, each at its own place.
+struct Results {
+  std::vector<absl::Status> statuses;             // [passage]
+  std::vector<std::vector<PassageScore>> scores;  // [passage][row]
+};
+
+absl::Status EvaluatePassage(const ModelHost& host, const Passage& passage,
+                             const EvaluationOptions& options, ThreadPool* pool, Replicas& replicas,
+                             const std::function<void()>& step, std::vector<PassageScore>& scores) {
+  std::unique_ptr<LlamaModel> model = replicas.Take();
+  absl::StatusOr<std::unique_ptr<ReferenceRun>> reference =
+      RunReference(host, *model, passage.tokens, options.scoring);
+  replicas.Return(std::move(model));
+  PKV_RETURN_IF_ERROR(reference.status());
+  step();
+  const int num_rows = static_cast<int>(options.rows.size());
+  std::vector<absl::Status> statuses(num_rows);
+  scores.resize(num_rows);
+  ParallelFor(pool, num_rows, [&](int row) {
+    std::unique_ptr<LlamaModel> own_model = replicas.Take();
+    absl::StatusOr<PassageScore> score = ScorePassage(
+        host, *own_model, passage.tokens, options.scoring, options.rows[row].params, **reference);
+    replicas.Return(std::move(own_model));
+    statuses[row] = score.status();
+    if (score.ok()) scores[row] = *std::move(score);
+    step();
+  });
+  for (int row = 0; row < num_rows; ++row) {
+    if (statuses[row].ok()) continue;
+    return absl::Status(statuses[row].code(),
+                        absl::StrCat(options.rows[row].label, ": ", statuses[row].message()));
+  }
+  return absl::OkStatus();
+}
+
+// The scores of one row on the passages of one text, or of all (text -1), in passage order.
+std::vector<const PassageScore*> Select(const PassageSet& set, const Results& results, size_t row,
+                                        int text) {
+  std::vector<const PassageScore*> selected;
+  for (size_t i = 0; i < set.passages.size(); ++i) {
+    if (text >= 0 && set.passages[i].text_index != text) continue;
+    selected.push_back(&results.scores[i][row]);
+  }
+  return selected;
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<std::vector<int32_t>>> CutPassages(
-    const ModelHost& host, std::span<const std::string> text_files,
-    const EvaluationOptions& options) {
-  const int64_t length = int64_t{options.prefix_tokens} + options.score_tokens + 1;
+absl::StatusOr<int> PassageTokens(const ModelConfig& config, const ScoringOptions& options) {
+  const int64_t length = int64_t{options.prefix_tokens} + options.score_tokens;
   if (options.prefix_tokens < kBlockTokens || options.score_tokens < 1 ||
-      options.num_passages < 1 || text_files.empty() ||
-      length - 1 > host.config().max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "prefix of ", options.prefix_tokens, " tokens (at least ", kBlockTokens, "), ",
-        options.score_tokens, " scored, ", options.num_passages, " passages of ", text_files.size(),
-        " texts: each must be positive and the sum fit "
-        "the model's ",
-        host.config().max_position_embeddings, " positions"));
+      length > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prefix of ", options.prefix_tokens, " tokens (at least ", kBlockTokens,
+                     ") and ", options.score_tokens, " scored (at least 1) must fit the model's ",
+                     config.max_position_embeddings, " positions"));
   }
-  const int num_texts = static_cast<int>(text_files.size());
-  std::vector<std::vector<int32_t>> passages(options.num_passages);
-  for (int text = 0; text < num_texts && text < options.num_passages; ++text) {
-    PKV_ASSIGN_OR_RETURN(const std::string content, ReadFile(text_files[text]));
-    PKV_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
-                         host.tokenizer().Encode(content, /*add_bos=*/false));
-    const int count = (options.num_passages - text + num_texts - 1) / num_texts;
-    const int64_t room = static_cast<int64_t>(tokens.size()) - (length - 1);
-    if (room < 0) {
-      return absl::InvalidArgumentError(absl::StrCat(text_files[text], " has ", tokens.size(),
-                                                     " tokens; a passage needs ", length - 1));
-    }
-    for (int i = 0; i < count; ++i) {
-      const int64_t begin = room * (2 * i + 1) / (2 * count);
-      std::vector<int32_t>& passage = passages[text + i * num_texts];
-      passage.push_back(host.config().bos_token_id);
-      passage.insert(passage.end(), tokens.begin() + begin, tokens.begin() + begin + length - 1);
-    }
+  if (options.protocol == Protocol::kDecode &&
+      (options.step_tokens < 1 || options.step_tokens > kBlockTokens)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("step of ", options.step_tokens, " tokens not in 1..", kBlockTokens));
   }
-  return passages;
+  return static_cast<int>(length);
 }
 
-absl::StatusOr<EvaluationReport> Evaluate(ModelHost& host,
-                                          std::span<const std::vector<int32_t>> passages,
+absl::StatusOr<EvaluationReport> Evaluate(const ModelHost& host, const PassageSet& set,
                                           const EvaluationOptions& options,
                                           const std::function<void(int, int)>& progress) {
-  for (const std::vector<int32_t>& passage : passages) {
-    PKV_RETURN_IF_ERROR(CheckPassage(host.config(), passage, options));
+  PKV_ASSIGN_OR_RETURN(const int num_tokens, PassageTokens(host.config(), options.scoring));
+  for (const Passage& passage : set.passages) {
+    PKV_RETURN_IF_ERROR(CheckPassage(host.config(), set, passage, num_tokens));
   }
-  const KvShape shape = host.config().kv_shape();
-  std::vector<CodecParams> presets;
-  for (const std::string& name : options.presets) {
-    PKV_ASSIGN_OR_RETURN(presets.emplace_back(), PresetByName(name, shape));
-  }
-  PKV_ASSIGN_OR_RETURN(const CodecParams fp16, PresetByName("fp16", shape));
-  std::vector<Totals> totals(presets.size());
-  LogitComparison baseline;
-  const int total_steps = static_cast<int>(passages.size() * (presets.size() + 1));
-  int step = 0;
-  for (const std::vector<int32_t>& passage : passages) {
-    PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> exact, host.MakeSequence(fp16));
-    const std::span<const int32_t> tokens(passage);
-    PKV_RETURN_IF_ERROR(ComputePrefill(host, *exact, tokens.first(options.prefix_tokens), nullptr));
-    std::vector<float> logits(size_t(options.score_tokens) * host.config().vocab_size);
-    PKV_RETURN_IF_ERROR(host.Forward(tokens.subspan(options.prefix_tokens, options.score_tokens),
-                                     options.prefix_tokens, *exact, 0, logits.data()));
-    baseline.Add(logits, logits, tokens.subspan(options.prefix_tokens + 1, options.score_tokens));
-    progress(++step, total_steps);
-    for (size_t p = 0; p < presets.size(); ++p) {
-      PKV_RETURN_IF_ERROR(
-          ScorePreset(host, tokens, options, presets[p], *exact, logits, totals[p]));
-      progress(++step, total_steps);
-    }
-  }
+  // The calling thread takes part.
+  std::unique_ptr<ThreadPool> pool;
+  if (options.num_threads > 1) pool = std::make_unique<ThreadPool>(options.num_threads - 1);
+  const int num_passages = static_cast<int>(set.passages.size());
+  const int total_steps = num_passages * (static_cast<int>(options.rows.size()) + 1);
+  std::atomic<int> steps_done = 0;
+  Replicas replicas(host);
+  Results results;
+  results.statuses.resize(num_passages);
+  results.scores.resize(num_passages);
+  ParallelFor(pool.get(), num_passages, [&](int i) {
+    results.statuses[i] = EvaluatePassage(
+        host, set.passages[i], options, pool.get(), replicas,
+        [&] { progress(++steps_done, total_steps); }, results.scores[i]);
+  });
+  for (const absl::Status& status : results.statuses) PKV_RETURN_IF_ERROR(status);
+
   EvaluationReport report;
-  report.baseline_perplexity = std::exp(baseline.mean_nll());
-  for (size_t p = 0; p < presets.size(); ++p) {
-    report.scores.push_back(Summarise(presets[p], shape, baseline.mean_nll(), totals[p]));
+  const KvShape shape = host.config().kv_shape();
+  report.text_baseline_perplexity.resize(set.texts.size());
+  for (size_t row = 0; row < options.rows.size(); ++row) {
+    RowReport& to = report.rows.emplace_back();
+    to.row = options.rows[row];
+    to.overall = Summarise(to.row.params, shape, Select(set, results, row, -1));
+    report.baseline_perplexity = std::exp(to.overall.logits.reference_nll);
+    for (size_t text = 0; text < set.texts.size(); ++text) {
+      to.texts.push_back(
+          Summarise(to.row.params, shape, Select(set, results, row, static_cast<int>(text))));
+      report.text_baseline_perplexity[text] = std::exp(to.texts.back().logits.reference_nll);
+    }
   }
   return report;
 }

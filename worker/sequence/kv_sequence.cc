@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "pkv/block/prefix_hash.h"
-#include "pkv/kernels/paged_attention.h"
 #include "pkv/kernels/pattern_miner.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
@@ -126,12 +125,7 @@ absl::Status KvSequence::LoadLayer(int layer) {
 absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
   PKV_RETURN_IF_ERROR(LoadLayer(qkv.layer));
   PKV_RETURN_IF_ERROR(window_.Append(qkv.layer, qkv.num_tokens, qkv.k, qkv.v));
-  std::vector<BlockPage> pages;
-  pages.reserve(blocks_.size());
-  for (size_t i = 0; i < blocks_.size(); ++i) {
-    pages.push_back({&block_headers_[i], FrameOf(blocks_[i], qkv.layer),
-                     codebook(static_cast<int>(i), qkv.layer)});
-  }
+  const std::vector<BlockPage> pages = this->pages(qkv.layer);
   AttentionArgs args;
   args.q = qkv.q;
   args.num_queries = qkv.num_tokens;
@@ -317,6 +311,16 @@ absl::Status KvSequence::FinishBlocks() {
   if (window_object_ != nullptr) PKV_RETURN_IF_ERROR(window_object_->Seal());
   window_.DropFront(count * kBlockTokens);
   return absl::OkStatus();
+}
+
+std::vector<BlockPage> KvSequence::pages(int layer) {
+  std::vector<BlockPage> pages;
+  pages.reserve(blocks_.size());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    pages.push_back(
+        {&block_headers_[i], FrameOf(blocks_[i], layer), codebook(static_cast<int>(i), layer)});
+  }
+  return pages;
 }
 
 const Codebook* KvSequence::codebook(int block_index, int layer) {

@@ -14,6 +14,7 @@
 #include "pkv/client/cache_client.h"
 #include "pkv/kernels/block_codec.h"
 #include "pkv/kernels/codec_params.h"
+#include "pkv/kernels/paged_attention.h"
 #include "worker/engine/attention_sink.h"
 #include "worker/sequence/bank.h"
 #include "worker/sequence/fp16_window.h"
@@ -59,6 +60,7 @@ class KvSequence final : public AttentionSink {
   // The fp16 tokens after the last block. Valid until the layer next changes.
   KvTensorView window(int layer) const { return window_.layer(layer); }
 
+  const Config& config() const { return config_; }
   // Tokens cached, all layers done.
   int64_t num_tokens() const { return int64_t{num_blocks()} * kBlockTokens + window_.num_tokens(); }
   int num_blocks() const { return static_cast<int>(blocks_.size()); }
@@ -88,6 +90,8 @@ class KvSequence final : public AttentionSink {
   };
   MadeObjects made_objects() const;
 
+  // All blocks in one layer, as attention reads them. Valid until a block is started.
+  std::vector<BlockPage> pages(int layer);
   // The patterns that block `block_index` refers to in `layer`; null without patterns.
   const Codebook* codebook(int block_index, int layer);
   // Headers of all blocks, in order.

@@ -70,15 +70,25 @@ absl::StatusOr<std::vector<int32_t>> ModelHost::ResolvePrompt(const v1::Prompt& 
   return tokens;
 }
 
-absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeSequence(const CodecParams& params) {
+KvSequence::Config ModelHost::SequenceConfig(const CodecParams& params) const {
   KvSequence::Config sequence;
   sequence.shape = config().kv_shape();
   sequence.num_qo_heads = config().num_qo_heads;
   sequence.params = params;
   sequence.profile = profile_;
+  return sequence;
+}
+
+absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeSequence(const CodecParams& params) {
+  KvSequence::Config sequence = SequenceConfig(params);
   sequence.ctx.pool = &pool_;
   sequence.encode_ctx.pool = &pool_;
   return KvSequence::Create(sequence);
+}
+
+absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeReplicaSequence(
+    const CodecParams& params) const {
+  return KvSequence::Create(SequenceConfig(params));
 }
 
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,

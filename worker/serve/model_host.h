@@ -45,8 +45,14 @@ class ModelHost {
   // An empty sequence for this model.
   absl::StatusOr<std::unique_ptr<KvSequence>> MakeSequence(const CodecParams& params);
 
+  // The same model on the calling thread alone, beside this host's forward passes and those of
+  // other replicas; and an empty sequence that stays on the calling thread.
+  std::unique_ptr<LlamaModel> MakeReplica() const { return model_->MakeReplica(nullptr); }
+  absl::StatusOr<std::unique_ptr<KvSequence>> MakeReplicaSequence(const CodecParams& params) const;
+
  private:
   explicit ModelHost(int num_threads) : pool_(num_threads) {}
+  KvSequence::Config SequenceConfig(const CodecParams& params) const;
 
   ThreadPool pool_;
   std::unique_ptr<Tokenizer> tokenizer_;  // constant after Load

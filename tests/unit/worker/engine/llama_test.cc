@@ -12,6 +12,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -258,6 +259,22 @@ TEST(LlamaModelTest, GivesEqualBitsWithAnyPool) {
   const std::vector<int32_t> tokens = SomeTokens(300);
   Fp16CacheSink alone_sink = CacheFor(*alone), shared_sink = CacheFor(*shared, &pool);
   EXPECT_EQ(AllLogits(*alone, tokens, alone_sink), AllLogits(*shared, tokens, shared_sink));
+}
+
+TEST(LlamaModelTest, ReplicasGiveTheSameLogitsSideBySideAndOutliveTheOriginal) {
+  auto original = LoadTiny(TinyModel());
+  const std::vector<int32_t> tokens = SomeTokens(100);
+  Fp16CacheSink sink = CacheFor(*original);
+  const std::vector<float> expected = AllLogits(*original, tokens, sink);
+  const auto replica = original->MakeReplica(nullptr), other = original->MakeReplica(nullptr);
+  EXPECT_EQ(replica->profile().ComputeDigest(), original->profile().ComputeDigest());
+  original.reset();
+  Fp16CacheSink replica_sink = CacheFor(*replica), other_sink = CacheFor(*other);
+  std::vector<float> beside;
+  std::thread thread([&] { beside = AllLogits(*other, tokens, other_sink); });
+  EXPECT_EQ(AllLogits(*replica, tokens, replica_sink), expected);
+  thread.join();
+  EXPECT_EQ(beside, expected);
 }
 
 TEST(LlamaModelTest, LoadsShardsAndEveryWeightType) {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "pkv/block/prefix_hash.h"
 #include "proto/base/thread_pool.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/fake_cache_client.h"

@@ -98,6 +98,16 @@ TEST_F(ModelHostTest, EndsAPassWithTheErrorOfItsObserver) {
   EXPECT_EQ(calls, 1);
 }
 
+TEST_F(ModelHostTest, ReplicasComputeTheSameOnOneThread) {
+  const std::vector<int32_t> tokens = RandomPrompt(5, 200);
+  const auto sequence = *host_->MakeSequence(Params("fp16"));
+  const auto own = *host_->MakeReplicaSequence(Params("fp16"));
+  std::vector<float> expected(host_->config().vocab_size), logits(expected.size());
+  ASSERT_THAT(host_->Forward(tokens, 0, *sequence, 199, expected.data()), IsOk());
+  ASSERT_THAT(host_->MakeReplica()->Forward(tokens, 0, *own, 199, logits.data()), IsOk());
+  EXPECT_EQ(logits, expected);
+}
+
 TEST_F(ModelHostTest, LetsForwardPassesTakeTurns) {
   const Continuation a = ExactContinuation(RandomPrompt(3, 50), 20);
   const Continuation b = ExactContinuation(RandomPrompt(4, 50), 20);
