@@ -128,14 +128,17 @@ absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
                           : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<ModelHost> host,
                        ModelHost::Load(flags.model, threads));
-  EvaluationOptions options{.scoring = flags.scoring, .num_threads = threads};
+  EvaluationOptions options;
+  options.scoring = flags.scoring;
+  options.num_threads = threads;
   if (flags.protocol == "decode") options.scoring.protocol = Protocol::kDecode;
   PKV_ASSIGN_OR_RETURN(options.rows, ParseRows(flags, host->config().kv_shape()));
 
-  EvaluationSetting setting{.model = flags.model,
-                            .profile = host->profile().ToHex(),
-                            .passage_options = flags.passages,
-                            .scoring = options.scoring};
+  EvaluationSetting setting;
+  setting.model = flags.model;
+  setting.profile = host->profile().ToHex();
+  setting.passage_options = flags.passages;
+  setting.scoring = options.scoring;
   PKV_ASSIGN_OR_RETURN(setting.passage_options.num_tokens,
                        PassageTokens(host->config(), options.scoring));
   PKV_ASSIGN_OR_RETURN(setting.set, CutPassages(*host, flags.texts, setting.passage_options));

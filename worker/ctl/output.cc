@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -59,6 +60,14 @@ std::string FormatBytes(uint64_t bytes) {
   return absl::StrFormat("%.*f %s", num_decimals, value, kUnits[unit]);
 }
 
+std::string FormatSeconds(double seconds) {
+  const int64_t total = std::isfinite(seconds) && seconds > 0 ? std::llround(seconds) : 0;
+  if (total < 60) return absl::StrCat(total, " s");
+  const int64_t minutes = total / 60;
+  if (minutes < 60) return absl::StrFormat("%d:%02d", minutes, total % 60);
+  return absl::StrFormat("%d:%02d:%02d", minutes / 60, minutes % 60, total % 60);
+}
+
 ProgressLine::ProgressLine(absl::string_view label, bool enabled)
     : label_(label), start_(absl::ToUnixMicros(absl::Now()) * 1e-6) {
   const char* term = std::getenv("TERM");
@@ -73,8 +82,9 @@ ProgressLine::~ProgressLine() {
 void ProgressLine::Update(int done, int total) {
   if (!visible_ || done <= 0) return;
   const double elapsed = absl::ToUnixMicros(absl::Now()) * 1e-6 - start_;
-  std::fprintf(stderr, "\r\x1b[K%s %d/%d, %.0f s left", label_.c_str(), done, total,
-               elapsed / done * (total - done));
+  std::fprintf(stderr, "\r\x1b[K%s %d/%d, %s, %s left", label_.c_str(), done, total,
+               FormatSeconds(elapsed).c_str(),
+               FormatSeconds(elapsed / done * (total - done)).c_str());
   std::fflush(stderr);
 }
 

@@ -26,8 +26,11 @@ std::string VariantText(const Variant& variant);
 // "1.25 MB": decimal units, three digits.
 std::string FormatBytes(uint64_t bytes);
 
-// A line on stderr that overwrites itself, with rate and remaining time. Silent unless stderr is a
-// terminal, TERM is not "dumb" and `enabled`. Thread-compatible.
+// "45 s", "2:05", "1:02:05": rounded to seconds; 0 s for what is negative or not finite.
+std::string FormatSeconds(double seconds);
+
+// A line on stderr that overwrites itself, with elapsed and remaining time. Silent unless stderr is
+// a terminal, TERM is not "dumb" and `enabled`. Thread-compatible.
 class ProgressLine {
  public:
   ProgressLine(absl::string_view label, bool enabled);

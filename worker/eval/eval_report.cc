@@ -1,5 +1,7 @@
 #include "worker/eval/eval_report.h"
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -97,7 +99,7 @@ std::string SummaryTable(const std::vector<const RowScore*>& scores,
   return absl::StrCat(table, "</table>\n");
 }
 
-// One line a row over the layers; rows without a value are left out.
+// One line a row over the layers, where `value` is not negative.
 template <typename Value>
 Plot LayerPlot(const EvaluationReport& report, const char* title, const char* unit,
                const Value& value) {
@@ -105,11 +107,11 @@ Plot LayerPlot(const EvaluationReport& report, const char* title, const char* un
   for (const RowReport& row : report.rows) {
     PlotSeries series{.name = row.row.label};
     for (size_t layer = 0; layer < row.overall.layers.size(); ++layer) {
-      if (plot.series.empty()) plot.x.ticks.push_back(absl::StrCat(layer));
+      if (plot.x.ticks.size() == layer) plot.x.ticks.push_back(absl::StrCat(layer));
       const double y = value(row.overall.layers[layer]);
       if (y >= 0) series.points.push_back({static_cast<double>(layer), y});
     }
-    if (!series.points.empty()) plot.series.push_back(std::move(series));
+    plot.series.push_back(std::move(series));
   }
   return plot;
 }
@@ -122,6 +124,12 @@ double OverHeads(const LayerTotals& layer, const Member& member) {
 }
 
 double Share(double part, double whole) { return whole > 0 ? part / whole : -1; }
+
+// Negative without codes.
+double CodeBits(const PatternUse& use) {
+  const double bits = use.code_bits();
+  return bits > 0 ? bits : -1;
+}
 
 Plot KlAgainstBits(const EvaluationReport& report, const char* title, const char* unit,
                    double RowScore::*bits) {
@@ -192,13 +200,15 @@ std::string Plots(const EvaluationSetting& setting, const EvaluationReport& repo
       LayerPlot(report, "V pattern usage", "entropy of the ids, bits",
                 [&](const LayerTotals& layer) { return usage(layer.v_patterns); }),
       LayerPlot(report, "K codes", "entropy, bits a code",
-                [](const LayerTotals& layer) { return layer.k_patterns.code_bits(); }),
+                [](const LayerTotals& layer) { return CodeBits(layer.k_patterns); }),
       LayerPlot(report, "V codes", "entropy, bits a code",
-                [](const LayerTotals& layer) { return layer.v_patterns.code_bits(); }),
+                [](const LayerTotals& layer) { return CodeBits(layer.v_patterns); }),
   };
   std::string html;
   for (const Plot& plot : plots) {
-    if (!plot.series.empty()) absl::StrAppend(&html, DrawSvg(plot));
+    const bool is_empty = std::all_of(plot.series.begin(), plot.series.end(),
+                                      [](const PlotSeries& s) { return s.points.empty(); });
+    if (!is_empty) absl::StrAppend(&html, DrawSvg(plot));
   }
   return html;
 }

@@ -1,5 +1,6 @@
 #include "worker/eval/passages.h"
 
+#include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <utility>
@@ -7,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "pkv/block/digest.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/thread_pool.h"
 
 namespace pkv {
 namespace {
@@ -29,10 +31,24 @@ double Uniform(uint64_t seed, int index) {
   return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 
+// A text and its tokens.
+struct ReadText {
+  PassageText text;
+  std::vector<int32_t> tokens;
+};
+
+absl::StatusOr<ReadText> Read(const ModelHost& host, const std::string& path) {
+  ReadText read;
+  PKV_ASSIGN_OR_RETURN(const std::string content, ReadFile(path));
+  PKV_ASSIGN_OR_RETURN(read.tokens, host.tokenizer().Encode(content, /*add_bos=*/false));
+  const Digest digest = Sha256({std::as_bytes(std::span(content.data(), content.size()))});
+  read.text = {path, content.size(), digest.ToHex(), static_cast<int64_t>(read.tokens.size())};
+  return read;
+}
+
 }  // namespace
 
-absl::StatusOr<PassageSet> CutPassages(const ModelHost& host,
-                                       std::span<const std::string> text_files,
+absl::StatusOr<PassageSet> CutPassages(ModelHost& host, std::span<const std::string> text_files,
                                        const PassageOptions& options) {
   if (options.num_tokens < 1 || options.num_passages < 1 || text_files.empty()) {
     return absl::InvalidArgumentError(
@@ -40,15 +56,15 @@ absl::StatusOr<PassageSet> CutPassages(const ModelHost& host,
                      text_files.size(), " texts: each must be positive"));
   }
   const int num_texts = static_cast<int>(text_files.size());
+  const int num_read = std::min(num_texts, options.num_passages);
+  std::vector<absl::StatusOr<ReadText>> texts(num_read);
+  ParallelFor(host.pool(), num_read, [&](int i) { texts[i] = Read(host, text_files[i]); });
   PassageSet set;
   set.passages.resize(options.num_passages);
-  for (int text = 0; text < num_texts && text < options.num_passages; ++text) {
-    PKV_ASSIGN_OR_RETURN(const std::string content, ReadFile(text_files[text]));
-    PKV_ASSIGN_OR_RETURN(const std::vector<int32_t> tokens,
-                         host.tokenizer().Encode(content, /*add_bos=*/false));
-    const Digest digest = Sha256({std::as_bytes(std::span(content.data(), content.size()))});
-    set.texts.push_back(
-        {text_files[text], content.size(), digest.ToHex(), static_cast<int64_t>(tokens.size())});
+  for (int text = 0; text < num_read; ++text) {
+    PKV_RETURN_IF_ERROR(texts[text].status());
+    const std::vector<int32_t>& tokens = texts[text]->tokens;
+    set.texts.push_back(texts[text]->text);
     const int count = (options.num_passages - text + num_texts - 1) / num_texts;
     const int64_t room = static_cast<int64_t>(tokens.size()) - options.num_tokens;
     if (room < 0) {

@@ -42,8 +42,7 @@ struct PassageOptions {
 // strides within each. Texts beyond the number of passages are not read.
 //   InvalidArgument  a text is too short (names it), no text, no passage, no token
 //   NotFound         a text cannot be read
-absl::StatusOr<PassageSet> CutPassages(const ModelHost& host,
-                                       std::span<const std::string> text_files,
+absl::StatusOr<PassageSet> CutPassages(ModelHost& host, std::span<const std::string> text_files,
                                        const PassageOptions& options);
 
 }  // namespace pkv

@@ -148,6 +148,7 @@ class Drawing {
     }
   }
 
+  // A series without points keeps its colour and stays out of the legend.
   void DrawSeries(size_t index) {
     const PlotSeries& series = plot_.series[index];
     const std::string stroke =
@@ -162,12 +163,17 @@ class Drawing {
                             y, Colour(index));
       if (!plot_.joins_points) DrawLabel(series.name, x, y);
     }
-    if (!plot_.joins_points) return;
+    if (!plot_.joins_points || path.empty()) return;
     absl::StrAppendFormat(
         &svg_, "<polyline points=\"%s\" fill=\"none\" stroke-width=\"1.8\" %s/>\n", path, stroke);
-    const double row = kTop + 8 + 16 * static_cast<double>(index);
+    const double row = kTop + 8 + 15 * legend_rows_++;
     Line(right_ + 12, row, right_ + 34, row, absl::StrCat("stroke-width=\"2.5\" ", stroke));
-    Text(right_ + 40, row + 4, "start", series.name, "font-size=\"11\"");
+    // What is too long to stand here stands in the tables.
+    constexpr size_t kCharacters = 27;
+    const std::string name = series.name.size() <= kCharacters
+                                 ? series.name
+                                 : absl::StrCat(series.name.substr(0, kCharacters - 2), "..");
+    Text(right_ + 40, row + 4, "start", name, "font-size=\"11\"");
   }
 
   void DrawErrorBar(const PlotSeries& series, size_t i, double x, const std::string& stroke) {
@@ -199,6 +205,7 @@ class Drawing {
   const double right_;
   const Scale x_, y_;
   std::string svg_;
+  int legend_rows_ = 0;
   std::vector<std::pair<double, std::pair<double, double>>> labels_;  // y, left and right
 };
 
@@ -237,7 +244,8 @@ std::vector<double> RoundTicks(double low, double high, bool is_log, int wanted)
       break;
     }
   }
-  for (double i = std::ceil(low / step); i * step <= high; ++i) ticks.push_back(i * step);
+  // The sum turns -0 into 0.
+  for (double i = std::ceil(low / step); i * step <= high; ++i) ticks.push_back(i * step + 0.0);
   return ticks;
 }
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace pkv {
 namespace {
 
@@ -31,6 +33,16 @@ TEST(PrintJsonTest, PrintsWhatIsNoUtf8AsAReplacement) {
   PrintJson({{"text", "half \xc3"}});
   const std::string printed = testing::internal::GetCapturedStdout();
   EXPECT_EQ(nlohmann::json::parse(printed)["text"], "half \xef\xbf\xbd");
+}
+
+TEST(FormatSecondsTest, GivesHoursAndMinutesWhenThereAreSome) {
+  EXPECT_EQ(FormatSeconds(0.4), "0 s");
+  EXPECT_EQ(FormatSeconds(59.4), "59 s");
+  EXPECT_EQ(FormatSeconds(59.6), "1:00");
+  EXPECT_EQ(FormatSeconds(125), "2:05");
+  EXPECT_EQ(FormatSeconds(3725), "1:02:05");
+  EXPECT_EQ(FormatSeconds(-1), "0 s");
+  EXPECT_EQ(FormatSeconds(INFINITY), "0 s");
 }
 
 TEST(ProgressLineTest, IsSilentWhenStderrIsNoTerminal) {

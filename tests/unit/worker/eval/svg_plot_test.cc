@@ -73,6 +73,20 @@ TEST(SvgPlotTest, NamesEachSeriesAndAxis) {
   EXPECT_EQ(CountOf(svg, "<polyline"), 2);
 }
 
+TEST(SvgPlotTest, KeepsTheColoursOfSeriesBesideOneWithoutPoints) {
+  const Plot plot{.title = "t",
+                  .x = {.title = "x"},
+                  .y = {.title = "y"},
+                  .series = {{"absent", {}}, {"present", {{0, 1}, {1, 2}}}}};
+  Plot both = plot;
+  both.series[0].points = {{0, 2}, {1, 1}};
+  const std::string svg = DrawSvg(plot), second = DrawSvg(both);
+  EXPECT_THAT(svg, Not(HasSubstr("absent")));
+  const std::string fill = "fill=\"#d55e00\"";
+  EXPECT_EQ(CountOf(svg, fill), 2);
+  EXPECT_EQ(CountOf(second, fill), 2);
+}
+
 TEST(SvgPlotTest, LabelsPointsThatAreNotJoined) {
   const Plot plot{.title = "t",
                   .x = {.title = "x"},
