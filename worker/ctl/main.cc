@@ -24,8 +24,8 @@ int main(int argc, char** argv) {
       "  pkvctl generate --prompt 'It was a dark and stormy night' --preset default --max-tokens "
       "64\n"
       "  pkvctl lookup --model deploy/models/novella-14m --prompt-file book.txt --preset default\n"
-      "  pkvctl eval --model deploy/models/novella-14m --text book.txt --presets "
-      "kivi2,pkv2,default\n");
+      "  pkvctl eval --model deploy/models/novella-14m --text book.txt --preset pkv2 --preset "
+      "default:clip_v=none --report report.html\n");
   pkv::ConfigureLog(pkv::LogLevel::kWarning, pkv::LogFormat::kText);
   int exit_code = 0;
   pkv::AddGenerateCommand(app, global, exit_code);
