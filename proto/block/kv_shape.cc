@@ -26,6 +26,11 @@ absl::Status ValidateFp16(const Encoding& encoding) {
   if (encoding.has_patterns) {
     return absl::InvalidArgumentError("has_patterns is true, with fp16");
   }
+  if (encoding.k_fine_tokens != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("k_fine_tokens ", encoding.k_fine_tokens, " is not 0, with fp16"));
+  }
+  if (encoding.rotated) return absl::InvalidArgumentError("rotated is true, with fp16");
   return absl::OkStatus();
 }
 
@@ -58,6 +63,12 @@ absl::Status ValidateEncoding(const KvShape& shape, const Encoding& encoding) {
     return absl::InvalidArgumentError(absl::StrCat("v_group_channels ", encoding.v_group_channels,
                                                    " not in {32, 64, 128} up to head_dim ",
                                                    shape.head_dim));
+  }
+  const bool may_have_fine = encoding.bits_k == 2 && encoding.k_fine_tokens == kFineTokens;
+  if (encoding.k_fine_tokens != 0 && !may_have_fine) {
+    return absl::InvalidArgumentError(absl::StrCat("k_fine_tokens ", encoding.k_fine_tokens,
+                                                   " is neither 0 nor, with bits_k 2, ",
+                                                   kFineTokens, "; bits_k is ", encoding.bits_k));
   }
   return absl::OkStatus();
 }

@@ -77,8 +77,6 @@ absl::Status CheckFixedFields(const ObjectHeader& header) {
   // A later minor version may use reserved bytes for what a reader of this one may ignore.
   if (header.version_minor > kFormatMinor) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(
-      Expect(header.reserved0 == 0, header, "reserved0", header.reserved0, "is not 0"));
-  PKV_RETURN_IF_ERROR(
       Expect(header.reserved1 == 0, header, "reserved1", header.reserved1, "is not 0"));
   for (const uint8_t byte : header.reserved2) {
     PKV_RETURN_IF_ERROR(Expect(byte == 0, header, "reserved2 byte", byte, "is not 0"));
@@ -107,7 +105,7 @@ absl::Status CheckBlockPatterns(const ObjectHeader& header) {
 }
 
 absl::Status CheckBlock(const ObjectHeader& header) {
-  constexpr uint8_t kKnownFlags = kFlagHasPatterns | kFlagAppendsK | kFlagAppendsV;
+  constexpr uint8_t kKnownFlags = kFlagHasPatterns | kFlagAppendsK | kFlagAppendsV | kFlagRotated;
   PKV_RETURN_IF_ERROR(Expect((header.flags & ~kKnownFlags) == 0, header, "flags", header.flags,
                              absl::StrCat("not in 0..", kKnownFlags)));
   PKV_RETURN_IF_ERROR(Expect(header.num_tokens == kBlockTokens, header, "num_tokens",
@@ -182,6 +180,17 @@ absl::Status CheckIds(const ObjectHeader& header) {
 }
 
 }  // namespace
+
+void ObjectHeader::set_encoding(const Encoding& encoding) {
+  bits_k = static_cast<uint8_t>(encoding.bits_k);
+  bits_v = static_cast<uint8_t>(encoding.bits_v);
+  k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
+  v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
+  k_fine_tokens = static_cast<uint16_t>(encoding.k_fine_tokens);
+  flags &= static_cast<uint8_t>(~(kFlagHasPatterns | kFlagRotated));
+  if (encoding.has_patterns) flags |= kFlagHasPatterns;
+  if (encoding.rotated) flags |= kFlagRotated;
+}
 
 Variant ObjectHeader::variant() const {
   const auto end = std::find(variant_name.begin(), variant_name.end(), '\0');

@@ -11,7 +11,7 @@ constexpr int64_t kFloat16Bytes = 2;
 // Sections of a head whose K and V stand as fp16 rows of head_dim: fp16 blocks, windows, tables.
 void PlaceRows(int64_t k_rows, int64_t v_rows, PayloadLayout& layout) {
   const int64_t row_bytes = layout.head_dim * kFloat16Bytes;
-  layout.k_codes = 0;
+  layout.k_codes = layout.k_fine_codes = 0;
   layout.v_codes = k_rows * row_bytes;
   layout.head_bytes = (k_rows + v_rows) * row_bytes;
   layout.k_scales = layout.k_zeros = layout.v_scales = layout.v_zeros = layout.head_bytes;
@@ -30,7 +30,9 @@ void PlaceCodes(PayloadLayout& layout) {
     offset += bytes;
     return begin;
   };
-  layout.k_codes = place(values * encoding.bits_k / 8);
+  const int64_t fine_values = int64_t{encoding.k_fine_tokens} * layout.head_dim;
+  layout.k_codes = place((values - fine_values) * encoding.bits_k / 8);
+  layout.k_fine_codes = place(fine_values * kFineBits / 8);
   layout.v_codes = place(values * encoding.bits_v / 8);
   layout.k_scales = place(k_params);
   layout.k_zeros = place(k_params);
@@ -75,11 +77,7 @@ PayloadLayout PayloadLayout::Of(const ObjectHeader& header) {
 PayloadLayout PayloadLayout::OfBlock(const KvShape& shape, const Encoding& encoding) {
   ObjectHeader header;
   header.kind = ObjectKind::kBlock;
-  header.bits_k = static_cast<uint8_t>(encoding.bits_k);
-  header.bits_v = static_cast<uint8_t>(encoding.bits_v);
-  header.flags = encoding.has_patterns ? kFlagHasPatterns : 0;
-  header.k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
-  header.v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
+  header.set_encoding(encoding);
   header.num_layers = static_cast<uint16_t>(shape.num_layers);
   header.num_kv_heads = static_cast<uint16_t>(shape.num_kv_heads);
   header.head_dim = static_cast<uint16_t>(shape.head_dim);

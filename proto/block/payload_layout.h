@@ -13,7 +13,7 @@ namespace pkv {
 //
 // Quantized block frame:
 //   num_kv_heads heads of head_bytes, each
-//     K codes | V codes | K scales | K zero points | V scales | V zero points |
+//     K codes | K fine codes | V codes | K scales | K zero points | V scales | V zero points |
 //     K pattern ids | V pattern ids
 //   then, in block 0 with sinks:       per head { K fp16 [num_sinks][head_dim], V the same }
 //   then, when patterns are appended:  per head { K pattern fp16 [head_dim] if kFlagAppendsK,
@@ -34,8 +34,8 @@ struct PayloadLayout {
   Encoding encoding;
   int num_sinks = 0;
   // Offsets within one head.
-  int64_t k_codes = 0, v_codes = 0, k_scales = 0, k_zeros = 0, v_scales = 0, v_zeros = 0, k_ids = 0,
-          v_ids = 0;
+  int64_t k_codes = 0, k_fine_codes = 0, v_codes = 0, k_scales = 0, k_zeros = 0, v_scales = 0,
+          v_zeros = 0, k_ids = 0, v_ids = 0;
   int64_t head_bytes = 0;  // stride of heads; for windows and tables, bytes of one head
   int64_t page_bytes = 0;  // num_kv_heads * head_bytes: what one page of a decode pool holds
   int64_t sinks = 0;       // offset in the frame; sink_head_bytes a head, K then V

@@ -21,12 +21,8 @@ inline ObjectHeader BlockHeaderFor(const KvShape& shape, const CodecParams& para
   ObjectHeader header;
   const Encoding& encoding = params.encoding;
   header.kind = ObjectKind::kBlock;
-  header.bits_k = static_cast<uint8_t>(encoding.bits_k);
-  header.bits_v = static_cast<uint8_t>(encoding.bits_v);
-  header.flags =
-      static_cast<uint8_t>((encoding.has_patterns ? kFlagHasPatterns : 0) | append_flags);
-  header.k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
-  header.v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
+  header.set_encoding(encoding);
+  header.flags |= append_flags;
   header.num_layers = static_cast<uint16_t>(shape.num_layers);
   header.num_kv_heads = static_cast<uint16_t>(shape.num_kv_heads);
   header.head_dim = static_cast<uint16_t>(shape.head_dim);

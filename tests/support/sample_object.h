@@ -146,12 +146,8 @@ inline void FillCodedHead(const ObjectHeader& header, const PayloadLayout& layou
 
 inline ObjectHeader SampleBlockHeader(const SampleBlock& block) {
   ObjectHeader header = sample_internal::HeaderOf(ObjectKind::kBlock, block.shape);
-  header.bits_k = static_cast<uint8_t>(block.encoding.bits_k);
-  header.bits_v = static_cast<uint8_t>(block.encoding.bits_v);
-  header.k_group_tokens = static_cast<uint16_t>(block.encoding.k_group_tokens);
-  header.v_group_channels = static_cast<uint16_t>(block.encoding.v_group_channels);
-  header.flags = static_cast<uint8_t>((block.encoding.has_patterns ? kFlagHasPatterns : 0) |
-                                      block.append_flags);
+  header.set_encoding(block.encoding);
+  header.flags |= block.append_flags;
   header.num_tokens = kBlockTokens;
   header.num_sinks = static_cast<uint16_t>(block.num_sinks);
   header.num_patterns_k = static_cast<uint16_t>(block.num_patterns_k);

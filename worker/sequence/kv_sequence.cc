@@ -146,12 +146,7 @@ ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {
   header.head_dim = static_cast<uint16_t>(config_.shape.head_dim);
   header.profile = config_.profile;
   if (kind == ObjectKind::kBlock) {
-    const Encoding& encoding = config_.params.encoding;
-    header.bits_k = static_cast<uint8_t>(encoding.bits_k);
-    header.bits_v = static_cast<uint8_t>(encoding.bits_v);
-    header.k_group_tokens = static_cast<uint16_t>(encoding.k_group_tokens);
-    header.v_group_channels = static_cast<uint16_t>(encoding.v_group_channels);
-    header.flags = encoding.has_patterns ? kFlagHasPatterns : 0;
+    header.set_encoding(config_.params.encoding);
     header.num_tokens = kBlockTokens;
   }
   // The name was validated with the params at creation.

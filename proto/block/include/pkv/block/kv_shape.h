@@ -11,7 +11,7 @@ namespace pkv {
 // encoding.
 inline constexpr int kBlockTokens = 128;
 
-// Limits of format version 1. A header beyond them is refused before any size is computed from it.
+// Limits of the format. A header beyond them is refused before any size is computed from it.
 inline constexpr int kMaxLayers = 1024;
 inline constexpr int kMaxKvHeads = 256;
 inline constexpr int kMaxPatterns = 255;  // ids 0..254; id 255 means "raw"
@@ -19,6 +19,10 @@ inline constexpr int kMaxWindowTokens = 4096;
 inline constexpr int kMaxSinks = 64;
 // Positions fit in 31 bits, the last window's end included.
 inline constexpr uint64_t kMaxFirstToken = (uint64_t{1} << 31) - 2 * kMaxWindowTokens;
+
+// K of the tokens in the last slots of a block, one row tile, may have codes of kFineBits.
+inline constexpr int kFineTokens = 16;
+inline constexpr int kFineBits = 4;
 
 // A pattern id that names no pattern: the raw vector was quantized.
 inline constexpr uint8_t kRawPatternId = 255;
@@ -41,6 +45,10 @@ struct Encoding {
   // Channels sharing one V scale per token: 32, 64, 128, at most head_dim; 0 for fp16.
   int v_group_channels = 0;
   bool has_patterns = false;  // pattern ids are stored; false for fp16
+  // Slots at the end of a block whose K has codes of kFineBits on a finer grid: 0 or, with 2-bit K,
+  // kFineTokens.
+  int k_fine_tokens = 0;
+  bool rotated = false;  // K and V stand rotated by a Hadamard matrix; false for fp16
 
   bool is_fp16() const { return bits_k == 16; }
   friend bool operator==(const Encoding&, const Encoding&) = default;

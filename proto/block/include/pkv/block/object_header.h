@@ -24,18 +24,19 @@ static_assert(std::endian::native == std::endian::little,
 
 inline constexpr std::array<char, 8> kObjectMagic = {'\x89', 'P',  'K',    'V',
                                                      '\r',   '\n', '\x1a', '\n'};
-inline constexpr uint16_t kFormatMajor = 1;
+inline constexpr uint16_t kFormatMajor = 2;
 inline constexpr uint16_t kFormatMinor = 0;
 
 // ObjectHeader::flags.
 inline constexpr uint8_t kFlagHasPatterns = 1;  // blocks: pattern ids are stored
 inline constexpr uint8_t kFlagAppendsK = 2;     // blocks: carries one new K pattern per kv head
 inline constexpr uint8_t kFlagAppendsV = 4;     // blocks: carries one new V pattern per kv head
+inline constexpr uint8_t kFlagRotated = 8;      // blocks: K and V are rotated
 
 //   0 magic 8 | 8 major 2 | 10 minor 2 | 12 header_bytes 4
 //  16 kind 1 | bits_k 1 | bits_v 1 | flags 1 | 20 k_group_tokens 2 | v_group_channels 2
 //  24 num_layers 2 | num_kv_heads 2 | head_dim 2 | num_tokens 2 | 32 num_sinks 2 | num_patterns_k 2
-//  36 num_patterns_v 2 | reserved 2 | 40 first_token 8 | 48 frame_bytes 8 | 56 object_bytes 8
+//  36 num_patterns_v 2 | k_fine_tokens 2 | 40 first_token 8 | 48 frame_bytes 8 | 56 object_bytes 8
 //  64 variant_name 16 | 80 params_digest 8 | 88 reserved 8
 //  96 profile 32 | 128 id 32 | 160 parent 32 | 192 table 32 | 224 reserved 28 | 252 header_crc32c 4
 struct ObjectHeader {
@@ -57,7 +58,7 @@ struct ObjectHeader {
   uint16_t num_patterns_k =
       0;  // table: patterns held; block: size of the bank before this block appends to it
   uint16_t num_patterns_v = 0;
-  uint16_t reserved0 = 0;
+  uint16_t k_fine_tokens = 0;           // block: as in Encoding; else 0
   uint64_t first_token = 0;             // position of the first token; a multiple of 128
   uint64_t frame_bytes = 0;             // bytes of one layer frame, a multiple of 128
   uint64_t object_bytes = 0;            // header, frame table and all frames
@@ -75,8 +76,16 @@ struct ObjectHeader {
 
   KvShape shape() const { return {num_layers, num_kv_heads, head_dim}; }
   Encoding encoding() const {
-    return {bits_k, bits_v, k_group_tokens, v_group_channels, (flags & kFlagHasPatterns) != 0};
+    return {bits_k,
+            bits_v,
+            k_group_tokens,
+            v_group_channels,
+            (flags & kFlagHasPatterns) != 0,
+            k_fine_tokens,
+            (flags & kFlagRotated) != 0};
   }
+  // Sets the fields and flags that encoding() reads.
+  void set_encoding(const Encoding& encoding);
   Variant variant() const;
   ObjectKey key() const { return {kind, id, variant()}; }
 };
