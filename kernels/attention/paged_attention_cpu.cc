@@ -15,6 +15,7 @@
 #include "kernels/attention/softmax_state.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/codec/head_frame.h"
+#include "pkv/kernels/rotation.h"
 #include "proto/base/thread_pool.h"
 
 namespace pkv {
@@ -43,8 +44,11 @@ class HeadAttention {
   void AddPage(const BlockPage& page);
   // Window tokens, where a query sees none later than its own.
   void AddWindow();
-  // Adds what the V patterns of the pages so far contribute. Call it after the last page.
-  void Flush();
+  // Call it after the last page.
+  void Finish() {
+    Flush();
+    UseRotation(false);
+  }
   SoftmaxState& state() { return state_; }
   int num_rows() const { return num_rows_; }
 
@@ -52,9 +56,14 @@ class HeadAttention {
   // Query rows: query i's heads follow each other.
   int query_of(int row) const { return row / heads_per_kv_; }
 
+  // Queries and outputs of the next page are rotated, or no longer.
+  void UseRotation(bool rotated);
   void UseBank(const Codebook* codebook);
+  // Adds what the V patterns of the pages since the last call contribute.
+  void Flush();
   void AddCodedPage(const ConstHeadFrame& frame, const PayloadLayout& layout);
   void ScoreCodes(const ConstHeadFrame& frame, const PayloadLayout& layout);
+  void ScoreFineCodes(const ConstHeadFrame& frame, const std::vector<float>& zeros);
   void ScoreRows(const float* rows, int count, int scores_at);
   void AddCodedValues(const ConstHeadFrame& frame, const PayloadLayout& layout);
   void AddDenseTile(const uint16_t* k, const uint16_t* v, int count, int first_visible);
@@ -64,7 +73,8 @@ class HeadAttention {
 
   const AttentionArgs& args_;
   const int kv_head_, head_dim_, heads_per_kv_, num_rows_;
-  std::vector<float> q_;  // [row][head_dim], times sm_scale
+  std::vector<float> q_;     // [row][head_dim], times sm_scale; rotated while is_rotated_
+  bool is_rotated_ = false;  // q_ and the outputs in state_
   SoftmaxState state_;
   BankOfHead bank_;
   // Scratch of one page.
@@ -93,6 +103,14 @@ HeadAttention::HeadAttention(const AttentionArgs& args, int kv_head)
     float* out = q_.data() + static_cast<size_t>(row) * head_dim_;
     for (int j = 0; j < head_dim_; ++j) out[j] = q[j] * args.sm_scale;
   }
+}
+
+void HeadAttention::UseRotation(bool rotated) {
+  if (rotated == is_rotated_) return;
+  UseBank(nullptr);
+  RotateRows(q_.data(), num_rows_, head_dim_);
+  for (int row = 0; row < num_rows_; ++row) RotateRows(state_.acc(row), 1, head_dim_);
+  is_rotated_ = rotated;
 }
 
 void HeadAttention::UseBank(const Codebook* codebook) {
@@ -140,6 +158,30 @@ void HeadAttention::ScoreRows(const float* rows, int count, int scores_at) {
   }
 }
 
+// The last row tile, on the finer grid of the last group, whose scales stand in natural_: q . k = q
+// . (zero - scale) + (q * scale / 3) . codes.
+void HeadAttention::ScoreFineCodes(const ConstHeadFrame& frame, const std::vector<float>& zeros) {
+  const PlaneOrder& order = PlaneOrder::Of(head_dim_, kFineBits);
+  std::vector<float> factors(head_dim_), low(head_dim_);
+  for (int j = 0; j < head_dim_; ++j) {
+    const FineGrid fine = MakeFineGrid(natural_[j], zeros[j]);
+    natural_[j] = fine.step;
+    low[j] = fine.low;
+  }
+  for (int row = 0; row < num_rows_; ++row) {
+    const float* q = q_.data() + static_cast<size_t>(row) * head_dim_;
+    Multiply(q, natural_.data(), head_dim_, factors.data());
+    order.Permute(factors.data(), factors_.data() + static_cast<size_t>(row) * order.size);
+  }
+  constexpr int kFirst = kBlockTokens - kFineTokens;
+  MultiplyCodes(order, frame.k_fine_codes, 0, 1, factors_.data(), num_rows_,
+                scores_.data() + kFirst, kBlockTokens);
+  for (int row = 0; row < num_rows_; ++row) {
+    const float zero = Dot(q_.data() + static_cast<size_t>(row) * head_dim_, low.data(), head_dim_);
+    for (int t = kFirst; t < kBlockTokens; ++t) scores(row)[t] += zero;
+  }
+}
+
 // q . k = q . pattern + q . zero + (q * scale) . codes, group by group of tokens.
 void HeadAttention::ScoreCodes(const ConstHeadFrame& frame, const PayloadLayout& layout) {
   const PlaneOrder& order = PlaneOrder::Of(head_dim_, layout.encoding.bits_k);
@@ -160,7 +202,8 @@ void HeadAttention::ScoreCodes(const ConstHeadFrame& frame, const PayloadLayout&
       const size_t at = static_cast<size_t>(row) * order.size;
       Multiply(plane_.data() + at, scales.data(), order.size, factors_.data() + at);
     }
-    const int begin = group * group_tokens, end = begin + group_tokens;
+    const int num_coarse = kBlockTokens - layout.encoding.k_fine_tokens;
+    const int begin = group * group_tokens, end = std::min(begin + group_tokens, num_coarse);
     MultiplyCodes(order, frame.k_codes, begin / kTileRows, end / kTileRows, factors_.data(),
                   num_rows_, scores_.data(), kBlockTokens);
     for (int row = 0; row < num_rows_; ++row) {
@@ -169,6 +212,7 @@ void HeadAttention::ScoreCodes(const ConstHeadFrame& frame, const PayloadLayout&
       for (int t = begin; t < end; ++t) scores(row)[t] += zero;
     }
   }
+  if (frame.k_fine_codes != nullptr) ScoreFineCodes(frame, zeros);
   if (frame.k_ids == nullptr) return;
   for (int t = 0; t < kBlockTokens; ++t) {
     const int id = frame.k_ids[RowPosition(t, kBlockTokens)];
@@ -254,6 +298,7 @@ void HeadAttention::AddDenseTile(const uint16_t* k, const uint16_t* v, int count
 void HeadAttention::AddPage(const BlockPage& page) {
   const PayloadLayout layout = PayloadLayout::Of(*page.header);
   const ConstHeadFrame frame(*page.header, layout, page.frame.data(), kv_head_);
+  UseRotation(layout.encoding.rotated);
   if (layout.encoding.is_fp16()) {
     AddDenseTile(frame.k_rows, frame.v_rows, kBlockTokens, kBlockTokens);
     return;
@@ -263,6 +308,7 @@ void HeadAttention::AddPage(const BlockPage& page) {
 }
 
 void HeadAttention::AddWindow() {
+  UseRotation(false);
   const KvTensorView& window = args_.window;
   for (int first = 0; first < window.num_tokens; first += kBlockTokens) {
     const int count = std::min(kBlockTokens, window.num_tokens - first);
@@ -283,7 +329,7 @@ void PagedAttentionCpu(const AttentionArgs& args, ThreadPool* pool) {
     HeadAttention attention(args, task / num_runs);
     const int end = std::min(num_pages, (run + 1) * kPagesPerTask);
     for (int page = run * kPagesPerTask; page < end; ++page) attention.AddPage(args.pages[page]);
-    attention.Flush();
+    attention.Finish();
     if (run == num_runs - 1) attention.AddWindow();
     states[task] = std::move(attention.state());
   });

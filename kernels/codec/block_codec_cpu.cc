@@ -8,6 +8,7 @@
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/codec/head_frame.h"
+#include "kernels/codec/key_encoder.h"
 #include "kernels/pattern/finite_check.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/thread_pool.h"
@@ -34,50 +35,51 @@ struct HeadSource {
   }
 };
 
-// One K group: tokens [begin, end) share scale and zero point channel by channel.
-void EncodeKGroup(const HeadSource& k, int begin, int end, int bits, const CodeMap& map,
-                  uint32_t* words, Float16Bits* scales, Float16Bits* zeros) {
-  const int d = k.head_dim;
-  std::vector<float> residuals(static_cast<size_t>(end - begin) * d);
-  for (int t = begin; t < end; ++t) {
-    k.Residual(t, residuals.data() + static_cast<size_t>(t - begin) * d);
+// One K group: slots [begin, end), the last `num_fine` of them on the finer grid.
+void EncodeKGroup(const HeadSource& k, int begin, int end, int num_fine, const CodecParams& params,
+                  const KeyFeedback* feedback, int kv_head, const MutableHeadFrame& frame) {
+  const int d = k.head_dim, count = end - begin;
+  std::vector<float> row(d), residuals(static_cast<size_t>(count) * d);
+  for (int i = 0; i < count; ++i) {
+    k.Residual(begin + i, row.data());
+    for (int j = 0; j < d; ++j) residuals[static_cast<size_t>(j) * count + i] = row[j];
   }
-  std::vector<float> min(residuals.begin(), residuals.begin() + d), max = min;
-  for (size_t at = d; at < residuals.size(); at += d) {
-    WidenRanges(residuals.data() + at, d, min.data(), max.data());
-  }
-  std::vector<float> scale(d), zero(d);
+  const KeyGroup group = {count - num_fine, num_fine};
+  const KeyGroupCodes coded = EncodeKeyGroup(residuals, d, group, params, feedback, kv_head);
+  const int params_at = begin / params.encoding.k_group_tokens * d;
+  const CodeMap map(kBlockTokens, d, params.encoding.bits_k), fine_map(kFineTokens, d, kFineBits);
   for (int j = 0; j < d; ++j) {
-    const GroupParams params = MakeGroupParams(min[j], max[j], bits);
-    scales[ColumnPosition(j, d)] = params.scale;
-    zeros[ColumnPosition(j, d)] = params.zero;
-    scale[j] = Float16ToFloat(params.scale);
-    zero[j] = Float16ToFloat(params.zero);
-  }
-  std::array<uint8_t, kBlockTokens> codes;
-  for (int t = begin; t < end; ++t) {
-    QuantizeRow(residuals.data() + static_cast<size_t>(t - begin) * d, scale.data(), zero.data(), d,
-                bits, codes.data());
-    for (int j = 0; j < d; ++j) {
-      words[map.row_word[t] + map.column_word[j]] |= uint32_t{codes[j]} << map.column_shift[j];
+    frame.k_scales[params_at + ColumnPosition(j, d)] = coded.params[j].scale;
+    frame.k_zeros[params_at + ColumnPosition(j, d)] = coded.params[j].zero;
+    const uint8_t* codes = coded.codes.data() + static_cast<size_t>(j) * count;
+    for (int i = 0; i < group.num_coarse; ++i) {
+      frame.k_codes[map.row_word[begin + i] + map.column_word[j]] |= uint32_t{codes[i]}
+                                                                     << map.column_shift[j];
+    }
+    for (int i = group.num_coarse; i < count; ++i) {
+      const int row_in_tile = begin + i - (kBlockTokens - kFineTokens);
+      frame.k_fine_codes[fine_map.row_word[row_in_tile] + fine_map.column_word[j]] |=
+          uint32_t{codes[i]} << fine_map.column_shift[j];
     }
   }
 }
 
-void EncodeK(const HeadSource& k, const Encoding& encoding, const MutableHeadFrame& frame) {
-  const CodeMap map(kBlockTokens, k.head_dim, encoding.bits_k);
-  for (int begin = 0; begin < kBlockTokens; begin += encoding.k_group_tokens) {
-    const int group = begin / encoding.k_group_tokens, end = begin + encoding.k_group_tokens;
+void EncodeK(const HeadSource& k, const CodecParams& params, const KeyFeedback* feedback,
+             int kv_head, const MutableHeadFrame& frame) {
+  const int group_tokens = params.encoding.k_group_tokens;
+  for (int begin = 0; begin < kBlockTokens; begin += group_tokens) {
+    const int end = begin + group_tokens;
     if (end <= k.first_token) continue;  // sinks only: stays zero
-    EncodeKGroup(k, std::max(begin, k.first_token), end, encoding.bits_k, map, frame.k_codes,
-                 frame.k_scales + group * k.head_dim, frame.k_zeros + group * k.head_dim);
+    const int num_fine = end == kBlockTokens ? params.encoding.k_fine_tokens : 0;
+    EncodeKGroup(k, std::max(begin, k.first_token), end, num_fine, params, feedback, kv_head,
+                 frame);
   }
   if (k.ids == nullptr) return;
   for (int t = 0; t < kBlockTokens; ++t) frame.k_ids[RowPosition(t, kBlockTokens)] = k.ids[t];
 }
 
-void EncodeV(const HeadSource& v, const Encoding& encoding, Clip clip,
-             const MutableHeadFrame& frame) {
+void EncodeV(const HeadSource& v, const CodecParams& codec_params, const MutableHeadFrame& frame) {
+  const Encoding& encoding = codec_params.encoding;
   const int d = v.head_dim, num_groups = d / encoding.v_group_channels;
   const CodeMap map(d, kBlockTokens, encoding.bits_v);
   std::vector<float> residual(d), scale(d), zero(d);
@@ -85,12 +87,16 @@ void EncodeV(const HeadSource& v, const Encoding& encoding, Clip clip,
   std::array<uint8_t, kBlockTokens> codes;
   for (int t = v.first_token; t < kBlockTokens; ++t) {
     v.Residual(t, residual.data());
-    ChooseGroups(residual.data(), d, encoding.v_group_channels, encoding.bits_v, clip,
-                 /*with_error=*/false, params.data());
+    ChooseGroups(residual.data(), d, encoding.v_group_channels, encoding.bits_v,
+                 codec_params.clip_v, /*with_error=*/false, params.data());
     for (int group = 0; group < num_groups; ++group) {
-      frame.v_scales[group * kBlockTokens + RowPosition(t, kBlockTokens)] = params[group].scale;
-      frame.v_zeros[group * kBlockTokens + ColumnPosition(t, kBlockTokens)] = params[group].zero;
       const auto first = group * encoding.v_group_channels;
+      const GroupValues values = {residual.data() + first, encoding.v_group_channels,
+                                  encoding.bits_v};
+      const GroupParams stored =
+          codec_params.unbiased_v ? CorrectGain(values, params[group]) : params[group];
+      frame.v_scales[group * kBlockTokens + RowPosition(t, kBlockTokens)] = stored.scale;
+      frame.v_zeros[group * kBlockTokens + ColumnPosition(t, kBlockTokens)] = stored.zero;
       std::fill_n(scale.begin() + first, encoding.v_group_channels,
                   Float16ToFloat(params[group].scale));
       std::fill_n(zero.begin() + first, encoding.v_group_channels,
@@ -149,8 +155,8 @@ class BlockCodecCpu final : public BlockCodec {
         k.ids = assignment.k.data() + static_cast<size_t>(head) * kBlockTokens;
         v.ids = assignment.v.data() + static_cast<size_t>(head) * kBlockTokens;
       }
-      EncodeK(k, params_.encoding, head_frame);
-      EncodeV(v, params_.encoding, params_.clip_v, head_frame);
+      EncodeK(k, params_, assignment.feedback.get(), head, head_frame);
+      EncodeV(v, params_, head_frame);
     });
     return absl::OkStatus();
   }

@@ -59,8 +59,8 @@ PKV_HOST_DEVICE inline float DequantizeOne(float code, float scale, float zero) 
   return code * scale + zero;
 }
 
-// The V clip search tries the whole range first, then ranges shrunk about its middle by these
-// ratios: 1.00, 0.95, ..., 0.40. The smallest squared error wins, ties the wider range.
+// The clip search tries the whole range first, then ranges shrunk about its middle by these ratios:
+// 1.00, 0.95, ..., 0.40, or as far as asked. The smallest squared error wins, ties the wider range.
 inline constexpr int kNumShrinkRatios = 13;
 PKV_HOST_DEVICE inline GroupParams ShrunkGroupParams(float min, float max, int ratio_index,
                                                      int bits) {
@@ -71,8 +71,35 @@ PKV_HOST_DEVICE inline GroupParams ShrunkGroupParams(float min, float max, int r
   return MakeGroupParams(middle - reach, middle + reach, bits);
 }
 
-// Squared errors of a group are summed in this many interleaved partial sums (element i in sum i
-// mod 16), then folded in halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+// The finer grid of a block's last k_fine_tokens slots, from the scale and zero point of the group:
+// codes 0..15 over 5/3 of the coarse codes' range, about the same middle.
+struct FineGrid {
+  float step = 0;
+  float low = 0;
+};
+PKV_HOST_DEVICE inline FineGrid MakeFineGrid(float scale, float zero) {
+  return {scale / 3.0f, zero - scale};
+}
+
+// What is stored in place of a group's searched scale and zero point so that decoding keeps the
+// group's gain and mean: the regression of decoded on original values has slope 1. Quantizing for
+// the smallest squared error alone shrinks values, which flattens the softmax (TurboQuant,
+// arXiv:2504.19874, makes the same point for inner products). Means, and sums of products about the
+// means, are over the group's codes and values.
+PKV_HOST_DEVICE inline GroupParams UnbiasedParams(GroupParams searched, float mean_code,
+                                                  float mean_value, float covariance,
+                                                  float variance) {
+  if (!(covariance > 0.0f)) return searched;
+  const float scale = Float16ToFloat(searched.scale), corrected = variance / covariance;
+  if (!(corrected >= scale * 0.5f) || !(corrected <= scale * 2.0f)) return searched;
+  const Float16Bits stored = ToFiniteFloat16(corrected);
+  constexpr Float16Bits kSmallestNormal = 0x0400;
+  if (stored < kSmallestNormal) return searched;
+  return {stored, ToFiniteFloat16(mean_value - Float16ToFloat(stored) * mean_code)};
+}
+
+// Sums over a group run in this many interleaved partial sums (element i in sum i mod 16), then
+// fold in halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 inline constexpr int kErrorSums = 16;
 PKV_HOST_DEVICE inline float FoldErrorSums(float (&sums)[kErrorSums]) {
   for (int half = kErrorSums / 2; half >= 1; half /= 2) {

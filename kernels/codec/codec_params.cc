@@ -58,6 +58,8 @@ absl::Status CheckPatterns(const CodecParams& p) {
   return absl::OkStatus();
 }
 
+bool Searches(const CodecParams& p) { return p.clip_k != Clip::kNone || p.clip_v != Clip::kNone; }
+
 CodecParams Kivi(absl::string_view name, int bits, int group, const KvShape& shape) {
   CodecParams p;
   p.name = std::string(name);
@@ -77,12 +79,18 @@ CodecParams PatternKv(absl::string_view name, int bits, const KvShape& shape) {
   return p;
 }
 
-// Ours: what measured best at the authors' bit rate (README.md, "Measured").
+// Ours: what measured best (FIDELITY.md).
+template <int kBits>
 CodecParams Default(absl::string_view name, const KvShape& shape) {
-  CodecParams p = PatternKv(name, 2, shape);
-  p.assign_v_prefill = AssignMetric::kMinMax;
+  CodecParams p = PatternKv(name, kBits, shape);
+  p.encoding.rotated = true;
+  p.encoding.k_fine_tokens = kBits == 2 ? kFineTokens : 0;
   p.gate_v = Gate::kExactMse;
+  p.clip_k = Clip::kSearch;
   p.clip_v = Clip::kSearch;
+  p.unbiased_k = true;
+  p.unbiased_v = true;
+  p.feedback_k = true;
   p.append_k = false;
   p.num_sinks = 16;
   p.window_rule = WindowRule::kRolling;
@@ -121,7 +129,8 @@ constexpr Preset kPresets[] = {
     {"kivi4-g32", MakeKivi<4, 32>},
     {"pkv2", MakePatternKv<2>},
     {"pkv4", MakePatternKv<4>},
-    {"default", Default},
+    {"default", Default<2>},
+    {"default4", Default<4>},
 };
 
 }  // namespace
@@ -135,15 +144,26 @@ absl::Status CodecParams::Validate(const KvShape& shape) const {
     return absl::InvalidArgumentError(
         absl::StrCat("num_sinks ", num_sinks, " not in {0, 4, 16, 64}"));
   }
-  if (encoding.is_fp16() && (num_sinks > 0 || gate_v != Gate::kNone || clip_v != Clip::kNone)) {
-    return absl::InvalidArgumentError("fp16 takes no num_sinks, gate_v or clip_v");
+  if (encoding.is_fp16() && (num_sinks > 0 || gate_v != Gate::kNone || Searches(*this) ||
+                             unbiased_k || unbiased_v || feedback_k)) {
+    return absl::InvalidArgumentError(
+        "fp16 takes no num_sinks, gate_v, clip_k, clip_v, unbiased_k, unbiased_v or feedback_k");
+  }
+  const double ratios = clip_k_floor * 20.0;
+  if (!(ratios >= 7.9) || !(ratios <= 20.1) || std::abs(ratios - std::round(ratios)) > 1e-6) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("clip_k_floor ", clip_k_floor, " not in 0.40, 0.45, .., 1.00"));
+  }
+  if (!(feedback_damping > 0) || !(feedback_damping <= 10)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("feedback_damping ", feedback_damping, " not above 0 and up to 10"));
   }
   const int recent_max = window_rule == WindowRule::kRolling ? kMaxRecentTokens : 0;
   return CheckInt("recent_tokens", recent_tokens, 0, recent_max);
 }
 
 uint64_t CodecParams::Digest() const {
-  std::string text = "codec=pkv.codec.v1\n";
+  std::string text = "codec=pkv.codec.v2\n";
   for (const auto& [key, value] : ListCodecParams(*this)) {
     absl::StrAppend(&text, key, "=", value, "\n");
   }

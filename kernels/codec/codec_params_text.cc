@@ -21,6 +21,8 @@ void VisitFields(Params& p, Visitor& visit) {
   visit("k_group_tokens", p.encoding.k_group_tokens);
   visit("v_group_channels", p.encoding.v_group_channels);
   visit("has_patterns", p.encoding.has_patterns);
+  visit("k_fine_tokens", p.encoding.k_fine_tokens);
+  visit("rotated", p.encoding.rotated);
   visit("num_patterns_k", p.num_patterns_k);
   visit("num_patterns_v", p.num_patterns_v);
   visit("kmeans_iterations", p.kmeans_iterations);
@@ -31,7 +33,13 @@ void VisitFields(Params& p, Visitor& visit) {
   visit("assign_v_decode", p.assign_v_decode);
   visit("gate_v", p.gate_v);
   visit("gate_alpha", p.gate_alpha);
+  visit("clip_k", p.clip_k);
+  visit("clip_k_floor", p.clip_k_floor);
   visit("clip_v", p.clip_v);
+  visit("unbiased_k", p.unbiased_k);
+  visit("unbiased_v", p.unbiased_v);
+  visit("feedback_k", p.feedback_k);
+  visit("feedback_damping", p.feedback_damping);
   visit("append_k", p.append_k);
   visit("append_v", p.append_v);
   visit("num_sinks", p.num_sinks);

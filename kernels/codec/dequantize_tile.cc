@@ -45,7 +45,8 @@ PKV_CPU_CLONES void ScaleRow(const float* scales, const float* zeros, int count,
 void DequantizeK(const ConstHeadFrame& frame, const PayloadLayout& layout, float* tile) {
   const int d = layout.head_dim, bits = layout.encoding.bits_k;
   const int group_tokens = layout.encoding.k_group_tokens;
-  const CodeMap map(kBlockTokens, d, bits);
+  const int num_coarse = kBlockTokens - layout.encoding.k_fine_tokens;
+  const CodeMap map(kBlockTokens, d, bits), fine_map(kFineTokens, d, kFineBits);
   std::vector<float> scales(d), zeros(d);
   for (int t = 0; t < kBlockTokens; ++t) {
     if (t % group_tokens == 0) {
@@ -56,8 +57,20 @@ void DequantizeK(const ConstHeadFrame& frame, const PayloadLayout& layout, float
       }
     }
     float* row = tile + static_cast<size_t>(t) * d;
-    UnpackRow(frame.k_codes + map.row_word[t], map.column_word, map.column_shift, d,
-              (1u << bits) - 1, row);
+    if (t == num_coarse) {
+      for (int j = 0; j < d; ++j) {
+        const FineGrid fine = MakeFineGrid(scales[j], zeros[j]);
+        scales[j] = fine.step;
+        zeros[j] = fine.low;
+      }
+    }
+    if (t < num_coarse) {
+      UnpackRow(frame.k_codes + map.row_word[t], map.column_word, map.column_shift, d,
+                (1u << bits) - 1, row);
+    } else {
+      UnpackRow(frame.k_fine_codes + fine_map.row_word[t - num_coarse], fine_map.column_word,
+                fine_map.column_shift, d, (1u << kFineBits) - 1, row);
+    }
     ScaleRow(scales.data(), zeros.data(), d, row);
   }
 }

@@ -9,15 +9,57 @@ namespace {
 PKV_CPU_CLONES float SquaredError(const float* values, int count, float scale, float zero,
                                   float max_code) {
   float sums[kErrorSums] = {};
-  for (int i = 0; i < count; i += kErrorSums) {
+  const auto add = [=](float value, float& sum) __attribute__((always_inline)) {
+    const float code = QuantizeOne(value, scale, zero, max_code);
+    const float error = value - DequantizeOne(code, scale, zero);
+    sum = sum + error * error;
+  };
+  int i = 0;
+  for (; i + kErrorSums <= count; i += kErrorSums) {
+    for (int lane = 0; lane < kErrorSums; ++lane) add(values[i + lane], sums[lane]);
+  }
+  for (int lane = 0; i + lane < count; ++lane) add(values[i + lane], sums[lane]);
+  return FoldErrorSums(sums);
+}
+
+// Means of codes and values, then sums of products about them, each in FoldErrorSums' order.
+PKV_CPU_CLONES void CodeMeans(const float* values, int count, float scale, float zero,
+                              float max_code, float* mean_code, float* mean_value) {
+  float codes[kErrorSums] = {}, sums[kErrorSums] = {};
+  const auto add = [=](float value, float& code_sum, float& sum) __attribute__((always_inline)) {
+    code_sum = code_sum + QuantizeOne(value, scale, zero, max_code);
+    sum = sum + value;
+  };
+  int i = 0;
+  for (; i + kErrorSums <= count; i += kErrorSums) {
+    for (int lane = 0; lane < kErrorSums; ++lane) add(values[i + lane], codes[lane], sums[lane]);
+  }
+  for (int lane = 0; i + lane < count; ++lane) add(values[i + lane], codes[lane], sums[lane]);
+  *mean_code = FoldErrorSums(codes) / static_cast<float>(count);
+  *mean_value = FoldErrorSums(sums) / static_cast<float>(count);
+}
+
+PKV_CPU_CLONES void CodeProducts(const float* values, int count, float scale, float zero,
+                                 float max_code, float mean_code, float mean_value,
+                                 float* covariance, float* variance) {
+  float products[kErrorSums] = {}, squares[kErrorSums] = {};
+  const auto add = [=](float value, float& product, float& square) __attribute__((always_inline)) {
+    const float code = QuantizeOne(value, scale, zero, max_code) - mean_code;
+    const float centred = value - mean_value;
+    product = product + code * centred;
+    square = square + centred * centred;
+  };
+  int i = 0;
+  for (; i + kErrorSums <= count; i += kErrorSums) {
     for (int lane = 0; lane < kErrorSums; ++lane) {
-      const float value = values[i + lane];
-      const float code = QuantizeOne(value, scale, zero, max_code);
-      const float error = value - DequantizeOne(code, scale, zero);
-      sums[lane] = sums[lane] + error * error;
+      add(values[i + lane], products[lane], squares[lane]);
     }
   }
-  return FoldErrorSums(sums);
+  for (int lane = 0; i + lane < count; ++lane) {
+    add(values[i + lane], products[lane], squares[lane]);
+  }
+  *covariance = FoldErrorSums(products);
+  *variance = FoldErrorSums(squares);
 }
 
 float SquaredError(const float* values, int count, int bits, GroupParams params) {
@@ -54,6 +96,31 @@ PKV_CPU_CLONES void QuantizeRow(const float* values, const float* scales, const 
     const float code = QuantizeOne(values[i], scales[i], zeros[i], max_code);
     codes[i] = static_cast<uint8_t>(static_cast<int>(code));
   }
+}
+
+GroupParams SearchParams(const GroupValues& group, int num_ratios) {
+  const Range range = RangeOf(group.values, group.count);
+  GroupParams best = ShrunkGroupParams(range.min, range.max, 0, group.bits);
+  if (num_ratios == 1) return best;
+  float least = SquaredError(group.values, group.count, group.bits, best);
+  for (int i = 1; i < num_ratios; ++i) {
+    const GroupParams params = ShrunkGroupParams(range.min, range.max, i, group.bits);
+    const float error = SquaredError(group.values, group.count, group.bits, params);
+    if (!(error < least)) continue;
+    best = params;
+    least = error;
+  }
+  return best;
+}
+
+GroupParams CorrectGain(const GroupValues& group, GroupParams searched) {
+  const float scale = Float16ToFloat(searched.scale), zero = Float16ToFloat(searched.zero);
+  const float max_code = MaxCode(group.bits);
+  float mean_code, mean_value, covariance, variance;
+  CodeMeans(group.values, group.count, scale, zero, max_code, &mean_code, &mean_value);
+  CodeProducts(group.values, group.count, scale, zero, max_code, mean_code, mean_value, &covariance,
+               &variance);
+  return UnbiasedParams(searched, mean_code, mean_value, covariance, variance);
 }
 
 GroupChoice ChooseGroup(const float* values, int count, int bits, Clip clip, bool with_error) {

@@ -28,6 +28,19 @@ void WidenRanges(const float* row, int count, float* min, float* max);
 void QuantizeRow(const float* values, const float* scales, const float* zeros, int count, int bits,
                  uint8_t* codes);
 
+// A group's values as fp32, and the bits of its codes.
+struct GroupValues {
+  const float* values;
+  int count;  // positive
+  int bits;
+};
+
+// Scale and zero point of the smallest squared error over the first `num_ratios` shrink ratios; 1:
+// from minimum and maximum.
+GroupParams SearchParams(const GroupValues& group, int num_ratios);
+// UnbiasedParams() of a group whose codes come from `searched`.
+GroupParams CorrectGain(const GroupValues& group, GroupParams searched);
+
 struct GroupChoice {
   GroupParams params;
   float squared_error = 0;  // of the decoded group; 0 when not asked for

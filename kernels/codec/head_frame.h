@@ -24,6 +24,9 @@ struct HeadFrame : HeadSections<Byte> {
       return;
     }
     this->k_codes = At<uint32_t>(head, layout.k_codes);
+    if (layout.encoding.k_fine_tokens > 0) {
+      this->k_fine_codes = At<uint32_t>(head, layout.k_fine_codes);
+    }
     this->v_codes = At<uint32_t>(head, layout.v_codes);
     this->k_scales = At<Float16Bits>(head, layout.k_scales);
     this->k_zeros = At<Float16Bits>(head, layout.k_zeros);

@@ -18,6 +18,7 @@ struct HeadSections {
 
   // Quantized blocks; null for fp16.
   Pointer<uint32_t> k_codes = nullptr;
+  Pointer<uint32_t> k_fine_codes = nullptr;  // of the last k_fine_tokens slots; null without
   Pointer<uint32_t> v_codes = nullptr;
   Pointer<Float16Bits> k_scales = nullptr;  // [k_groups][head_dim in column order]
   Pointer<Float16Bits> k_zeros = nullptr;

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "pkv/kernels/block_codec.h"
+#include "pkv/kernels/rotation.h"
 #include "proto/base/float16.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/thread_pool.h"
@@ -122,10 +123,13 @@ class Task {
   absl::Status AttendPage(const BlockPage& page) {
     static const Codebook* const kNoPatterns = new Codebook;
     const Codebook& codebook = page.codebook == nullptr ? *kNoPatterns : *page.codebook;
+    const bool rotated = page.header->encoding().rotated;
     DequantizeKTile(*page.header, page.frame, codebook, kv_head_, tile_.data());
+    if (rotated) RotateRows(tile_.data(), kBlockTokens, head_dim_);
     PKV_RETURN_IF_ERROR(ComputeScores(kBlockTokens));
     Normalise(kBlockTokens, kBlockTokens);
     DequantizeVTile(*page.header, page.frame, codebook, kv_head_, tile_.data());
+    if (rotated) RotateRows(tile_.data(), kBlockTokens, head_dim_);
     return AddValues(kBlockTokens);
   }
 

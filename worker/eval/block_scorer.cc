@@ -71,8 +71,9 @@ void CountHead(const ObjectHeader& header, const PayloadLayout& layout, const st
                HeadCounts& counts) {
   if (layout.encoding.is_fp16()) return;
   const int64_t num_codes = int64_t{kBlockTokens} * header.head_dim;
+  const int64_t num_coarse = int64_t{kBlockTokens - header.k_fine_tokens} * header.head_dim;
   const int64_t sinks = int64_t{header.num_sinks} * header.head_dim;
-  CountCodes(head + layout.k_codes, num_codes, layout.encoding.bits_k, sinks, counts.k.codes);
+  CountCodes(head + layout.k_codes, num_coarse, layout.encoding.bits_k, sinks, counts.k.codes);
   CountCodes(head + layout.v_codes, num_codes, layout.encoding.bits_v, sinks, counts.v.codes);
   if (!layout.encoding.has_patterns) return;
   const auto count_ids = [&](int64_t offset, CodeCounts& into) {
@@ -139,9 +140,6 @@ double EntropyBits(std::span<const int64_t> counts) {
 absl::StatusOr<LayerTotals> ScoreBlocks(const KvTensorView& kv, int layer,
                                         const std::vector<std::vector<float>>& query_moments,
                                         KvSequence& sequence) {
-  const KvShape shape{1, kv.num_kv_heads, kv.head_dim};
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<BlockCodec> codec,
-                       MakeBlockCodec(shape, sequence.config().params, Device::kCpu));
   const size_t block_elements = size_t(kBlockTokens) * kv.head_dim;
   std::vector<uint16_t> k(block_elements * kv.num_kv_heads), v(k.size());
   const MutableKvTensorView decoded{k.data(),     v.data(),    kv.num_kv_heads,
@@ -150,12 +148,12 @@ absl::StatusOr<LayerTotals> ScoreBlocks(const KvTensorView& kv, int layer,
   LayerTotals totals;
   totals.heads.resize(kv.num_kv_heads);
   std::vector<HeadCounts> counts(kv.num_kv_heads);
-  int begin = 0;
+  int index = 0;
   for (const BlockPage& page : sequence.pages(layer)) {
     const Codebook& codebook = page.codebook == nullptr ? no_patterns : *page.codebook;
-    PKV_RETURN_IF_ERROR(codec->Decode(*page.header, page.frame, codebook, {}, decoded));
-    const KvTensorView block = kv.Tokens(begin, kBlockTokens);
-    begin += kBlockTokens;
+    PKV_RETURN_IF_ERROR(sequence.DecodeBlock(index, layer, decoded));
+    const KvTensorView block = kv.Tokens(index * kBlockTokens, kBlockTokens);
+    ++index;
     const PayloadLayout layout = PayloadLayout::Of(*page.header);
     for (int h = 0; h < kv.num_kv_heads; ++h) {
       const Rows k_rows(block.k_row(h, 0), k.data() + h * block_elements, block_elements);

@@ -101,7 +101,7 @@ absl::StatusOr<PassageScore> ScorePassage(const ModelHost& host, LlamaModel& mod
                        host.MakeReplicaSequence(params));
   const KvShape& shape = sequence->config().shape;
   const std::span<const int32_t> prefix = passage.first(options.prefix_tokens);
-  PKV_RETURN_IF_ERROR(CompressPrefix(reference.kv, reference.prefix_queries, prefix, *sequence));
+  PKV_RETURN_IF_ERROR(CompressPrefix(reference.kv, *reference.queries, prefix, *sequence));
 
   PassageScore score;
   const int64_t prefix_tokens = sequence->num_tokens();

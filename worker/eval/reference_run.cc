@@ -28,10 +28,11 @@ absl::Status CapturingSink::Attend(const LayerQkv& qkv, float* out) {
   return absl::OkStatus();
 }
 
-absl::Status CompressPrefix(const Fp16Window& kv, const CapturedQueries& /*queries*/,
+absl::Status CompressPrefix(const Fp16Window& kv, const QueryRecord& queries,
                             std::span<const int32_t> prefix, KvSequence& sequence) {
   const int num_tokens = static_cast<int>(prefix.size());
   const KvSequence::Config& config = sequence.config();
+  sequence.AdoptQueries(queries);
   for (int layer = 0; layer < config.shape.num_layers; ++layer) {
     sequence.AppendKv(layer, kv.layer(layer).Tokens(0, num_tokens));
   }
@@ -73,13 +74,15 @@ absl::StatusOr<std::unique_ptr<ReferenceRun>> RunReference(const ModelHost& host
   PKV_ASSIGN_OR_RETURN(const CodecParams fp16, PresetByName("fp16", shape));
   PKV_ASSIGN_OR_RETURN(std::unique_ptr<KvSequence> sequence, host.MakeReplicaSequence(fp16));
   const std::span<const int32_t> prefix = passage.first(options.prefix_tokens);
+  sequence->RecordQueries();
   CapturingSink prefill(*sequence, {.kv = &run->kv, .queries = &run->prefix_queries},
                         config.num_qo_heads, shape.head_dim);
   PKV_RETURN_IF_ERROR(model.Forward(prefix, 0, prefill, static_cast<int>(prefix.size()), nullptr));
+  run->queries = *sequence->queries();
   if (options.protocol == Protocol::kDecode) {
     // Blocks of fp16 in place of the window: an fp16 row must find the very same cache.
     PKV_ASSIGN_OR_RETURN(sequence, host.MakeReplicaSequence(fp16));
-    PKV_RETURN_IF_ERROR(CompressPrefix(run->kv, run->prefix_queries, prefix, *sequence));
+    PKV_RETURN_IF_ERROR(CompressPrefix(run->kv, *run->queries, prefix, *sequence));
   }
   CapturingSink scoring(*sequence,
                         {.kv = &run->kv,

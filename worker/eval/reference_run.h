@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "worker/eval/logit_metrics.h"
 #include "worker/sequence/captured_queries.h"
 #include "worker/sequence/fp16_window.h"
+#include "worker/sequence/query_record.h"
 #include "worker/serve/model_host.h"
 
 namespace pkv {
@@ -36,7 +38,8 @@ struct ReferenceRun {
 
   Fp16Window kv;  // all tokens
   CapturedQueries prefix_queries, scored_queries;
-  ReferenceLogits logits;  // of the scored tokens
+  std::optional<QueryRecord> queries;  // of the prefix; set by RunReference
+  ReferenceLogits logits;              // of the scored tokens
   // [layer][kv_head]: mean of q q^T over the scored queries, [head_dim][head_dim].
   std::vector<std::vector<std::vector<float>>> query_moments;
   // Of scored tokens 0, 16, 32, ..: query and attention output, [layer][sample * num_qo_heads *
@@ -66,9 +69,9 @@ class CapturingSink final : public AttentionSink {
 };
 
 // Brings the prefix, whose exact K and V stand in `kv`, into an empty sequence the way a worker's
-// prefill does: blocks by the preset's rule, the rest in the window. `queries` are those that read
-// the prefix while it was prefilled.
-absl::Status CompressPrefix(const Fp16Window& kv, const CapturedQueries& queries,
+// prefill does: blocks by the preset's rule, the rest in the window. `queries`: of the queries that
+// read the prefix while it was prefilled.
+absl::Status CompressPrefix(const Fp16Window& kv, const QueryRecord& queries,
                             std::span<const int32_t> prefix, KvSequence& sequence);
 
 // What ScoreTokens leaves beside the state of the sequence.

@@ -7,10 +7,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "pkv/block/prefix_hash.h"
+#include "pkv/kernels/block_slots.h"
+#include "pkv/kernels/key_feedback.h"
 #include "pkv/kernels/pattern_miner.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "worker/engine/dense_attention.h"
+#include "worker/sequence/kv_buffer.h"
 
 namespace pkv {
 namespace {
@@ -51,7 +54,14 @@ KvSequence::KvSequence(const Config& config)
     : config_(config),
       banks_(config.shape),
       window_(config.shape),
-      layer_loaded_(config.shape.num_layers, false) {}
+      layer_loaded_(config.shape.num_layers, false) {
+  if (config.params.feedback_k || config.params.encoding.k_fine_tokens > 0) RecordQueries();
+}
+
+void KvSequence::RecordQueries() {
+  queries_.emplace(config_.shape.num_layers, config_.shape.num_kv_heads, config_.num_qo_heads,
+                   config_.shape.head_dim);
+}
 
 absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num_tables,
                                       int num_window_tokens) {
@@ -74,7 +84,7 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
     PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
     parent = header.id;
     block_headers_.push_back(header);
-    blocks_.push_back({nullptr, num_tables + i});
+    blocks_.push_back({nullptr, num_tables + i, {}});
   }
   if (has_window) {
     const ObjectHeader& header = stream->header(stream->num_objects() - 1);
@@ -134,8 +144,15 @@ absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
   args.pages = pages;
   args.window = window_.layer(qkv.layer);
   args.out = out;
-  if (qkv.num_tokens > 1) return DenseAttention(args, config_.ctx.pool);
-  return PagedAttention(args, config_.ctx);
+  std::vector<float> lse;
+  if (queries_.has_value()) {
+    lse.resize(size_t(qkv.num_tokens) * config_.num_qo_heads);
+    args.lse = lse.data();
+  }
+  PKV_RETURN_IF_ERROR(qkv.num_tokens > 1 ? DenseAttention(args, config_.ctx.pool)
+                                         : PagedAttention(args, config_.ctx));
+  if (queries_.has_value()) queries_->Add(qkv, lse);
+  return absl::OkStatus();
 }
 
 ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {
@@ -161,7 +178,7 @@ absl::Status KvSequence::StartWindow(std::span<const int32_t> tokens, int block_
   header.num_tokens = static_cast<uint16_t>(num_tokens);
   header.first_token = block_tokens;
   if (!started_.empty()) {
-    header.parent = started_.back()->header().id;
+    header.parent = started_.back().builder->header().id;
   } else if (!block_headers_.empty()) {
     header.parent = block_headers_.back().id;
   }
@@ -232,9 +249,71 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
       }
     }
     PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
-    started_.push_back(std::make_unique<ObjectBuilder>(std::move(builder)));
+    Block block;
+    block.builder = std::make_unique<ObjectBuilder>(std::move(builder));
+    block.slots.resize(config_.shape.num_layers);
+    started_.push_back(std::move(block));
   }
   return with_window ? StartWindow(tokens, block_tokens) : absl::OkStatus();
+}
+
+std::shared_ptr<const KeyFeedback> KvSequence::FeedbackOf(int layer) const {
+  const CodecParams& params = config_.params;
+  if (!params.feedback_k || queries_->num_vectors(layer) == 0) return nullptr;
+  const int head_dim = config_.shape.head_dim;
+  std::vector<float> moments = queries_->Moments(layer);
+  if (params.encoding.rotated) RotateMoments(moments, head_dim);
+  // A moment of few vectors says little about the directions they did not take.
+  const double shrinkage = static_cast<double>(head_dim) / queries_->num_vectors(layer);
+  return std::make_shared<const KeyFeedback>(
+      MakeKeyFeedback(moments, head_dim, params.feedback_damping + shrinkage));
+}
+
+absl::Status KvSequence::EncodeBlock(int layer, const KvTensorView& kv, const KvTensorView& rotated,
+                                     const std::shared_ptr<const KeyFeedback>& feedback,
+                                     Codebook& codebook, Block& block) {
+  const ObjectHeader& header = block.builder->header();
+  const int num_fine = header.k_fine_tokens;
+  std::vector<float> importance(size_t(kv.num_kv_heads) * kBlockTokens);
+  if (num_fine > 0) {
+    importance = queries_->Importance(layer, kv, static_cast<int64_t>(header.first_token));
+  }
+  std::vector<uint8_t>& slots = block.slots[layer];
+  slots.clear();
+  for (int head = 0; head < kv.num_kv_heads; ++head) {
+    const auto of_head = std::span(importance).subspan(size_t(head) * kBlockTokens, kBlockTokens);
+    const std::vector<uint8_t> own = ArrangeSlots(header.num_sinks, num_fine, of_head);
+    slots.insert(slots.end(), own.begin(), own.end());
+  }
+  KvBuffer arranged(kv.num_kv_heads, kBlockTokens, kv.head_dim);
+  GatherSlots(rotated, slots, arranged.view());
+
+  PatternAssignment assignment;
+  if (header.encoding().has_patterns) {
+    if (phase_ == Phase::kDecode) {
+      const uint8_t appended =
+          AppendCentres(arranged.view(), header.num_sinks, config_.params, codebook);
+      PKV_CHECK(appended == (header.flags & (kFlagAppendsK | kFlagAppendsV)), int{appended}, " ",
+                int{header.flags});
+    }
+    assignment = AssignPatterns(arranged.view(), header.num_sinks, config_.params, codebook, phase_,
+                                config_.encode_ctx);
+  }
+  assignment.feedback = feedback;
+  return codec_->Encode(header, arranged.view(), assignment, codebook, config_.encode_ctx,
+                        block.builder->frame(layer));
+}
+
+void KvSequence::FillWindowFrame(int layer, const KvTensorView& window, int first) {
+  const int num_tokens = window_object_->header().num_tokens;
+  PKV_CHECK(window.num_tokens == first + num_tokens, window.num_tokens, " ", first, " ",
+            num_tokens);
+  const size_t bytes = size_t(num_tokens) * config_.shape.head_dim * sizeof(uint16_t);
+  std::byte* out = window_object_->frame(layer).data();
+  for (int h = 0; h < config_.shape.num_kv_heads; ++h) {
+    std::memcpy(out + 2 * h * bytes, window.k_row(h, first), bytes);
+    std::memcpy(out + (2 * h + 1) * bytes, window.v_row(h, first), bytes);
+  }
 }
 
 absl::Status KvSequence::EncodeLayer(int layer) {
@@ -245,45 +324,31 @@ absl::Status KvSequence::EncodeLayer(int layer) {
   Codebook no_patterns(config_.shape.num_kv_heads, config_.shape.head_dim);
   Codebook& codebook = bank == nullptr ? no_patterns : bank->layers[layer];
 
+  KvBuffer rotated_window;
+  KvTensorView rotated = window;
+  if (config_.params.encoding.rotated && count > 0) {
+    // All that mining reads, or else the blocks' tokens alone.
+    const int num_rotated = table_object_ != nullptr ? window.num_tokens : count * kBlockTokens;
+    rotated_window = KvBuffer::Rotated(window.Tokens(0, num_rotated));
+    rotated = rotated_window.view();
+  }
   if (table_object_ != nullptr) {
     const Stopwatch stopwatch;
     const int sinks = config_.params.num_sinks;
-    PKV_ASSIGN_OR_RETURN(codebook, MinePatterns(window.Tokens(sinks, window.num_tokens - sinks),
+    PKV_ASSIGN_OR_RETURN(codebook, MinePatterns(rotated.Tokens(sinks, rotated.num_tokens - sinks),
                                                 config_.params, config_.encode_ctx));
     PKV_RETURN_IF_ERROR(codebook.WriteTableFrame(table_object_->frame(layer)));
     mine_seconds_ += stopwatch.Seconds();
   }
   const Stopwatch stopwatch;
+  const std::shared_ptr<const KeyFeedback> feedback = count > 0 ? FeedbackOf(layer) : nullptr;
   for (int i = 0; i < count; ++i) {
-    const KvTensorView kv = window.Tokens(i * kBlockTokens, kBlockTokens);
-    const ObjectHeader& header = started_[i]->header();
-    PatternAssignment assignment;
-    if (bank != nullptr) {
-      if (phase_ == Phase::kDecode) {
-        const uint8_t appended = AppendCentres(kv, header.num_sinks, config_.params, codebook);
-        PKV_CHECK(appended == (header.flags & (kFlagAppendsK | kFlagAppendsV)), int{appended}, " ",
-                  int{header.flags});
-      }
-      assignment = AssignPatterns(kv, header.num_sinks, config_.params, codebook, phase_,
-                                  config_.encode_ctx);
-    }
-    PKV_RETURN_IF_ERROR(codec_->Encode(header, kv, assignment, codebook, config_.encode_ctx,
-                                       started_[i]->frame(layer)));
+    PKV_RETURN_IF_ERROR(EncodeBlock(layer, window.Tokens(i * kBlockTokens, kBlockTokens),
+                                    rotated.Tokens(i * kBlockTokens, kBlockTokens), feedback,
+                                    codebook, started_[i]));
   }
   encode_seconds_ += stopwatch.Seconds();
-
-  if (window_object_ != nullptr) {
-    const int first = count * kBlockTokens;
-    const int num_tokens = window_object_->header().num_tokens;
-    PKV_CHECK(window.num_tokens == first + num_tokens, window.num_tokens, " ", first, " ",
-              num_tokens);
-    const size_t bytes = size_t(num_tokens) * config_.shape.head_dim * sizeof(uint16_t);
-    std::byte* out = window_object_->frame(layer).data();
-    for (int h = 0; h < config_.shape.num_kv_heads; ++h) {
-      std::memcpy(out + 2 * h * bytes, window.k_row(h, first), bytes);
-      std::memcpy(out + (2 * h + 1) * bytes, window.v_row(h, first), bytes);
-    }
-  }
+  if (window_object_ != nullptr) FillWindowFrame(layer, window, count * kBlockTokens);
   return absl::OkStatus();
 }
 
@@ -295,11 +360,11 @@ absl::Status KvSequence::FinishBlocks() {
     banks_.NameCurrent(table);
   }
   const int count = static_cast<int>(started_.size());
-  for (std::unique_ptr<ObjectBuilder>& builder : started_) {
-    if (table_object_ != nullptr) builder->header().table = table;
-    PKV_RETURN_IF_ERROR(builder->Seal());
-    block_headers_.push_back(builder->header());
-    blocks_.push_back({std::move(builder), -1});
+  for (Block& block : started_) {
+    if (table_object_ != nullptr) block.builder->header().table = table;
+    PKV_RETURN_IF_ERROR(block.builder->Seal());
+    block_headers_.push_back(block.builder->header());
+    blocks_.push_back(std::move(block));
   }
   started_.clear();
   num_finished_ = count;
@@ -318,6 +383,25 @@ std::vector<BlockPage> KvSequence::pages(int layer) {
   return pages;
 }
 
+absl::Status KvSequence::DecodeBlock(int block_index, int layer,
+                                     const MutableKvTensorView& kv_out) {
+  const Block& block = blocks_[block_index];
+  if (block.builder == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("block ", block_index, " was not encoded here: its order is not known"));
+  }
+  const ObjectHeader& header = block_headers_[block_index];
+  const Codebook none(config_.shape.num_kv_heads, config_.shape.head_dim);
+  const Codebook* codebook = this->codebook(block_index, layer);
+  KvBuffer arranged(config_.shape.num_kv_heads, kBlockTokens, config_.shape.head_dim);
+  PKV_RETURN_IF_ERROR(codec_->Decode(header, FrameOf(block, layer),
+                                     codebook == nullptr ? none : *codebook, config_.encode_ctx,
+                                     arranged.view()));
+  if (header.encoding().rotated) arranged = KvBuffer::Rotated(arranged.view());
+  ScatterSlots(arranged.view(), block.slots[layer], kv_out);
+  return absl::OkStatus();
+}
+
 const Codebook* KvSequence::codebook(int block_index, int layer) {
   const SequenceBanks::Bank* bank = banks_.Find(block_headers_[block_index].table);
   return bank == nullptr ? nullptr : &bank->layers[layer];
@@ -325,8 +409,7 @@ const Codebook* KvSequence::codebook(int block_index, int layer) {
 
 KvSequence::MadeObjects KvSequence::made_objects() const {
   MadeObjects objects;
-  for (const std::unique_ptr<ObjectBuilder>& builder : started_)
-    objects.blocks.push_back(builder.get());
+  for (const Block& block : started_) objects.blocks.push_back(block.builder.get());
   for (size_t i = blocks_.size() - num_finished_; i < blocks_.size(); ++i) {
     objects.blocks.push_back(blocks_[i].builder.get());
   }

@@ -18,6 +18,7 @@
 #include "worker/engine/attention_sink.h"
 #include "worker/sequence/bank.h"
 #include "worker/sequence/fp16_window.h"
+#include "worker/sequence/query_record.h"
 #include "worker/sequence/stopwatch.h"
 
 namespace pkv {
@@ -57,6 +58,14 @@ class KvSequence final : public AttentionSink {
   // Takes K and V computed elsewhere, in place of Attend, into one layer's window. Call for every
   // layer, with the same tokens.
   void AppendKv(int layer, const KvTensorView& kv) { window_.AppendKv(layer, kv); }
+  // Keeps a record of the queries from now on, as sequences of presets that encode by it do anyway.
+  void RecordQueries();
+  // Starts from the record of the queries that computed what AppendKv brought.
+  void AdoptQueries(const QueryRecord& queries) {
+    if (queries_.has_value()) queries_ = queries;
+  }
+  // Null without a record.
+  const QueryRecord* queries() const { return queries_.has_value() ? &*queries_ : nullptr; }
   // The fp16 tokens after the last block. Valid until the layer next changes.
   KvTensorView window(int layer) const { return window_.layer(layer); }
 
@@ -92,6 +101,9 @@ class KvSequence final : public AttentionSink {
 
   // All blocks in one layer, as attention reads them. Valid until a block is started.
   std::vector<BlockPage> pages(int layer);
+  // Decodes one layer of a block that was encoded here: [num_kv_heads, 128, head_dim] fp16 in token
+  // order, not rotated. FailedPrecondition: the block came from elsewhere, and its order did not.
+  absl::Status DecodeBlock(int block_index, int layer, const MutableKvTensorView& kv_out);
   // The patterns that block `block_index` refers to in `layer`; null without patterns.
   const Codebook* codebook(int block_index, int layer);
   // Headers of all blocks, in order.
@@ -114,17 +126,24 @@ class KvSequence final : public AttentionSink {
   struct Block {
     std::unique_ptr<ObjectBuilder> builder;
     int object_index = -1;
+    std::vector<std::vector<uint8_t>> slots;  // [layer] -> [kv_head][slot] token; with a builder
   };
 
   absl::Status LoadLayer(int layer);
   std::span<const std::byte> FrameOf(const Block& block, int layer) const;
   ObjectHeader HeaderOf(ObjectKind kind) const;
+  absl::Status EncodeBlock(int layer, const KvTensorView& kv, const KvTensorView& rotated,
+                           const std::shared_ptr<const KeyFeedback>& feedback, Codebook& codebook,
+                           Block& block);
+  void FillWindowFrame(int layer, const KvTensorView& window, int first);
+  std::shared_ptr<const KeyFeedback> FeedbackOf(int layer) const;
   absl::Status StartWindow(std::span<const int32_t> tokens, int block_tokens);
 
   const Config config_;
   std::unique_ptr<BlockCodec> codec_;
   SequenceBanks banks_;
   Fp16Window window_;
+  std::optional<QueryRecord> queries_;
   std::vector<Block> blocks_;
   std::vector<ObjectHeader> block_headers_;
 
@@ -138,7 +157,7 @@ class KvSequence final : public AttentionSink {
   // Between StartBlocks and FinishBlocks; the window and table builders stay until the next
   // StartBlocks.
   Phase phase_ = Phase::kPrefill;
-  std::vector<std::unique_ptr<ObjectBuilder>> started_;
+  std::vector<Block> started_;
   std::unique_ptr<ObjectBuilder> window_object_;
   std::unique_ptr<ObjectBuilder> table_object_;
   int num_finished_ = 0;  // of the last StartBlocks, at the end of blocks_

@@ -29,8 +29,10 @@ class BlockCodec {
   virtual ~BlockCodec() = default;
 
   // Encodes one layer frame. All pointers are on the codec's device.
-  //   kv          [num_kv_heads, 128, head_dim] fp16; for an fp16 variant it is copied
-  //   assignment  ids into `codebook`, 255 = raw; ignored for variants without patterns
+  //   kv          [num_kv_heads, 128, head_dim] fp16, slot by slot (block_slots.h) and, for a
+  //   rotated
+  //               encoding, rotated (rotation.h); for an fp16 variant it is copied
+  //   assignment  ids into `codebook`, 255 = raw, ignored for variants without patterns; feedback
   //   header      geometry; num_sinks > 0 stores tokens [0, num_sinks) as fp16 and leaves their
   //               codes, scales and zero points 0 and their ids 255; kFlagAppends* stores the last
   //               pattern(s) of `codebook`
@@ -40,9 +42,10 @@ class BlockCodec {
                               const PatternAssignment& assignment, const Codebook& codebook,
                               const ComputeContext& ctx, std::span<std::byte> frame) const = 0;
 
-  // Inverse of Encode, rounded to fp16: for tests, evaluation and `pkvctl inspect`. For every value
-  // that was not clipped |decoded - original| <= scale / 2 + the rounding of scale, zero point and
-  // result.
+  // Inverse of Encode, rounded to fp16: for tests, evaluation and `pkvctl inspect`; slots and
+  // rotation as Encode took them. For every value that was not clipped, of variants without
+  // feedback and gain correction, |decoded - original| <= scale / 2 + the rounding of scale, zero
+  // point and result; kernels/README.md, "Error bounds", has the others.
   // InvalidArgument     a shape differs from the header's
   virtual absl::Status Decode(const ObjectHeader& header, std::span<const std::byte> frame,
                               const Codebook& codebook, const ComputeContext& ctx,
@@ -57,8 +60,8 @@ absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(const KvShape& shape,
                                                            Device device);
 
 // Dequantizes one kv head of one layer frame into fp32 [128][head_dim], patterns added: the tile an
-// attention loop keeps in cache. Tokens below header.num_sinks come from the stored fp16. Any
-// variant. No checks: the frame was verified.
+// attention loop keeps in cache. Slots below header.num_sinks come from the stored fp16. Any
+// variant; a rotated one stays rotated. No checks: the frame was verified.
 void DequantizeKTile(const ObjectHeader& header, std::span<const std::byte> frame,
                      const Codebook& codebook, int kv_head, float* tile);
 void DequantizeVTile(const ObjectHeader& header, std::span<const std::byte> frame,

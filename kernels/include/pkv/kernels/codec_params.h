@@ -48,7 +48,17 @@ struct CodecParams {
   AssignMetric assign_v_decode = AssignMetric::kMinMax;
   Gate gate_v = Gate::kNone;
   double gate_alpha = 0.05;  // z-test significance
+  Clip clip_k = Clip::kNone;
+  double clip_k_floor = 0.7;  // narrowest range the K search tries, 0.40..1.00 in steps of 0.05
   Clip clip_v = Clip::kNone;
+  // Scale and zero point of a group are corrected so that decoding keeps its gain and mean
+  // (kernels/README.md, "Correct the gain").
+  bool unbiased_k = false;
+  bool unbiased_v = false;
+  // K channels are coded one after another, each making up for the errors of those before as the
+  // queries seen so far weigh them (key_feedback.h); needs query statistics while encoding.
+  bool feedback_k = false;
+  double feedback_damping = 0.01;  // share of the mean of the moment's diagonal added to it
   // A block flushed while decoding adds the per-channel midrange of its K (V) to the bank.
   bool append_k = false;
   bool append_v = false;

@@ -2,12 +2,14 @@
 #define PKV_KERNELS_PATTERN_MINER_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "pkv/kernels/codebook.h"
 #include "pkv/kernels/codec_params.h"
 #include "pkv/kernels/compute_context.h"
+#include "pkv/kernels/key_feedback.h"
 #include "pkv/kernels/kv_tensor.h"
 
 namespace pkv {
@@ -27,9 +29,12 @@ absl::StatusOr<Codebook> MinePatterns(const KvTensorView& kv, const CodecParams&
 
 enum class Phase { kPrefill, kDecode };
 
-// Pattern ids of one block of one layer: [kv_head][token] in token order; 255 = raw.
+// What is chosen about one block of one layer before it is encoded.
 struct PatternAssignment {
+  // Pattern ids, [kv_head][slot]; 255 = raw.
   std::vector<uint8_t> k, v;
+  // For params with feedback_k; null: every channel is rounded by itself.
+  std::shared_ptr<const KeyFeedback> feedback;
 };
 
 // Chooses a pattern for every vector: nearest by the phase's metric, ties to the lowest id; then
