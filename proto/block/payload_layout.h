@@ -24,9 +24,11 @@ namespace pkv {
 //                               V fp16 [num_patterns_v][head_dim] }
 // All padded with zeros to 128 bytes at the end of the frame.
 //
+// Rows are slots; slot i holds token i unless K has fine codes (BLOCK_FORMAT.md, "Slots").
+// K codes: slots [0, 128 - k_fine_tokens); K fine codes: the others, as a matrix of their own.
 // K scales and zero points: fp16 [128 / k_group_tokens][head_dim in column order].
-// V scales: fp16 [head_dim / v_group_channels][128 tokens in row order]; V zero points: the same in
-// column order. K pattern ids: u8 [128 tokens in row order]; V pattern ids: u8 [128 tokens in
+// V scales: fp16 [head_dim / v_group_channels][128 slots in row order]; V zero points: the same in
+// column order. K pattern ids: u8 [128 slots in row order]; V pattern ids: u8 [128 slots in
 // column order].
 struct PayloadLayout {
   int num_kv_heads = 0;

@@ -33,6 +33,7 @@ void CheckLayout(const ObjectHeader& header) {
   const PayloadLayout layout = PayloadLayout::Of(header);
   const int64_t sections[] = {0,
                               layout.k_codes,
+                              layout.k_fine_codes,
                               layout.v_codes,
                               layout.k_scales,
                               layout.k_zeros,

@@ -1,7 +1,8 @@
 #ifndef PKV_TESTS_GOLDEN_GOLDEN_OBJECTS_H_
 #define PKV_TESTS_GOLDEN_GOLDEN_OBJECTS_H_
 
-// What the files in tests/golden/v1 hold. Entries are added at the end and never changed.
+// What the files in tests/golden/v2 hold. Entries are added at the end and never changed. Those of
+// tests/golden/v1 are the first kNumObjectsOfFormat1, in the bytes of format 1.
 
 #include <cstring>
 #include <string>
@@ -12,6 +13,8 @@
 #include "tests/support/sample_object.h"
 
 namespace pkv {
+
+inline constexpr size_t kNumObjectsOfFormat1 = 10;
 
 struct GoldenObject {
   std::string name;  // of the file, without ".bin"
@@ -60,6 +63,22 @@ inline std::vector<GoldenObject> GoldenObjects() {
       {"window-d128", SampleWindowHeader({2, 1, 128}, 512, 5), 7},
       {"window-start-d64", SampleWindowHeader({1, 2, 64}, 0, 1), 8},
       {"table-d128", SampleTableHeader({2, 2, 128}, 3, 2), 9},
+      {"block-2bit-d128-fine",
+       SampleBlockHeader({.shape = {2, 2, 128},
+                          .encoding = {2, 2, 128, 128, true, kFineTokens, true},
+                          .num_sinks = 16,
+                          .num_patterns_k = 32,
+                          .num_patterns_v = 32}),
+       10},
+      {"block-2bit-d64-fine",
+       SampleBlockHeader({.shape = {1, 1, 64},
+                          .encoding = {2, 2, 64, 64, false, kFineTokens, false},
+                          .first_token = 128}),
+       11},
+      {"block-4bit-d64-rotated",
+       SampleBlockHeader(
+           {.shape = {1, 2, 64}, .encoding = {4, 4, 32, 32, false, 0, true}, .first_token = 256}),
+       12},
   };
 }
 

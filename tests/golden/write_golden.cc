@@ -1,7 +1,7 @@
 // Writes the golden files that are missing, and their lines of the manifest. Never touches a file
 // that exists: what was once released must stay readable as it was.
 //
-//   write_golden FOLDER      for example tests/golden/v1
+//   write_golden FOLDER      for example tests/golden/v2
 
 #include <cstdio>
 #include <filesystem>

@@ -102,7 +102,9 @@ inline void ClearCode(std::span<std::byte> codes, CodePosition position, int bit
   std::memcpy(at, &word, sizeof(word));
 }
 
-// What BLOCK_FORMAT.md, "Sinks", demands of the slots of tokens [0, num_sinks).
+// What BLOCK_FORMAT.md, "Sinks", demands of slots [0, num_sinks). All of them are in the row tiles
+// of coarse K codes.
+static_assert(kMaxSinks <= kBlockTokens - kFineTokens);
 inline void ClearSinkSlots(const PayloadLayout& layout, std::span<std::byte> head) {
   for (int token = 0; token < layout.num_sinks; ++token) {
     for (int channel = 0; channel < layout.head_dim; ++channel) {
@@ -127,6 +129,7 @@ inline void ClearSinkSlots(const PayloadLayout& layout, std::span<std::byte> hea
 
 inline void FillCodedHead(const ObjectHeader& header, const PayloadLayout& layout,
                           SampleRandom& random, std::span<std::byte> head) {
+  // K codes, K fine codes and V codes.
   for (std::byte& byte : head.first(layout.k_scales)) byte = static_cast<std::byte>(random.Next());
   const auto section = [&head](int64_t begin, int64_t end) {
     return head.subspan(begin, end - begin);

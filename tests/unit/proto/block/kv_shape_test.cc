@@ -73,6 +73,31 @@ TEST(EncodingTest, AcceptsExactlyTheDocumentedCombinations) {
   EXPECT_EQ(num_accepted, 2 + 4 * 3 * (3 + 2) * 2);
 }
 
+TEST(EncodingTest, AcceptsFineTokensOfOneRowTileWithTwoBitKOnly) {
+  for (const int bits_k : {2, 4}) {
+    for (const int bits_v : {2, 4}) {
+      for (const int k_fine_tokens : {-16, -1, 0, 1, 8, 15, 16, 17, 32, 128}) {
+        Encoding encoding = kTwoBit;
+        encoding.bits_k = bits_k;
+        encoding.bits_v = bits_v;
+        encoding.k_fine_tokens = k_fine_tokens;
+        const bool is_allowed = k_fine_tokens == 0 || (k_fine_tokens == 16 && bits_k == 2);
+        EXPECT_EQ(ValidateEncoding(kShape, encoding).ok(), is_allowed)
+            << bits_k << " " << bits_v << " " << k_fine_tokens;
+      }
+    }
+  }
+}
+
+TEST(EncodingTest, AcceptsRotatedCodesOfEveryWidth) {
+  for (const int bits_k : {2, 4}) {
+    for (const int k_fine_tokens : {0, bits_k == 2 ? kFineTokens : 0}) {
+      const Encoding encoding{bits_k, 4, 32, 64, true, k_fine_tokens, true};
+      EXPECT_THAT(ValidateEncoding(kShape, encoding), IsOk()) << bits_k;
+    }
+  }
+}
+
 TEST(EncodingTest, MessagesNameFieldValueAndLimit) {
   Encoding encoding = kTwoBit;
   encoding.bits_v = 16;
@@ -89,6 +114,17 @@ TEST(EncodingTest, MessagesNameFieldValueAndLimit) {
   EXPECT_THAT(ValidateEncoding(kShape, encoding), Refuses("k_group_tokens 32 is not 0"));
   encoding = {.v_group_channels = 32};
   EXPECT_THAT(ValidateEncoding(kShape, encoding), Refuses("v_group_channels 32 is not 0"));
+  encoding = {.k_fine_tokens = 16};
+  EXPECT_THAT(ValidateEncoding(kShape, encoding), Refuses("k_fine_tokens 16 is not 0, with fp16"));
+  encoding = {.rotated = true};
+  EXPECT_THAT(ValidateEncoding(kShape, encoding), Refuses("rotated is true, with fp16"));
+  encoding = kTwoBit;
+  encoding.k_fine_tokens = 8;
+  EXPECT_THAT(ValidateEncoding(kShape, encoding),
+              Refuses("k_fine_tokens 8 is neither 0 nor, with bits_k 2, 16; bits_k is 2"));
+  encoding = {4, 2, 128, 128, false, 16, false};
+  EXPECT_THAT(ValidateEncoding(kShape, encoding),
+              Refuses("k_fine_tokens 16 is neither 0 nor, with bits_k 2, 16; bits_k is 4"));
 }
 
 }  // namespace

@@ -109,7 +109,8 @@ TEST(ObjectBuilderTest, RefusesToSealAChangedGeometry) {
   for (const auto& change : std::vector<void (*)(ObjectHeader&)>{
            [](ObjectHeader& h) { h.num_layers = 2; }, [](ObjectHeader& h) { h.num_kv_heads = 1; },
            [](ObjectHeader& h) { h.bits_k = 4; }, [](ObjectHeader& h) { h.k_group_tokens = 32; },
-           [](ObjectHeader& h) { h.num_sinks = 4; }}) {
+           [](ObjectHeader& h) { h.num_sinks = 4; },
+           [](ObjectHeader& h) { h.k_fine_tokens = kFineTokens; }}) {
     auto builder = ObjectBuilder::Make(Header());
     ASSERT_THAT(builder, IsOk());
     change(builder->header());

@@ -31,6 +31,14 @@ ObjectHeader CodedBlock(uint64_t first_token) {
                             .num_patterns_v = 10,
                             .append_flags = kFlagAppendsK});
 }
+ObjectHeader FineBlock() {
+  return SampleBlockHeader({.shape = {2, 3, 128},
+                            .encoding = {2, 4, 64, 32, true, kFineTokens, true},
+                            .first_token = 256,
+                            .num_patterns_k = 20,
+                            .num_patterns_v = 10,
+                            .append_flags = kFlagAppendsK});
+}
 ObjectHeader Fp16Block() { return SampleBlockHeader({.shape = {2, 3, 128}}); }
 ObjectHeader PlainBlock() {
   return SampleBlockHeader({.shape = {2, 3, 64}, .encoding = {4, 4, 32, 64, false}});
@@ -62,8 +70,9 @@ void ExpectEachRefused(const ObjectHeader& good, const std::vector<Mutation>& mu
 }
 
 TEST(ObjectHeaderTest, EveryKindComesBackAsItWasSealed) {
-  for (const ObjectHeader& header : {CodedBlock(0), CodedBlock(1280), Fp16Block(), PlainBlock(),
-                                     Window(), SampleWindowHeader({1, 1, 64}, 0, 1), Table()}) {
+  for (const ObjectHeader& header :
+       {CodedBlock(0), CodedBlock(1280), FineBlock(), Fp16Block(), PlainBlock(), Window(),
+        SampleWindowHeader({1, 1, 64}, 0, 1), Table()}) {
     ObjectHeader sealed = header;
     HeaderBytes bytes;
     ASSERT_THAT(SealHeader(sealed, bytes), IsOk());
@@ -75,7 +84,7 @@ TEST(ObjectHeaderTest, EveryKindComesBackAsItWasSealed) {
 }
 
 TEST(ObjectHeaderTest, SealingWritesTheDocumentedBytes) {
-  const HeaderBytes bytes = Sealed(CodedBlock(256));
+  const HeaderBytes bytes = Sealed(FineBlock());
   const auto at = [&bytes](size_t offset, size_t num_bytes) {
     uint64_t value = 0;
     for (size_t i = 0; i < num_bytes; ++i) {
@@ -84,13 +93,13 @@ TEST(ObjectHeaderTest, SealingWritesTheDocumentedBytes) {
     return value;
   };
   EXPECT_EQ(at(0, 8), 0x0a1a0a0d564b5089u);  // 89 'P' 'K' 'V' CR LF SUB LF
-  EXPECT_EQ(at(8, 2), 1u);
+  EXPECT_EQ(at(8, 2), 2u);
   EXPECT_EQ(at(10, 2), 0u);
   EXPECT_EQ(at(12, 4), 256u);
   EXPECT_EQ(at(16, 1), 1u);
   EXPECT_EQ(at(17, 1), 2u);
   EXPECT_EQ(at(18, 1), 4u);
-  EXPECT_EQ(at(19, 1), 3u);
+  EXPECT_EQ(at(19, 1), 11u);  // has patterns, appends a K pattern, rotated
   EXPECT_EQ(at(20, 2), 64u);
   EXPECT_EQ(at(22, 2), 32u);
   EXPECT_EQ(at(24, 2), 2u);
@@ -100,10 +109,11 @@ TEST(ObjectHeaderTest, SealingWritesTheDocumentedBytes) {
   EXPECT_EQ(at(32, 2), 0u);
   EXPECT_EQ(at(34, 2), 20u);
   EXPECT_EQ(at(36, 2), 10u);
-  EXPECT_EQ(at(38, 2), 0u);
+  EXPECT_EQ(at(38, 2), 16u);
   EXPECT_EQ(at(40, 8), 256u);
+  const uint64_t k_bytes = 112 * 128 * 2 / 8 + 16 * 128 * 4 / 8;
   const uint64_t head_bytes =
-      128 * 128 * 2 / 8 + 128 * 128 * 4 / 8 + 2 * (2 * 128 * 2) + 2 * (4 * 128 * 2) + 2 * 128;
+      k_bytes + 128 * 128 * 4 / 8 + 2 * (2 * 128 * 2) + 2 * (4 * 128 * 2) + 2 * 128;
   const uint64_t frame_bytes = 3 * head_bytes + 3 * 128 * 2;
   EXPECT_EQ(at(48, 8), frame_bytes);
   EXPECT_EQ(at(56, 8), 384 + 2 * frame_bytes);
@@ -116,6 +126,29 @@ TEST(ObjectHeaderTest, SealingWritesTheDocumentedBytes) {
     EXPECT_EQ(0, std::memcmp(bytes.data() + offset, SampleDigest(name).bytes.data(), 32)) << name;
   }
   EXPECT_EQ(at(252, 4), Crc32c(std::span(bytes).first(252)));
+}
+
+TEST(ObjectHeaderTest, AnEncodingComesBackAsItWasSet) {
+  for (const Encoding& encoding :
+       {Encoding{}, Encoding{4, 2, 32, 64, false}, Encoding{2, 2, 128, 128, true},
+        Encoding{2, 4, 64, 32, false, kFineTokens, false}, Encoding{4, 4, 32, 32, false, 0, true},
+        Encoding{2, 2, 128, 128, true, kFineTokens, true}}) {
+    for (ObjectHeader header : {ObjectHeader(), FineBlock(), CodedBlock(0)}) {
+      header.set_encoding(encoding);
+      EXPECT_EQ(header.encoding(), encoding);
+    }
+  }
+}
+
+TEST(ObjectHeaderTest, SettingAnEncodingLeavesEveryOtherField) {
+  ObjectHeader header = FineBlock();
+  header.flags |= kFlagAppendsV;
+  const Encoding before = header.encoding();
+  const ObjectHeader expected = header;
+  header.set_encoding({4, 4, 32, 64, false});
+  EXPECT_EQ(header.flags, kFlagAppendsK | kFlagAppendsV);
+  header.set_encoding(before);
+  EXPECT_EQ(header, expected);
 }
 
 TEST(ObjectHeaderTest, FramesStartAtTheNextMultipleOf128) {
@@ -139,7 +172,7 @@ TEST(ObjectHeaderTest, RefusesFieldsThatNoKindAllows) {
     ExpectEachRefused(
         good, {
                   {[](ObjectHeader& h) { h.magic[0] = 'x'; }, "magic"},
-                  {[](ObjectHeader& h) { h.version_major = 2; }, "version_major 2 is not 1"},
+                  {[](ObjectHeader& h) { h.version_major = 1; }, "version_major 1 is not 2"},
                   {[](ObjectHeader& h) { h.header_bytes = 255; }, "header_bytes 255 is not 256"},
                   {[](ObjectHeader& h) { h.kind = ObjectKind{0}; }, "kind 0 not in 1..3"},
                   {[](ObjectHeader& h) { h.kind = ObjectKind{4}; }, "kind 4 not in 1..3"},
@@ -147,7 +180,7 @@ TEST(ObjectHeaderTest, RefusesFieldsThatNoKindAllows) {
                   {[](ObjectHeader& h) { h.bits_v = 1; }, "bits_v 1"},
                   {[](ObjectHeader& h) { h.k_group_tokens = 16; }, "k_group_tokens 16"},
                   {[](ObjectHeader& h) { h.v_group_channels = 256; }, "v_group_channels 256"},
-                  {[](ObjectHeader& h) { h.flags |= 8; }, "flags"},
+                  {[](ObjectHeader& h) { h.flags |= 16; }, "flags"},
                   {[](ObjectHeader& h) { h.num_layers = 0; }, "num_layers 0"},
                   {[](ObjectHeader& h) { h.num_layers = 1025; }, "num_layers 1025"},
                   {[](ObjectHeader& h) { h.num_kv_heads = 0; }, "num_kv_heads 0"},
@@ -157,7 +190,7 @@ TEST(ObjectHeaderTest, RefusesFieldsThatNoKindAllows) {
                   {[](ObjectHeader& h) { h.num_sinks = 65; }, "num_sinks 65"},
                   {[](ObjectHeader& h) { h.num_patterns_k = 256; }, "num_patterns_k 256"},
                   {[](ObjectHeader& h) { h.num_patterns_v = 256; }, "num_patterns_v 256"},
-                  {[](ObjectHeader& h) { h.reserved0 = 1; }, "reserved0 1 is not 0"},
+                  {[](ObjectHeader& h) { h.k_fine_tokens = 8; }, "k_fine_tokens 8 is n"},
                   {[](ObjectHeader& h) { h.first_token = 64; }, "first_token 64"},
                   {[](ObjectHeader& h) { h.first_token = kMaxFirstToken + 128; }, "first_token"},
                   {[](ObjectHeader& h) { h.reserved1 = 1; }, "reserved1 1 is not 0"},
@@ -186,11 +219,14 @@ TEST(ObjectHeaderTest, RefusesWhatBlocksMayNotHave) {
                         {[](ObjectHeader& h) { h.flags = kFlagAppendsV; }, "flags 4"},
                         {[](ObjectHeader& h) { h.num_patterns_k = 1; }, "num_patterns_k 1"},
                         {[](ObjectHeader& h) { h.num_patterns_v = 1; }, "num_patterns_v 1"},
+                        {[](ObjectHeader& h) { h.k_fine_tokens = 16; }, "k_fine_tokens 16"},
                     });
   ExpectEachRefused(Fp16Block(),
                     {
                         {[](ObjectHeader& h) { h.num_sinks = 1; }, "num_sinks 1 is not 0"},
                         {[](ObjectHeader& h) { h.flags = kFlagHasPatterns; }, "has_patterns"},
+                        {[](ObjectHeader& h) { h.flags = kFlagRotated; }, "rotated"},
+                        {[](ObjectHeader& h) { h.k_fine_tokens = 16; }, "k_fine_tokens 16"},
                     });
 }
 
@@ -200,6 +236,8 @@ TEST(ObjectHeaderTest, RefusesWhatWindowsMayNotHave) {
                         {[](ObjectHeader& h) { h.num_tokens = 0; }, "num_tokens 0 not in 1..4096"},
                         {[](ObjectHeader& h) { h.num_sinks = 1; }, "num_sinks 1 is not 0"},
                         {[](ObjectHeader& h) { h.flags = kFlagAppendsK; }, "flags 2 is not 0"},
+                        {[](ObjectHeader& h) { h.flags = kFlagRotated; }, "rotated"},
+                        {[](ObjectHeader& h) { h.k_fine_tokens = 16; }, "k_fine_tokens 16"},
                         {[](ObjectHeader& h) { h.num_patterns_k = 1; }, "num_patterns_k 1"},
                         {[](ObjectHeader& h) { h.num_patterns_v = 1; }, "num_patterns_v 1"},
                         {[](ObjectHeader& h) {
@@ -217,6 +255,8 @@ TEST(ObjectHeaderTest, RefusesWhatTablesMayNotHave) {
                         {[](ObjectHeader& h) { h.first_token = 128; }, "first_token 128 is not 0"},
                         {[](ObjectHeader& h) { h.num_sinks = 1; }, "num_sinks 1 is not 0"},
                         {[](ObjectHeader& h) { h.flags = kFlagAppendsV; }, "flags 4 is not 0"},
+                        {[](ObjectHeader& h) { h.flags = kFlagRotated; }, "rotated"},
+                        {[](ObjectHeader& h) { h.k_fine_tokens = 16; }, "k_fine_tokens 16"},
                         {[](ObjectHeader& h) { h.num_patterns_k = h.num_patterns_v = 0; },
                          "num_patterns_k + num_patterns_v 0"},
                     });
@@ -282,18 +322,21 @@ TEST(ObjectHeaderTest, EveryFlippedBitIsFound) {
 
 // Fields whose value is free, at least in some bits; every other bit is decided by the rest.
 TEST(ObjectHeaderTest, EveryFlippedBitOfADecidedFieldIsRefusedWithAnyChecksum) {
-  const auto is_free = [](size_t byte) {
-    return byte == 10 || byte == 11 ||    // version_minor
-           (byte >= 34 && byte < 38) ||   // bank size
-           (byte >= 40 && byte < 48) ||   // first_token
-           (byte >= 64 && byte < 88) ||   // variant
-           (byte >= 96 && byte < 224) ||  // ids
-           byte >= 252;                   // the checksum itself
+  const auto is_free = [](const ObjectHeader& header, size_t bit) {
+    const size_t byte = bit / 8;
+    const bool is_rotated_flag = byte == 19 && 1 << (bit % 8) == kFlagRotated;
+    return (is_rotated_flag && header.bits_k != 16) || byte == 10 || byte == 11 ||  // version_minor
+           (byte >= 34 && byte < 38) ||                                             // bank size
+           (byte >= 40 && byte < 48) ||                                             // first_token
+           (byte >= 64 && byte < 88) ||                                             // variant
+           (byte >= 96 && byte < 224) ||                                            // ids
+           byte >= 252;  // the checksum itself
   };
   int num_refused = 0;
-  for (const ObjectHeader& header : {CodedBlock(256), Fp16Block(), Window(), Table()}) {
+  for (const ObjectHeader& header :
+       {CodedBlock(256), FineBlock(), Fp16Block(), Window(), Table()}) {
     for (size_t bit = 0; bit < 256 * 8; ++bit) {
-      if (is_free(bit / 8)) continue;
+      if (is_free(header, bit)) continue;
       HeaderBytes bytes = Sealed(header);
       bytes[bit / 8] ^= std::byte{1} << (bit % 8);
       FixHeaderChecksum(bytes);
@@ -301,7 +344,7 @@ TEST(ObjectHeaderTest, EveryFlippedBitOfADecidedFieldIsRefusedWithAnyChecksum) {
       ++num_refused;
     }
   }
-  EXPECT_EQ(num_refused, 4 * 8 * (256 - 2 - 4 - 8 - 24 - 128 - 4));
+  EXPECT_EQ(num_refused, 5 * 8 * (256 - 2 - 4 - 8 - 24 - 128 - 4) - 2);
 }
 
 TEST(ObjectHeaderTest, ErrorsTellDamageFromVersionFromContent) {
@@ -313,9 +356,9 @@ TEST(ObjectHeaderTest, ErrorsTellDamageFromVersionFromContent) {
   bad[0] = std::byte{'P'};
   EXPECT_THAT(ParseHeader(bad), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("magic")));
   bad = good;
-  bad[8] = std::byte{2};
+  bad[8] = std::byte{1};
   EXPECT_THAT(ParseHeader(bad), StatusIs(absl::StatusCode::kFailedPrecondition,
-                                         HasSubstr("format version 2.0, this build reads 1.x")));
+                                         HasSubstr("format version 1.0, this build reads 2.x")));
   bad = good;
   bad[252] ^= std::byte{1};
   EXPECT_THAT(ParseHeader(bad), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("checksum")));

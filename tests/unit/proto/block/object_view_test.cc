@@ -38,6 +38,16 @@ ObjectHeader FullBlock() {
                             .append_flags = kFlagAppendsK | kFlagAppendsV});
 }
 
+// As FullBlock, rotated and with fine K codes.
+ObjectHeader FineBlock() {
+  return SampleBlockHeader({.shape = {2, 3, 64},
+                            .encoding = {2, 4, 32, 32, true, kFineTokens, true},
+                            .num_sinks = kMaxSinks,
+                            .num_patterns_k = 6,
+                            .num_patterns_v = 3,
+                            .append_flags = kFlagAppendsK | kFlagAppendsV});
+}
+
 // The bytes of layer 1 of an object, where the tests put their damage.
 std::span<std::byte> LayerOne(std::vector<std::byte>& object) {
   ObjectHeader header;
@@ -68,7 +78,8 @@ absl::Status VerifyWithByte(const ObjectHeader& header, int64_t offset, uint8_t 
 TEST(ObjectViewTest, VerifiesObjectsOfEveryKind) {
   const KvShape shape{2, 3, 128};
   for (const ObjectHeader& header :
-       {FullBlock(), SampleBlockHeader({.shape = shape}),
+       {FullBlock(), FineBlock(), SampleBlockHeader({.shape = shape}),
+        SampleBlockHeader({.shape = shape, .encoding = {2, 2, 64, 64, false, kFineTokens, false}}),
         SampleBlockHeader({.shape = shape, .encoding = {4, 2, 128, 128, false}}),
         SampleWindowHeader(shape, 128, 7), SampleTableHeader(shape, 0, 2)}) {
     const std::vector<std::byte> object = Sample(header);
@@ -230,10 +241,37 @@ TEST(FrameNumbersTest, PatternIdsAreWithinTheBankOrRaw) {
 }
 
 TEST(FrameNumbersTest, CodesMayBeAnyBits) {
-  std::vector<std::byte> object = Sample(FullBlock());
-  const PayloadLayout layout = PayloadLayout::Of(FullBlock());
-  for (std::byte& byte : LayerOne(object).first(layout.k_scales)) byte = std::byte{0xff};
-  EXPECT_THAT(CheckFrameNumbers(FullBlock(), 1, LayerOne(object)), IsOk());
+  for (const ObjectHeader& header : {FullBlock(), FineBlock()}) {
+    std::vector<std::byte> object = Sample(header);
+    const PayloadLayout layout = PayloadLayout::Of(header);
+    for (std::byte& byte : LayerOne(object).first(layout.k_scales)) byte = std::byte{0xff};
+    EXPECT_THAT(CheckFrameNumbers(header, 1, LayerOne(object)), IsOk());
+  }
+}
+
+TEST(FrameNumbersTest, NumbersBehindFineCodesAreFoundAndChecked) {
+  const PayloadLayout layout = PayloadLayout::Of(FineBlock());
+  const int64_t last_head = 2 * layout.head_bytes;
+  const struct {
+    int64_t offset;
+    const char* message;
+  } places[] = {
+      {last_head + layout.k_scales, "layer 1 kv head 2 K scale[0]"},
+      {last_head + layout.v_scales - 2, "layer 1 kv head 2 K zero point[255]"},
+      {last_head + layout.v_scales, "layer 1 kv head 2 V scale[0]"},
+      {last_head + layout.k_ids - 2, "layer 1 kv head 2 V zero point[255]"},
+      {layout.sinks, "layer 1 kv head 0 sink[0]"},
+      {layout.frame_bytes - 2, "layer 1 kv head 2 appended pattern[127]"},
+  };
+  for (const auto& place : places) {
+    EXPECT_THAT(VerifyWithFloat16(FineBlock(), place.offset, kOne), IsOk()) << place.message;
+    EXPECT_THAT(VerifyWithFloat16(FineBlock(), place.offset, kNan), IsDataLoss(place.message));
+  }
+  for (const int64_t code : {layout.k_fine_codes, layout.v_codes - 2, layout.k_scales - 2}) {
+    EXPECT_THAT(VerifyWithFloat16(FineBlock(), last_head + code, kNan), IsOk()) << code;
+  }
+  EXPECT_THAT(VerifyWithByte(FineBlock(), last_head + layout.v_ids + 127, 4),
+              IsDataLoss("layer 1 kv head 2 V pattern id[127] is 4, not below the bank size 4"));
 }
 
 TEST(FrameNumbersTest, AFrameOfAnotherSizeIsDamaged) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pkv/block/aligned_buffer.h"
+#include "proto/block/fragment_order.h"
 #include "tests/support/sample_object.h"
 
 namespace pkv {
@@ -19,10 +20,13 @@ std::vector<SampleBlock> AllCodedBlocks() {
         for (const int k_group : {32, 64, 128}) {
           for (const int v_group : {32, 64, 128}) {
             for (const bool has_patterns : {false, true}) {
-              if (v_group > head_dim) continue;
-              blocks.push_back({.shape = {2, 3, head_dim},
-                                .encoding = {bits_k, bits_v, k_group, v_group, has_patterns},
-                                .num_patterns_k = has_patterns ? 5 : 0});
+              for (const int k_fine_tokens : {0, kFineTokens}) {
+                if (v_group > head_dim || (k_fine_tokens != 0 && bits_k != 2)) continue;
+                blocks.push_back({.shape = {2, 3, head_dim},
+                                  .encoding = {bits_k, bits_v, k_group, v_group, has_patterns,
+                                               k_fine_tokens, k_group == 64},
+                                  .num_patterns_k = has_patterns ? 5 : 0});
+              }
             }
           }
         }
@@ -41,7 +45,8 @@ TEST(PayloadLayoutTest, SectionsOfAHeadFollowEachOtherWithoutGapsAtMultiplesOf12
     const int64_t v_params = d / e.v_group_channels * 128 * 2;
     const int64_t ids = e.has_patterns ? 128 : 0;
     EXPECT_EQ(layout.k_codes, 0);
-    EXPECT_EQ(layout.v_codes, 128 * d * e.bits_k / 8);
+    EXPECT_EQ(layout.k_fine_codes, (128 - e.k_fine_tokens) * d * e.bits_k / 8);
+    EXPECT_EQ(layout.v_codes - layout.k_fine_codes, e.k_fine_tokens * d * 4 / 8);
     EXPECT_EQ(layout.k_scales - layout.v_codes, 128 * d * e.bits_v / 8);
     EXPECT_EQ(layout.k_zeros - layout.k_scales, k_params);
     EXPECT_EQ(layout.v_scales - layout.k_zeros, k_params);
@@ -49,8 +54,9 @@ TEST(PayloadLayoutTest, SectionsOfAHeadFollowEachOtherWithoutGapsAtMultiplesOf12
     EXPECT_EQ(layout.k_ids - layout.v_zeros, v_params);
     EXPECT_EQ(layout.v_ids - layout.k_ids, ids);
     EXPECT_EQ(layout.head_bytes - layout.v_ids, ids);
-    for (const int64_t offset : {layout.v_codes, layout.k_scales, layout.k_zeros, layout.v_scales,
-                                 layout.v_zeros, layout.k_ids, layout.v_ids, layout.head_bytes}) {
+    for (const int64_t offset :
+         {layout.k_fine_codes, layout.v_codes, layout.k_scales, layout.k_zeros, layout.v_scales,
+          layout.v_zeros, layout.k_ids, layout.v_ids, layout.head_bytes}) {
       EXPECT_EQ(offset % static_cast<int64_t>(kFrameAlignment), 0);
     }
     EXPECT_EQ(layout.page_bytes, 3 * layout.head_bytes);
@@ -58,10 +64,11 @@ TEST(PayloadLayoutTest, SectionsOfAHeadFollowEachOtherWithoutGapsAtMultiplesOf12
   }
 }
 
-// 74 and 138 bytes a token and kv head.
+// 74, 78 and 138 bytes a token and kv head.
 TEST(PayloadLayoutTest, TwoAndFourBitBlocksWeighWhatTheDesignSays) {
   const KvShape shape{1, 1, 128};
   EXPECT_EQ(PayloadLayout::OfBlock(shape, {2, 2, 128, 128, true}).head_bytes, 74 * 128);
+  EXPECT_EQ(PayloadLayout::OfBlock(shape, {2, 2, 128, 128, true, 16, true}).head_bytes, 78 * 128);
   EXPECT_EQ(PayloadLayout::OfBlock(shape, {4, 4, 128, 128, true}).head_bytes, 138 * 128);
   EXPECT_EQ(PayloadLayout::OfBlock(shape, {}).head_bytes, 512 * 128);
 }
@@ -87,6 +94,7 @@ TEST(PayloadLayoutTest, SinksAndAppendedPatternsFollowThePage) {
 TEST(PayloadLayoutTest, Fp16BlocksWindowsAndTablesAreRowsOfKThenV) {
   const KvShape shape{2, 3, 64};
   const PayloadLayout block = PayloadLayout::OfBlock(shape, {});
+  EXPECT_EQ(block.k_fine_codes, 0);
   EXPECT_EQ(block.v_codes, 128 * 64 * 2);
   EXPECT_EQ(block.head_bytes, 2 * 128 * 64 * 2);
   const PayloadLayout window = PayloadLayout::Of(SampleWindowHeader(shape, 128, 5));
@@ -108,6 +116,30 @@ TEST(PayloadLayoutTest, AbsentSectionsAreEmptyAtTheEndOfTheHead) {
   }
   EXPECT_EQ(fp16.sinks, fp16.frame_bytes);
   EXPECT_EQ(fp16.appended, fp16.frame_bytes);
+}
+
+// Each section ends with the word of its last code.
+TEST(PayloadLayoutTest, FineCodesTakeThePlaceOfTheLastRowTile) {
+  for (const int head_dim : {64, 128}) {
+    const PayloadLayout layout =
+        PayloadLayout::OfBlock({1, 1, head_dim}, {2, 2, 128, 64, false, kFineTokens, false});
+    const int last_slot = kBlockTokens - kFineTokens - 1, last_channel = head_dim - 1;
+    EXPECT_EQ(layout.k_fine_codes,
+              4 * (LocateCode(last_slot, last_channel, head_dim, 2).word_index + 1));
+    EXPECT_EQ(layout.v_codes - layout.k_fine_codes,
+              4 * (LocateCode(kFineTokens - 1, last_channel, head_dim, kFineBits).word_index + 1));
+  }
+}
+
+TEST(PayloadLayoutTest, ARotationMovesNoByte) {
+  Encoding encoding{2, 4, 64, 32, true, kFineTokens, false};
+  const PayloadLayout plain = PayloadLayout::OfBlock({1, 2, 64}, encoding);
+  encoding.rotated = true;
+  const PayloadLayout rotated = PayloadLayout::OfBlock({1, 2, 64}, encoding);
+  EXPECT_TRUE(rotated.encoding.rotated);
+  EXPECT_EQ(rotated.v_codes, plain.v_codes);
+  EXPECT_EQ(rotated.head_bytes, plain.head_bytes);
+  EXPECT_EQ(rotated.frame_bytes, plain.frame_bytes);
 }
 
 TEST(PayloadLayoutTest, GroupsCountWhatSharesAScale) {

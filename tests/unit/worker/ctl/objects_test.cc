@@ -16,11 +16,11 @@ BinaryRun Ctl(std::vector<std::string> arguments) {
   return RunBinary("worker/pkvctl", std::move(arguments));
 }
 
-std::string Golden(const std::string& name) { return SourcePath("tests/golden/v1/" + name); }
+std::string Golden(const std::string& name) { return SourcePath("tests/golden/v2/" + name); }
 
 TEST(InspectTest, PrintsAndVerifiesEveryGoldenObject) {
   int num_objects = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(SourcePath("tests/golden/v1"))) {
+  for (const auto& entry : std::filesystem::directory_iterator(SourcePath("tests/golden/v2"))) {
     if (entry.path().extension() != ".bin") continue;
     ++num_objects;
     const BinaryRun run = Ctl({"--output", "json", "inspect", entry.path()});
