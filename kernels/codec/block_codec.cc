@@ -37,6 +37,8 @@ absl::Status CheckHeader(const KvShape& shape, const CodecParams& params,
   PKV_RETURN_IF_ERROR(
       CheckEqual("header v_group_channels", have.v_group_channels, want.v_group_channels));
   PKV_RETURN_IF_ERROR(CheckEqual("header has_patterns", have.has_patterns, want.has_patterns));
+  PKV_RETURN_IF_ERROR(CheckEqual("header k_fine_tokens", have.k_fine_tokens, want.k_fine_tokens));
+  PKV_RETURN_IF_ERROR(CheckEqual("header rotated", have.rotated, want.rotated));
   PKV_RETURN_IF_ERROR(ComputeObjectSizes(header).status());
   PKV_RETURN_IF_ERROR(CheckEqual("frame bytes", static_cast<int64_t>(frame.size()),
                                  PayloadLayout::Of(header).frame_bytes));

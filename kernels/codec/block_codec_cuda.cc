@@ -2,6 +2,7 @@
 #include <limits>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/block_codec_kernels.h"
 #include "kernels/codec/head_frame.h"
@@ -139,6 +140,12 @@ class BlockCodecCuda final : public BlockCodec {
 
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodecCuda(const KvShape& shape,
                                                                const CodecParams& params) {
+  const Encoding& encoding = params.encoding;
+  if (encoding.k_fine_tokens > 0 || params.clip_k != Clip::kNone || params.unbiased_k ||
+      params.unbiased_v || params.feedback_k) {
+    return absl::UnimplementedError(
+        absl::StrCat("variant ", params.name, " is not encoded on CUDA yet"));
+  }
   int num_devices = 0;
   PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceCount(&num_devices), "count devices"));
   if (num_devices == 0) return absl::FailedPreconditionError("no CUDA device");

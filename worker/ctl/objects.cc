@@ -86,6 +86,8 @@ nlohmann::ordered_json HeaderJson(const ObjectHeader& header) {
           {"first_token", header.first_token},
           {"tokens", header.num_tokens},
           {"sinks", header.num_sinks},
+          {"k_fine_tokens", header.k_fine_tokens},
+          {"rotated", header.encoding().rotated},
           {"patterns_k", header.num_patterns_k},
           {"patterns_v", header.num_patterns_v},
           {"appends_k", (header.flags & kFlagAppendsK) != 0},

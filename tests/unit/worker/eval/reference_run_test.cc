@@ -72,7 +72,7 @@ TEST_F(ReferenceRunTest, CompressesThePrefixAsPrefillDoes) {
   const std::span<const int32_t> prefix = std::span(passage_).first(300);
   auto compressed = host_->MakeReplicaSequence(*params);
   ASSERT_THAT(compressed, IsOk());
-  ASSERT_THAT(CompressPrefix(run->kv, run->prefix_queries, prefix, **compressed), IsOk());
+  ASSERT_THAT(CompressPrefix(run->kv, *run->queries, prefix, **compressed), IsOk());
 
   auto prefilled = host_->MakeSequence(*params);
   ASSERT_THAT(prefilled, IsOk());
@@ -97,7 +97,7 @@ TEST_F(ReferenceRunTest, TellsHowManyBlocksEachScoredTokenSaw) {
   auto sequence = host_->MakeReplicaSequence(*params);
   ASSERT_THAT(sequence, IsOk());
   const std::span<const int32_t> tokens(passage_);
-  ASSERT_THAT(CompressPrefix(run->kv, run->prefix_queries, tokens.first(300), **sequence), IsOk());
+  ASSERT_THAT(CompressPrefix(run->kv, *run->queries, tokens.first(300), **sequence), IsOk());
   const std::unique_ptr<LlamaModel> model = host_->MakeReplica();
   const auto scored = ScoreTokens(*model, tokens, options, **sequence, **sequence);
   ASSERT_THAT(scored, IsOk());
