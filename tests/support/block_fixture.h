@@ -3,7 +3,11 @@
 
 // Headers, codec parameters and encoded frames for tests of the codec and of attention.
 
+#include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "pkv/block/aligned_buffer.h"
 #include "pkv/block/object_header.h"
@@ -41,6 +45,30 @@ inline ObjectHeader BlockHeaderFor(const KvShape& shape, const CodecParams& para
   return header;
 }
 
+// Error feedback for queries that look like a model's: a few directions that all share. The second
+// of several heads saw no queries, and so has none.
+inline KeyFeedback RandomKeyFeedback(uint64_t seed, int num_kv_heads, int head_dim) {
+  constexpr int kQueries = 48;
+  constexpr double kDamping = 0.01;
+  TestRandom random(seed);
+  const size_t size = static_cast<size_t>(head_dim) * head_dim;
+  std::vector<float> moments(num_kv_heads * size), query(head_dim);
+  for (int head = 0; head < num_kv_heads; ++head) {
+    if (head == 1) continue;
+    for (int i = 0; i < kQueries; ++i) {
+      const double shared = random.Normal();
+      for (int j = 0; j < head_dim; ++j) {
+        const double width = j % 16 == 3 ? 4.0 : 1.0;
+        query[j] = static_cast<float>(width * (shared + random.Normal()));
+      }
+      for (size_t k = 0; k < size; ++k) {
+        moments[head * size + k] += query[k / head_dim] * query[k % head_dim] / kQueries;
+      }
+    }
+  }
+  return MakeKeyFeedback(moments, head_dim, kDamping);
+}
+
 // One encoded block and all that reading it takes.
 struct EncodedBlock {
   ObjectHeader header;
@@ -52,7 +80,8 @@ struct EncodedBlock {
 // Runs a block of 128 tokens through assignment and codec, as a worker does.
 inline EncodedBlock EncodeBlock(const KvShape& shape, const CodecParams& params,
                                 const KvTensorView& kv, Codebook bank, Phase phase, int index,
-                                const ComputeContext& ctx = {}) {
+                                const ComputeContext& ctx = {},
+                                std::shared_ptr<const KeyFeedback> feedback = nullptr) {
   EncodedBlock block;
   const Codebook before = bank;
   const int first_token = index == 0 ? params.num_sinks : 0;
@@ -61,6 +90,7 @@ inline EncodedBlock EncodeBlock(const KvShape& shape, const CodecParams& params,
     if (phase == Phase::kDecode) flags = AppendCentres(kv, first_token, params, bank);
     block.assignment = AssignPatterns(kv, first_token, params, bank, phase, ctx);
   }
+  block.assignment.feedback = std::move(feedback);
   block.header = BlockHeaderFor(shape, params, before, flags, index);
   block.codebook = std::move(bank);
   block.frame = AlignedBuffer(block.header.frame_bytes);

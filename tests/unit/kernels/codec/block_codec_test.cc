@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <vector>
+
 #include "tests/support/block_fixture.h"
 #include "tests/support/status_matchers.h"
 
@@ -84,6 +87,27 @@ TEST_F(BlockCodecTest, RefusesAPatternIdOnASink) {
   ASSERT_THAT(sizes, IsOk());
   frame_ = AlignedBuffer(sizes->frame_bytes);
   EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sink")));
+}
+
+TEST_F(BlockCodecTest, AcceptsMatchingFeedback) {
+  assignment_.feedback = std::make_shared<KeyFeedback>(
+      MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01));
+  EXPECT_THAT(Encode(), IsOk());
+}
+
+TEST_F(BlockCodecTest, RefusesFeedbackForAnotherShape) {
+  assignment_.feedback = std::make_shared<KeyFeedback>(
+      MakeKeyFeedback(std::vector<float>(64 * 64), kShape.head_dim, 0.01));
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("feedback steps 64 is not 128")));
+}
+
+TEST_F(BlockCodecTest, RefusesFeedbackForAChannelThatIsNotThere) {
+  KeyFeedback feedback = MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01);
+  feedback.order[64 + 3] = 64;
+  assignment_.feedback = std::make_shared<KeyFeedback>(feedback);
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("feedback channel 64 at kv head 1, step 3")));
 }
 
 TEST_F(BlockCodecTest, NamesThePlaceOfAnInfinity) {
