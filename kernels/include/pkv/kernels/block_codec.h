@@ -29,9 +29,8 @@ class BlockCodec {
   virtual ~BlockCodec() = default;
 
   // Encodes one layer frame. All pointers are on the codec's device.
-  //   kv          [num_kv_heads, 128, head_dim] fp16, slot by slot (block_slots.h) and, for a
-  //   rotated
-  //               encoding, rotated (rotation.h); for an fp16 variant it is copied
+  //   kv          [num_kv_heads, 128, head_dim] fp16, slot by slot (block_slots.h), rotated for a
+  //               rotated encoding (rotation.h); for an fp16 variant it is copied
   //   assignment  ids into `codebook`, 255 = raw, ignored for variants without patterns; feedback
   //   header      geometry; num_sinks > 0 stores tokens [0, num_sinks) as fp16 and leaves their
   //               codes, scales and zero points 0 and their ids 255; kFlagAppends* stores the last
