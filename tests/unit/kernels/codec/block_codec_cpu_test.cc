@@ -74,9 +74,11 @@ class BlockCodecCpuTest : public testing::TestWithParam<Case> {
   }
 
   EncodedBlock EncodeWithFeedback() const {
-    return EncodeBlock(
-        shape_, params_, Block(), codebook_, Phase::kPrefill, 0, {},
-        FeedbackFrom(RandomMoments(kSeed, kHeads, shape_.head_dim, 150), shape_.head_dim));
+    CodecParams params = params_;
+    params.feedback_k = true;
+    const std::vector<float> moments = RandomMoments(kSeed, kHeads, shape_.head_dim, 150);
+    return EncodeBlock(shape_, params, Block(), codebook_, Phase::kPrefill, 0, {},
+                       FeedbackFrom(moments, shape_.head_dim));
   }
   // Codes from minimum and maximum, each value for itself.
   void UsePlainCodes() {

@@ -3,7 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
+
 #include "tests/support/block_fixture.h"
+#include "tests/support/feedback_reference.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -96,6 +99,32 @@ TEST_F(BlockCodecTest, RefusesAPatternIdOnASink) {
   ASSERT_THAT(sizes, IsOk());
   frame_ = AlignedBuffer(sizes->frame_bytes);
   EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sink")));
+}
+
+TEST_F(BlockCodecTest, RefusesFeedbackThatItsParamsOrShapeDoNotHave) {
+  const auto refused = [&](const CodecParams& params, const KeyFeedback& feedback) {
+    codec_ = *MakeBlockCodec(kShape, params, Device::kCpu);
+    assignment_.feedback = std::make_shared<const KeyFeedback>(feedback);
+    return Encode();
+  };
+  CodecParams params = params_;
+  const KeyFeedback valid = *FeedbackFrom(RandomMoments(1, 2, 64, 200), 64);
+  EXPECT_THAT(refused(params, valid),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("feedback_k false")));
+  params.feedback_k = true;
+  EXPECT_THAT(refused(params, valid), IsOk());
+  EXPECT_THAT(refused(params, *FeedbackFrom(RandomMoments(1, 1, 64, 200), 64)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("steps 64 is not 128")));
+  EXPECT_THAT(refused(params, *FeedbackFrom(RandomMoments(1, 1, 128, 200), 128)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("head_dim 128 is not 64")));
+  KeyFeedback other = valid;
+  other.weights.pop_back();
+  EXPECT_THAT(refused(params, other),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("weights 8191")));
+  other = valid;
+  other.order[7] = 64;
+  EXPECT_THAT(refused(params, other),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("channel 64")));
 }
 
 TEST_F(BlockCodecTest, NamesThePlaceOfAnInfinity) {
