@@ -81,23 +81,18 @@ absl::Status CheckIds(absl::string_view what, const std::vector<uint8_t>& ids, i
   return absl::OkStatus();
 }
 
-// Channels index the encoder's rows, and a variant without feedback has no bytes that depend on it.
-absl::Status CheckFeedback(const KvShape& shape, const CodecParams& params,
-                           const KeyFeedback& feedback) {
-  if (!params.feedback_k) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("feedback for variant ", params.name, ", which has feedback_k false"));
-  }
-  PKV_RETURN_IF_ERROR(CheckEqual("feedback head_dim", feedback.head_dim, shape.head_dim));
+absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
   const int64_t num_steps = int64_t{shape.num_kv_heads} * shape.head_dim;
+  PKV_RETURN_IF_ERROR(CheckEqual("feedback head_dim", feedback.head_dim, shape.head_dim));
   PKV_RETURN_IF_ERROR(
       CheckEqual("feedback steps", static_cast<int64_t>(feedback.order.size()), num_steps));
   PKV_RETURN_IF_ERROR(CheckEqual("feedback weights", static_cast<int64_t>(feedback.weights.size()),
                                  num_steps * shape.head_dim));
-  for (const uint8_t channel : feedback.order) {
-    if (channel < shape.head_dim) continue;
+  for (size_t i = 0; i < feedback.order.size(); ++i) {
+    if (feedback.order[i] < shape.head_dim) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("feedback channel ", int{channel}, " not below head_dim ", shape.head_dim));
+        absl::StrCat("feedback channel ", feedback.order[i], " at kv head ", i / shape.head_dim,
+                     ", step ", i % shape.head_dim, " is not below head_dim ", shape.head_dim));
   }
   return absl::OkStatus();
 }
@@ -111,7 +106,7 @@ absl::Status CheckEncodeArguments(const KvShape& shape, const CodecParams& param
   PKV_RETURN_IF_ERROR(CheckHeader(shape, params, header, frame, kFrameAlignment));
   PKV_RETURN_IF_ERROR(CheckTensor(shape, kv));
   if (assignment.feedback != nullptr) {
-    PKV_RETURN_IF_ERROR(CheckFeedback(shape, params, *assignment.feedback));
+    PKV_RETURN_IF_ERROR(CheckFeedback(shape, *assignment.feedback));
   }
   if (!params.encoding.has_patterns) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(CheckBank(shape, header, codebook));

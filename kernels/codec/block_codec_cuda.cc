@@ -2,10 +2,10 @@
 #include <limits>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/block_codec_kernels.h"
 #include "kernels/codec/head_frame.h"
+#include "kernels/codec/key_encoder.h"
 #include "kernels/device/cuda_status.h"
 #include "kernels/device/device_buffer.h"
 #include "kernels/pattern/finite_check.h"
@@ -21,7 +21,8 @@ constexpr unsigned long long kAllFinite = std::numeric_limits<unsigned long long
 struct CallBuffers {
   std::vector<HeadSections<std::byte>> frames;
   std::vector<uint16_t> k_patterns, v_patterns;
-  DeviceBuffer frames_device, k_patterns_device, v_patterns_device, k_ids, v_ids;
+  DeviceBuffer frames_device, k_patterns_device, v_patterns_device, k_ids, v_ids, k_order,
+      k_weights;
 };
 
 template <typename T>
@@ -61,6 +62,25 @@ absl::StatusOr<CodecKernelArgs> Upload(const ObjectHeader& header, std::byte* fr
   return args;
 }
 
+// Adds what is chosen about a block.
+absl::Status UploadAssignment(const PatternAssignment& assignment, void* stream,
+                              CallBuffers& buffers, CodecKernelArgs& args) {
+  if (args.encoding.is_fp16()) return absl::OkStatus();
+  if (args.encoding.has_patterns) {
+    PKV_ASSIGN_OR_RETURN(buffers.k_ids, DeviceBuffer::CopyOf(Bytes(assignment.k), stream));
+    PKV_ASSIGN_OR_RETURN(buffers.v_ids, DeviceBuffer::CopyOf(Bytes(assignment.v), stream));
+    args.k_ids = buffers.k_ids.As<uint8_t>();
+    args.v_ids = buffers.v_ids.As<uint8_t>();
+  }
+  if (assignment.feedback == nullptr) return absl::OkStatus();
+  const KeyFeedback& feedback = *assignment.feedback;
+  PKV_ASSIGN_OR_RETURN(buffers.k_order, DeviceBuffer::CopyOf(Bytes(feedback.order), stream));
+  PKV_ASSIGN_OR_RETURN(buffers.k_weights, DeviceBuffer::CopyOf(Bytes(feedback.weights), stream));
+  args.k_order = buffers.k_order.As<uint8_t>();
+  args.k_weights = buffers.k_weights.As<float>();
+  return absl::OkStatus();
+}
+
 absl::Status CheckFiniteOnDevice(const CodecKernelArgs& args, const KvTensorView& kv,
                                  cudaStream_t stream) {
   unsigned long long place = kAllFinite;
@@ -98,16 +118,14 @@ class BlockCodecCuda final : public BlockCodec {
     CallBuffers buffers;
     PKV_ASSIGN_OR_RETURN(CodecKernelArgs args,
                          Upload(header, frame.data(), codebook, stream, buffers));
-    if (args.encoding.has_patterns) {
-      PKV_ASSIGN_OR_RETURN(buffers.k_ids, DeviceBuffer::CopyOf(Bytes(assignment.k), stream));
-      PKV_ASSIGN_OR_RETURN(buffers.v_ids, DeviceBuffer::CopyOf(Bytes(assignment.v), stream));
-      args.k_ids = buffers.k_ids.As<uint8_t>();
-      args.v_ids = buffers.v_ids.As<uint8_t>();
-    }
+    PKV_RETURN_IF_ERROR(UploadAssignment(assignment, stream, buffers, args));
     args.k_in = kv.k;
     args.v_in = kv.v;
     args.head_stride = kv.head_stride;
-    args.search_clip_v = params_.clip_v == Clip::kSearch;
+    args.num_ratios_k = NumKeyRatios(params_);
+    args.num_ratios_v = params_.clip_v == Clip::kSearch ? kNumShrinkRatios : 1;
+    args.unbiased_k = params_.unbiased_k;
+    args.unbiased_v = params_.unbiased_v;
     PKV_RETURN_IF_ERROR(CheckFiniteOnDevice(args, kv, stream));
     PKV_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(frame.data(), 0, frame.size(), stream), "clear frame"));
@@ -140,12 +158,6 @@ class BlockCodecCuda final : public BlockCodec {
 
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodecCuda(const KvShape& shape,
                                                                const CodecParams& params) {
-  const Encoding& encoding = params.encoding;
-  if (encoding.k_fine_tokens > 0 || params.clip_k != Clip::kNone || params.unbiased_k ||
-      params.unbiased_v || params.feedback_k) {
-    return absl::UnimplementedError(
-        absl::StrCat("variant ", params.name, " is not encoded on CUDA yet"));
-  }
   int num_devices = 0;
   PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDeviceCount(&num_devices), "count devices"));
   if (num_devices == 0) return absl::FailedPreconditionError("no CUDA device");

@@ -18,7 +18,9 @@ struct CodecKernelArgs {
   int num_kv_heads = 0;
   int head_dim = 0;
   int num_sinks = 0;
-  bool search_clip_v = false;
+  // Encoder: shrink ratios tried, 1 for none; gain correction.
+  int num_ratios_k = 1, num_ratios_v = 1;
+  bool unbiased_k = false, unbiased_v = false;
   // [kv_head][num_patterns][head_dim] fp16; null without patterns.
   const uint16_t* k_patterns = nullptr;
   const uint16_t* v_patterns = nullptr;
@@ -26,6 +28,9 @@ struct CodecKernelArgs {
   // [kv_head][128]; null without patterns. Read by the encoder only.
   const uint8_t* k_ids = nullptr;
   const uint8_t* v_ids = nullptr;
+  // KeyFeedback's order [kv_head][step] and weights [kv_head][step][earlier step]; null without.
+  const uint8_t* k_order = nullptr;
+  const float* k_weights = nullptr;
   // [kv_head][128][head_dim] fp16, heads head_stride elements apart. Input of the encoder, output
   // of the decoder.
   const uint16_t* k_in = nullptr;

@@ -37,17 +37,12 @@ PKV_CPU_CLONES void DecodedErrors(const uint8_t* codes, const float* originals, 
   }
 }
 
-int NumRatios(const CodecParams& params) {
-  if (params.clip_k == Clip::kNone) return 1;
-  return static_cast<int>((1.0 - params.clip_k_floor) * 20.0 + 0.5) + 1;
-}
-
 // Codes one channel: `targets` are what to round, in `errors` comes decoded less `originals`.
 GroupParams EncodeChannel(const float* targets, const float* originals, KeyGroup group,
                           const CodecParams& params, uint8_t* codes, float* errors) {
   const int bits = params.encoding.bits_k;
   const GroupValues coarse = {targets, group.num_coarse, bits};
-  const GroupParams searched = SearchParams(coarse, NumRatios(params));
+  const GroupParams searched = SearchParams(coarse, NumKeyRatios(params));
   const GroupParams stored = params.unbiased_k ? CorrectGain(coarse, searched) : searched;
   QuantizeColumn(targets, group.num_coarse, Float16ToFloat(searched.scale),
                  Float16ToFloat(searched.zero), MaxCode(bits), codes);
@@ -63,6 +58,11 @@ GroupParams EncodeChannel(const float* targets, const float* originals, KeyGroup
 }
 
 }  // namespace
+
+int NumKeyRatios(const CodecParams& params) {
+  if (params.clip_k == Clip::kNone) return 1;
+  return static_cast<int>((1.0 - params.clip_k_floor) * 20.0 + 0.5) + 1;
+}
 
 KeyGroupCodes EncodeKeyGroup(const std::vector<float>& residuals, int head_dim, KeyGroup group,
                              const CodecParams& params, const KeyFeedback* feedback, int kv_head) {

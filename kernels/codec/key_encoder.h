@@ -24,6 +24,9 @@ struct KeyGroupCodes {
   std::vector<uint8_t> codes;       // [head_dim][slot]
 };
 
+// How many shrink ratios the clip search of K tries; 1: none but the whole range.
+int NumKeyRatios(const CodecParams& params);
+
 // Chooses scale, zero point and codes of one K group, channel by channel: in natural order, or with
 // error feedback in that of `feedback` (kv head `kv_head`; null: none).
 //   residuals   [head_dim][num_slots] fp32

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "pkv/kernels/block_codec.h"
@@ -13,40 +15,81 @@
 namespace pkv {
 namespace {
 
+// What of the encoder is switched on over the preset.
+enum class Extra { kNone, kFineTokens, kClipK, kWideClipK, kUnbiasedK, kUnbiasedV, kFeedback };
+constexpr const char* kExtraNames[] = {"",           "fine tokens", "clip K",  "clip K to 0.40",
+                                       "unbiased K", "unbiased V",  "feedback"};
+
 struct Case {
   std::string preset;
-  int bits_k, bits_v;
+  int bits_k, bits_v;  // 0: the preset as it is
   int group;
   int head_dim;
   int num_sinks;
-  Phase phase;
+  Phase phase = Phase::kPrefill;
+  Extra extra = Extra::kNone;
 };
 
 std::ostream& operator<<(std::ostream& os, const Case& c) {
   return os << c.preset << " K" << c.bits_k << "V" << c.bits_v << " group " << c.group
             << " head_dim " << c.head_dim << " sinks " << c.num_sinks
-            << (c.phase == Phase::kDecode ? " decode" : " prefill");
+            << (c.phase == Phase::kDecode ? " decode " : " prefill ")
+            << kExtraNames[static_cast<int>(c.extra)];
 }
 
-std::vector<Case> AllCases() {
+std::vector<Case> PresetCases() {
   std::vector<Case> cases;
-  for (const char* preset : {"kivi2", "pkv2", "default"}) {
+  for (const std::string& preset : PresetNames()) {
     for (const int head_dim : {64, 128}) {
-      for (const int group : {32, 64, 128}) {
-        for (const int sinks : {0, 16, 64}) {
-          cases.push_back({preset, 2, 2, group, head_dim, sinks, Phase::kPrefill});
-          cases.push_back({preset, 4, 4, group, head_dim, sinks, Phase::kPrefill});
-        }
-        cases.push_back({preset, 4, 2, group, head_dim, 16, Phase::kPrefill});
-        cases.push_back({preset, 2, 4, group, head_dim, 4, Phase::kPrefill});
-        cases.push_back({preset, 2, 2, group, head_dim, 0, Phase::kDecode});
+      for (const Extra extra : {Extra::kNone, Extra::kFeedback}) {
+        cases.push_back({preset, 0, 0, 0, head_dim, -1, Phase::kPrefill, extra});
       }
     }
   }
-  for (const std::string& preset : PresetNames()) {
-    cases.push_back({preset, 0, 0, 0, 128, -1, Phase::kPrefill});  // as it is
+  return cases;
+}
+
+std::vector<Case> WidthCases(std::vector<const char*> presets, Extra extra) {
+  std::vector<Case> cases;
+  for (const char* preset : presets) {
+    for (const int head_dim : {64, 128}) {
+      for (const int group : {32, 64, 128}) {
+        for (const int sinks : {0, 4, 16, 64}) {
+          cases.push_back({preset, 2, 2, group, head_dim, sinks, Phase::kPrefill, extra});
+          cases.push_back({preset, 4, 4, group, head_dim, sinks, Phase::kPrefill, extra});
+        }
+        cases.push_back({preset, 4, 2, group, head_dim, 16, Phase::kPrefill, extra});
+        cases.push_back({preset, 2, 4, group, head_dim, 4, Phase::kPrefill, extra});
+        cases.push_back({preset, 2, 2, group, head_dim, 0, Phase::kDecode, extra});
+      }
+    }
   }
   return cases;
+}
+
+std::vector<Case> ExtraCases() {
+  std::vector<Case> cases;
+  for (const Extra extra : {Extra::kFineTokens, Extra::kClipK, Extra::kWideClipK, Extra::kUnbiasedK,
+                            Extra::kUnbiasedV, Extra::kFeedback}) {
+    for (const int head_dim : {64, 128}) {
+      for (const int group : {32, 64, 128}) {
+        for (const int sinks : {0, 4, 16, 64}) {
+          cases.push_back({"kivi2", 2, 2, group, head_dim, sinks, Phase::kPrefill, extra});
+        }
+        if (extra == Extra::kFineTokens) continue;  // of 2-bit K only
+        cases.push_back({"pkv4", 4, 4, group, head_dim, 4, Phase::kDecode, extra});
+      }
+    }
+  }
+  return cases;
+}
+
+void SwitchOn(Extra extra, CodecParams& params) {
+  if (extra == Extra::kFineTokens) params.encoding.k_fine_tokens = kFineTokens;
+  if (extra == Extra::kClipK || extra == Extra::kWideClipK) params.clip_k = Clip::kSearch;
+  if (extra == Extra::kWideClipK) params.clip_k_floor = 0.4;
+  if (extra == Extra::kUnbiasedK) params.unbiased_k = true;
+  if (extra == Extra::kUnbiasedV) params.unbiased_v = true;
 }
 
 class BlockCodecParityTest : public CudaTest, public testing::WithParamInterface<Case> {
@@ -57,17 +100,23 @@ class BlockCodecParityTest : public CudaTest, public testing::WithParamInterface
   BlockCodecParityTest() {
     RecordProperty("seed", static_cast<int>(kSeed));
     const Case& c = GetParam();
+    SwitchOn(c.extra, params_);
     if (c.bits_k == 0) return;
     params_.encoding.bits_k = c.bits_k;
     params_.encoding.bits_v = c.bits_v;
     params_.encoding.k_group_tokens = c.group;
     params_.encoding.v_group_channels = std::min(c.group, c.head_dim);
+    if (c.bits_k == 4) params_.encoding.k_fine_tokens = 0;
     params_.num_sinks = c.num_sinks;
   }
 
   EncodedBlock EncodeOnCpu() const {
     const Codebook table = *MinePatterns(tensor_.view(), params_, {});
-    return EncodeBlock(shape_, params_, tensor_.view(), table, GetParam().phase, 0);
+    std::shared_ptr<const KeyFeedback> feedback;
+    if (GetParam().extra == Extra::kFeedback) {
+      feedback = std::make_shared<KeyFeedback>(RandomKeyFeedback(kSeed, kHeads, shape_.head_dim));
+    }
+    return EncodeBlock(shape_, params_, tensor_.view(), table, GetParam().phase, 0, {}, feedback);
   }
   ComputeContext cuda() const { return {.device = Device::kCuda, .stream = stream()}; }
 
@@ -124,7 +173,12 @@ TEST_P(BlockCodecParityTest, DecodesToEqualValues) {
   EXPECT_EQ(got.v, want.v);
 }
 
-INSTANTIATE_TEST_SUITE_P(AllEncodings, BlockCodecParityTest, testing::ValuesIn(AllCases()));
+INSTANTIATE_TEST_SUITE_P(Presets, BlockCodecParityTest, testing::ValuesIn(PresetCases()));
+INSTANTIATE_TEST_SUITE_P(Widths, BlockCodecParityTest,
+                         testing::ValuesIn(WidthCases({"kivi2", "pkv2", "default"}, Extra::kNone)));
+INSTANTIATE_TEST_SUITE_P(WidthsWithFeedback, BlockCodecParityTest,
+                         testing::ValuesIn(WidthCases({"default"}, Extra::kFeedback)));
+INSTANTIATE_TEST_SUITE_P(Extras, BlockCodecParityTest, testing::ValuesIn(ExtraCases()));
 
 }  // namespace
 }  // namespace pkv

@@ -3,9 +3,11 @@
 
 // Headers, codec parameters and encoded frames for tests of the codec and of attention.
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "pkv/block/aligned_buffer.h"
 #include "pkv/block/object_header.h"
@@ -42,6 +44,30 @@ inline ObjectHeader BlockHeaderFor(const KvShape& shape, const CodecParams& para
   header.frame_bytes = sizes->frame_bytes;
   header.object_bytes = sizes->object_bytes;
   return header;
+}
+
+// Error feedback for queries that look like a model's: a few directions that all share. The second
+// of several heads saw no queries, and so has none.
+inline KeyFeedback RandomKeyFeedback(uint64_t seed, int num_kv_heads, int head_dim) {
+  constexpr int kQueries = 48;
+  constexpr double kDamping = 0.01;
+  TestRandom random(seed);
+  const size_t size = static_cast<size_t>(head_dim) * head_dim;
+  std::vector<float> moments(num_kv_heads * size), query(head_dim);
+  for (int head = 0; head < num_kv_heads; ++head) {
+    if (head == 1) continue;
+    for (int i = 0; i < kQueries; ++i) {
+      const double shared = random.Normal();
+      for (int j = 0; j < head_dim; ++j) {
+        const double width = j % 16 == 3 ? 4.0 : 1.0;
+        query[j] = static_cast<float>(width * (shared + random.Normal()));
+      }
+      for (size_t k = 0; k < size; ++k) {
+        moments[head * size + k] += query[k / head_dim] * query[k % head_dim] / kQueries;
+      }
+    }
+  }
+  return MakeKeyFeedback(moments, head_dim, kDamping);
 }
 
 // One encoded block and all that reading it takes.

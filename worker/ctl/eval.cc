@@ -10,12 +10,14 @@
 #include "worker/ctl/commands.h"
 #include "worker/ctl/output.h"
 #include "worker/eval/eval_report.h"
+#include "worker/eval/shared_table.h"
 #include "worker/eval/tensor_dump.h"
 
 namespace pkv {
 namespace {
 
 constexpr int kPrefixTokens = 3072, kScoreTokens = 1023;
+constexpr int kTableStride = 2;  // tokens of its texts that a shared table is mined from
 
 struct EvalFlags {
   std::string model;
@@ -30,6 +32,8 @@ struct EvalFlags {
   int threads = 0;
   bool per_text = false;
   std::string report;
+  std::vector<std::string> table_texts;
+  int table_passages = 6;
   std::string dump;
   int dump_passage = 0;
 };
@@ -122,6 +126,25 @@ absl::StatusOr<std::vector<EvaluationRow>> ParseRows(const EvalFlags& flags, con
   return rows;
 }
 
+// Gives every row with patterns a table mined from --table-text.
+absl::Status ShareTables(const EvalFlags& flags, ModelHost& host, const PassageOptions& passages,
+                         std::vector<EvaluationRow>& rows) {
+  if (flags.table_texts.empty()) return absl::OkStatus();
+  PassageOptions calibration = passages;
+  calibration.num_passages = flags.table_passages;
+  PKV_ASSIGN_OR_RETURN(const PassageSet set, CutPassages(host, flags.table_texts, calibration));
+  PKV_ASSIGN_OR_RETURN(
+      const CalibrationKv kv,
+      ComputeCalibrationKv(host, set.passages, flags.scoring.prefix_tokens, kTableStride));
+  for (EvaluationRow& row : rows) {
+    if (!row.params.encoding.has_patterns) continue;
+    PKV_ASSIGN_OR_RETURN(row.shared_patterns,
+                         MineSharedTable(kv, host.config().num_layers, row.params, host.pool()));
+    row.label += " (shared table)";
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
   const int threads = flags.threads > 0
                           ? flags.threads
@@ -139,10 +162,13 @@ absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
   setting.profile = host->profile().ToHex();
   setting.passage_options = flags.passages;
   setting.scoring = options.scoring;
+  setting.table_texts = flags.table_texts;
+  if (!flags.table_texts.empty()) setting.table_passages = flags.table_passages;
   PKV_ASSIGN_OR_RETURN(setting.passage_options.num_tokens,
                        PassageTokens(host->config(), options.scoring));
   PKV_ASSIGN_OR_RETURN(setting.set, CutPassages(*host, flags.texts, setting.passage_options));
   if (!flags.dump.empty()) return Dump(flags, *host, setting);
+  PKV_RETURN_IF_ERROR(ShareTables(flags, *host, setting.passage_options, options.rows));
 
   EvaluationReport report;
   {
@@ -220,6 +246,12 @@ void AddEvalCommand(CLI::App& app, const GlobalFlags& global, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--per-text", flags->per_text, "a table for each text too");
   command->add_option("--report", flags->report, "writes tables and plots to this HTML file");
+  command->add_option("--table-text", flags->table_texts,
+                      "rows with patterns share one table, mined from these texts before; without, "
+                      "each passage mines its own");
+  command->add_option("--table-passages", flags->table_passages, "passages to mine it from")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
   command->add_option("--dump", flags->dump,
                       "evaluates nothing; writes K, V and queries of one passage to this "
                       "safetensors file");

@@ -78,7 +78,7 @@ absl::Status EvaluatePassage(const ModelHost& host, const Passage& passage,
   ParallelFor(pool, num_rows, [&](int row) {
     std::unique_ptr<LlamaModel> own_model = replicas.Take();
     absl::StatusOr<PassageScore> score = ScorePassage(
-        host, *own_model, passage.tokens, options.scoring, options.rows[row].params, **reference);
+        host, *own_model, passage.tokens, options.scoring, options.rows[row], **reference);
     replicas.Return(std::move(own_model));
     statuses[row] = score.status();
     if (score.ok()) scores[row] = *std::move(score);

@@ -14,9 +14,9 @@ int64_t TokenElements(const KvShape& shape) {
   return int64_t{2} * shape.num_layers * shape.num_kv_heads * shape.head_dim;
 }
 
-// The pattern table that a sequence's first block refers to.
+// The pattern table that a sequence's first block refers to; a shared one costs a request nothing.
 absl::StatusOr<uint64_t> TableBytes(const KvSequence& sequence) {
-  if (sequence.num_blocks() == 0) return 0;
+  if (sequence.num_blocks() == 0 || sequence.config().shared_patterns != nullptr) return 0;
   const ObjectHeader& block = sequence.block_headers().front();
   if ((block.flags & kFlagHasPatterns) == 0) return 0;
   ObjectHeader table;
@@ -95,10 +95,10 @@ void SummariseLogits(std::span<const PassageScore* const> passages, RowScore& sc
 
 absl::StatusOr<PassageScore> ScorePassage(const ModelHost& host, LlamaModel& model,
                                           std::span<const int32_t> passage,
-                                          const ScoringOptions& options, const CodecParams& params,
+                                          const ScoringOptions& options, const EvaluationRow& row,
                                           const ReferenceRun& reference) {
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<KvSequence> sequence,
-                       host.MakeReplicaSequence(params));
+                       host.MakeReplicaSequence(row.params, row.shared_patterns));
   const KvShape& shape = sequence->config().shape;
   const std::span<const int32_t> prefix = passage.first(options.prefix_tokens);
   PKV_RETURN_IF_ERROR(CompressPrefix(reference.kv, *reference.queries, prefix, *sequence));

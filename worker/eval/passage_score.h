@@ -29,7 +29,7 @@ struct PassageScore {
 // Runs one row on the passage that `reference` was run on. `model` is a replica of the host's.
 absl::StatusOr<PassageScore> ScorePassage(const ModelHost& host, LlamaModel& model,
                                           std::span<const int32_t> passage,
-                                          const ScoringOptions& options, const CodecParams& params,
+                                          const ScoringOptions& options, const EvaluationRow& row,
                                           const ReferenceRun& reference);
 
 // One row over some passages. Relative errors are squared error over squared norm.

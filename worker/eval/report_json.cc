@@ -31,6 +31,10 @@ Json SettingJson(const EvaluationSetting& setting) {
   if (setting.scoring.protocol == Protocol::kDecode) {
     json["step_tokens"] = setting.scoring.step_tokens;
   }
+  if (!setting.table_texts.empty()) {
+    json["table_texts"] = setting.table_texts;
+    json["table_passages"] = setting.table_passages;
+  }
   return json;
 }
 

@@ -15,6 +15,8 @@ struct EvaluationSetting {
   PassageSet set;
   PassageOptions passage_options;
   ScoringOptions scoring;
+  std::vector<std::string> table_texts;  // that shared tables were mined from; empty: none shared
+  int table_passages = 0;
 };
 
 const char* ProtocolName(Protocol protocol);  // "prefix", "decode"

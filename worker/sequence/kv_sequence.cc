@@ -44,6 +44,17 @@ absl::Status CheckPlace(const ObjectHeader& header, ObjectKind kind,
 absl::StatusOr<std::unique_ptr<KvSequence>> KvSequence::Create(const Config& config) {
   PKV_RETURN_IF_ERROR(ValidateShape(config.shape));
   PKV_RETURN_IF_ERROR(config.params.Validate(config.shape));
+  if (config.shared_patterns != nullptr) {
+    const std::vector<Codebook>& layers = *config.shared_patterns;
+    const bool fits = static_cast<int>(layers.size()) == config.shape.num_layers &&
+                      layers.front().num_kv_heads() == config.shape.num_kv_heads &&
+                      layers.front().head_dim() == config.shape.head_dim;
+    if (!fits) {
+      return absl::InvalidArgumentError(absl::StrCat("a shared table of ", layers.size(),
+                                                     " layers is not this model's, which has ",
+                                                     config.shape.num_layers));
+    }
+  }
   auto sequence = std::unique_ptr<KvSequence>(new KvSequence(config));
   PKV_ASSIGN_OR_RETURN(sequence->codec_,
                        MakeBlockCodec(config.shape, config.params, config.encode_ctx.device));
@@ -210,8 +221,11 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
   if (count > 0 && has_patterns && banks_.Current() == nullptr) {
     // Every block is encoded against patterns mined here: sinks stay out, they are never quantized.
     const int mined_from = static_cast<int>(tokens.size()) - config_.params.num_sinks;
-    const int num_k = std::min(config_.params.num_patterns_k, mined_from);
-    const int num_v = std::min(config_.params.num_patterns_v, mined_from);
+    const auto* shared = config_.shared_patterns.get();
+    const int num_k = shared != nullptr ? shared->front().num_k()
+                                        : std::min(config_.params.num_patterns_k, mined_from);
+    const int num_v = shared != nullptr ? shared->front().num_v()
+                                        : std::min(config_.params.num_patterns_v, mined_from);
     phase_ = Phase::kPrefill;
     ObjectHeader header = HeaderOf(ObjectKind::kTable);
     header.num_patterns_k = static_cast<uint16_t>(num_k);
@@ -335,8 +349,12 @@ absl::Status KvSequence::EncodeLayer(int layer) {
   if (table_object_ != nullptr) {
     const Stopwatch stopwatch;
     const int sinks = config_.params.num_sinks;
-    PKV_ASSIGN_OR_RETURN(codebook, MinePatterns(rotated.Tokens(sinks, rotated.num_tokens - sinks),
-                                                config_.params, config_.encode_ctx));
+    if (config_.shared_patterns != nullptr) {
+      codebook = (*config_.shared_patterns)[layer];
+    } else {
+      PKV_ASSIGN_OR_RETURN(codebook, MinePatterns(rotated.Tokens(sinks, rotated.num_tokens - sinks),
+                                                  config_.params, config_.encode_ctx));
+    }
     PKV_RETURN_IF_ERROR(codebook.WriteTableFrame(table_object_->frame(layer)));
     mine_seconds_ += stopwatch.Seconds();
   }

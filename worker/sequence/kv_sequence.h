@@ -41,6 +41,8 @@ class KvSequence final : public AttentionSink {
     Digest profile;             // ModelProfile digest
     ComputeContext ctx;         // for attention
     ComputeContext encode_ctx;  // for mining and encoding
+    // [layer]: the table of every prompt, mined beforehand; null: each prompt mines its own.
+    std::shared_ptr<const std::vector<Codebook>> shared_patterns;
   };
   static absl::StatusOr<std::unique_ptr<KvSequence>> Create(const Config& config);
 

@@ -1,5 +1,7 @@
 #include "worker/serve/model_host.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "proto/base/status_macros.h"
 
@@ -87,8 +89,10 @@ absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeSequence(const CodecP
 }
 
 absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeReplicaSequence(
-    const CodecParams& params) const {
-  return KvSequence::Create(SequenceConfig(params));
+    const CodecParams& params, std::shared_ptr<const std::vector<Codebook>> shared_patterns) const {
+  KvSequence::Config sequence = SequenceConfig(params);
+  sequence.shared_patterns = std::move(shared_patterns);
+  return KvSequence::Create(sequence);
 }
 
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,

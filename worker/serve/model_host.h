@@ -48,7 +48,9 @@ class ModelHost {
   // The same model on the calling thread alone, beside this host's forward passes and those of
   // other replicas; and an empty sequence that stays on the calling thread.
   std::unique_ptr<LlamaModel> MakeReplica() const { return model_->MakeReplica(nullptr); }
-  absl::StatusOr<std::unique_ptr<KvSequence>> MakeReplicaSequence(const CodecParams& params) const;
+  absl::StatusOr<std::unique_ptr<KvSequence>> MakeReplicaSequence(
+      const CodecParams& params,
+      std::shared_ptr<const std::vector<Codebook>> shared_patterns = nullptr) const;
 
  private:
   explicit ModelHost(int num_threads) : pool_(num_threads) {}

@@ -29,14 +29,16 @@ class BlockCodec {
   virtual ~BlockCodec() = default;
 
   // Encodes one layer frame. All pointers are on the codec's device.
-  //   kv          [num_kv_heads, 128, head_dim] fp16, slot by slot (block_slots.h), rotated for a
-  //               rotated encoding (rotation.h); for an fp16 variant it is copied
-  //   assignment  ids into `codebook`, 255 = raw, ignored for variants without patterns; feedback
+  //   kv          [num_kv_heads, 128, head_dim] fp16, slot by slot (block_slots.h) and, for a
+  //               rotated encoding, rotated (rotation.h); for an fp16 variant it is copied
+  //   assignment  ids into `codebook`, 255 = raw, ignored for variants without patterns; feedback,
+  //               its weights finite, ignored for fp16
   //   header      geometry; num_sinks > 0 stores tokens [0, num_sinks) as fp16 and leaves their
   //               codes, scales and zero points 0 and their ids 255; kFlagAppends* stores the last
   //               pattern(s) of `codebook`
   //   frame       header.frame_bytes bytes, 128-byte aligned
-  // InvalidArgument     a shape differs from the header's; NaN or infinity in kv (names the place)
+  // InvalidArgument     a shape, the feedback's too, differs from the header's; an id or a channel
+  //                     is out of range; NaN or infinity in kv (names the place)
   virtual absl::Status Encode(const ObjectHeader& header, const KvTensorView& kv,
                               const PatternAssignment& assignment, const Codebook& codebook,
                               const ComputeContext& ctx, std::span<std::byte> frame) const = 0;

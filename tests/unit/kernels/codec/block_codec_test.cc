@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <vector>
 
 #include "tests/support/block_fixture.h"
-#include "tests/support/feedback_reference.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -101,30 +101,25 @@ TEST_F(BlockCodecTest, RefusesAPatternIdOnASink) {
   EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sink")));
 }
 
-TEST_F(BlockCodecTest, RefusesFeedbackThatItsParamsOrShapeDoNotHave) {
-  const auto refused = [&](const CodecParams& params, const KeyFeedback& feedback) {
-    codec_ = *MakeBlockCodec(kShape, params, Device::kCpu);
-    assignment_.feedback = std::make_shared<const KeyFeedback>(feedback);
-    return Encode();
-  };
-  CodecParams params = params_;
-  const KeyFeedback valid = *FeedbackFrom(RandomMoments(1, 2, 64, 200), 64);
-  EXPECT_THAT(refused(params, valid),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("feedback_k false")));
-  params.feedback_k = true;
-  EXPECT_THAT(refused(params, valid), IsOk());
-  EXPECT_THAT(refused(params, *FeedbackFrom(RandomMoments(1, 1, 64, 200), 64)),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("steps 64 is not 128")));
-  EXPECT_THAT(refused(params, *FeedbackFrom(RandomMoments(1, 1, 128, 200), 128)),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("head_dim 128 is not 64")));
-  KeyFeedback other = valid;
-  other.weights.pop_back();
-  EXPECT_THAT(refused(params, other),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("weights 8191")));
-  other = valid;
-  other.order[7] = 64;
-  EXPECT_THAT(refused(params, other),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("channel 64")));
+TEST_F(BlockCodecTest, AcceptsMatchingFeedback) {
+  assignment_.feedback = std::make_shared<KeyFeedback>(
+      MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01));
+  EXPECT_THAT(Encode(), IsOk());
+}
+
+TEST_F(BlockCodecTest, RefusesFeedbackForAnotherShape) {
+  assignment_.feedback = std::make_shared<KeyFeedback>(
+      MakeKeyFeedback(std::vector<float>(64 * 64), kShape.head_dim, 0.01));
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("feedback steps 64 is not 128")));
+}
+
+TEST_F(BlockCodecTest, RefusesFeedbackForAChannelThatIsNotThere) {
+  KeyFeedback feedback = MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01);
+  feedback.order[64 + 3] = 64;
+  assignment_.feedback = std::make_shared<KeyFeedback>(feedback);
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("feedback channel 64 at kv head 1, step 3")));
 }
 
 TEST_F(BlockCodecTest, NamesThePlaceOfAnInfinity) {

@@ -170,12 +170,15 @@ TEST(CodecParamsTest, Fp16TakesNothingThatShapesCodes) {
   }
 }
 
-TEST(CodecParamsTest, DefaultsDifferInBitsAndFineTokensAlone) {
+TEST(CodecParamsTest, DefaultsDifferInEncodingPatternsAndClipFloorAlone) {
   CodecParams two = PresetFor("default", kShape);
   EXPECT_EQ(two.encoding, (Encoding{2, 2, 128, 128, true, kFineTokens, true}));
   const CodecParams four = PresetFor("default4", kShape);
   EXPECT_EQ(four.encoding, (Encoding{4, 4, 128, 128, true, 0, true}));
   two.encoding = four.encoding;
+  two.num_patterns_k = four.num_patterns_k;
+  two.num_patterns_v = four.num_patterns_v;
+  two.clip_k_floor = four.clip_k_floor;
   EXPECT_EQ(two.Digest(), four.Digest());
 }
 

@@ -16,8 +16,8 @@ using ::testing::HasSubstr;
 constexpr KvShape kShape = {2, 2, 128};
 
 // Of "pkv.codec.v2", whose blocks have format 2.
-constexpr uint64_t kFp16 = 0x281af9d153f3d5ad, kKivi2 = 0x724e414ead0b77c,
-                   kPkv2 = 0x3195c3667ef6c6bc;
+constexpr uint64_t kFp16 = 0x3ad8fcc96e7d4b6, kKivi2 = 0x8d60a7eb1af1b2f6,
+                   kPkv2 = 0x9f50b6b7faed6685;
 
 TEST(CodecParamsTextTest, SetsEveryFieldOfEveryPresetFromItsText) {
   for (const std::string& name : PresetNames()) {

@@ -95,6 +95,7 @@ void ExpectEqual(const KeyGroupCodes& a, const KeyGroupCodes& b) {
 
 CodecParams Plain(int bits) {
   CodecParams params = PresetFor(bits == 2 ? "kivi2" : "kivi4", {1, 1, kDim});
+  params.clip_k_floor = 0.7;  // 7 ratios, once a search is on
   return params;
 }
 

@@ -1,0 +1,115 @@
+#ifndef PKV_KERNELS_CODEC_GROUP_LANES_MATH_H_
+#define PKV_KERNELS_CODEC_GROUP_LANES_MATH_H_
+
+// The loops of group_quantizer.cc over a group's values, cut into lanes: lane l of kErrorSums adds
+// elements l, l + 16, ... in order, so that lanes may run one after another or in threads of their
+// own. `value_at(i)` is element i of the group; it is called more than once.
+
+#include "kernels/codec/codec_math.h"
+
+namespace pkv {
+
+// Sum of squared errors of decoded values.
+template <typename ValueAt>
+PKV_HOST_DEVICE inline float ErrorLane(const ValueAt& value_at, int lane, int count,
+                                       GroupParams params, int bits) {
+  const float scale = Float16ToFloat(params.scale), zero = Float16ToFloat(params.zero);
+  float sum = 0;
+  for (int i = lane; i < count; i += kErrorSums) {
+    const float value = value_at(i);
+    const float code = QuantizeOne(value, scale, zero, MaxCode(bits));
+    const float error = value - DequantizeOne(code, scale, zero);
+    sum = sum + error * error;
+  }
+  return sum;
+}
+
+// Sums of codes and of values; with all lanes folded and divided by the count, their means.
+struct CodeMeans {
+  float code = 0;
+  float value = 0;
+};
+template <typename ValueAt>
+PKV_HOST_DEVICE inline CodeMeans CodeSumLane(const ValueAt& value_at, int lane, int count,
+                                             GroupParams params, int bits) {
+  const float scale = Float16ToFloat(params.scale), zero = Float16ToFloat(params.zero);
+  CodeMeans sums;
+  for (int i = lane; i < count; i += kErrorSums) {
+    const float value = value_at(i);
+    sums.code = sums.code + QuantizeOne(value, scale, zero, MaxCode(bits));
+    sums.value = sums.value + value;
+  }
+  return sums;
+}
+
+// Sums of products about the means.
+struct CodeProducts {
+  float covariance = 0;
+  float variance = 0;
+};
+template <typename ValueAt>
+PKV_HOST_DEVICE inline CodeProducts CodeProductLane(const ValueAt& value_at, int lane, int count,
+                                                    GroupParams params, int bits, CodeMeans means) {
+  const float scale = Float16ToFloat(params.scale), zero = Float16ToFloat(params.zero);
+  CodeProducts sums;
+  for (int i = lane; i < count; i += kErrorSums) {
+    const float value = value_at(i);
+    const float code = QuantizeOne(value, scale, zero, MaxCode(bits)) - means.code;
+    const float centred = value - means.value;
+    sums.covariance = sums.covariance + code * centred;
+    sums.variance = sums.variance + centred * centred;
+  }
+  return sums;
+}
+
+// SearchParams() of group_quantizer.cc, lane after lane. REQUIRES: count > 0.
+template <typename ValueAt>
+PKV_HOST_DEVICE inline GroupParams SearchLanes(const ValueAt& value_at, int count, int bits,
+                                               int num_ratios) {
+  float low = value_at(0), high = low;
+  for (int i = 1; i < count; ++i) {
+    const float value = value_at(i);
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+  }
+  GroupParams best = ShrunkGroupParams(low, high, 0, bits);
+  if (num_ratios == 1) return best;
+  float least = 0;
+  for (int ratio = 0; ratio < num_ratios; ++ratio) {
+    const GroupParams params = ShrunkGroupParams(low, high, ratio, bits);
+    float sums[kErrorSums];
+    for (int lane = 0; lane < kErrorSums; ++lane) {
+      sums[lane] = ErrorLane(value_at, lane, count, params, bits);
+    }
+    const float error = FoldErrorSums(sums);
+    if (ratio > 0 && !(error < least)) continue;
+    best = params;
+    least = error;
+  }
+  return best;
+}
+
+// CorrectGain() of group_quantizer.cc, lane after lane.
+template <typename ValueAt>
+PKV_HOST_DEVICE inline GroupParams CorrectLanes(const ValueAt& value_at, int count, int bits,
+                                                GroupParams searched) {
+  float first[kErrorSums], second[kErrorSums];
+  for (int lane = 0; lane < kErrorSums; ++lane) {
+    const CodeMeans sums = CodeSumLane(value_at, lane, count, searched, bits);
+    first[lane] = sums.code;
+    second[lane] = sums.value;
+  }
+  const CodeMeans means = {FoldErrorSums(first) / static_cast<float>(count),
+                           FoldErrorSums(second) / static_cast<float>(count)};
+  for (int lane = 0; lane < kErrorSums; ++lane) {
+    const CodeProducts sums = CodeProductLane(value_at, lane, count, searched, bits, means);
+    first[lane] = sums.covariance;
+    second[lane] = sums.variance;
+  }
+  const float covariance = FoldErrorSums(first), variance = FoldErrorSums(second);
+  return UnbiasedParams(searched, means.code, means.value, covariance, variance);
+}
+
+}  // namespace pkv
+
+#endif  // PKV_KERNELS_CODEC_GROUP_LANES_MATH_H_
