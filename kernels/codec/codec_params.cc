@@ -79,7 +79,7 @@ CodecParams PatternKv(absl::string_view name, int bits, const KvShape& shape) {
   return p;
 }
 
-// Ours: what measured best (FIDELITY.md).
+// Ours: what measured best (kernels/FIDELITY.md).
 template <int kBits>
 CodecParams Default(absl::string_view name, const KvShape& shape) {
   CodecParams p = PatternKv(name, kBits, shape);

@@ -13,6 +13,7 @@
 #include "pkv/block/object_header.h"
 #include "pkv/kernels/block_codec.h"
 #include "pkv/kernels/codec_params.h"
+#include "pkv/kernels/key_feedback.h"
 #include "proto/base/log.h"
 #include "tests/support/tensor_gen.h"
 
@@ -77,7 +78,8 @@ struct EncodedBlock {
   AlignedBuffer frame;
 };
 
-// Runs a block of 128 tokens through assignment and codec, as a worker does.
+// Runs a block of 128 tokens through assignment and codec, as a worker does once it has arranged
+// and rotated them: `kv` is taken as it is.
 inline EncodedBlock EncodeBlock(const KvShape& shape, const CodecParams& params,
                                 const KvTensorView& kv, Codebook bank, Phase phase, int index,
                                 const ComputeContext& ctx = {},
@@ -106,6 +108,13 @@ inline CodecParams PresetFor(absl::string_view name, const KvShape& shape) {
   auto params = PresetByName(name, shape);
   PKV_CHECK(params.ok(), params.status().ToString());
   return *std::move(params);
+}
+
+// Changes the bits of codes. Fine K codes go with 2 bits alone.
+inline void SetBits(int bits_k, int bits_v, CodecParams& params) {
+  params.encoding.bits_k = bits_k;
+  params.encoding.bits_v = bits_v;
+  if (bits_k != 2) params.encoding.k_fine_tokens = 0;
 }
 
 }  // namespace pkv

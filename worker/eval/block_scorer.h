@@ -19,7 +19,7 @@ struct SquaredError {
 };
 
 // How often each of 16 codes and each of 256 pattern ids stands in the blocks of one kv head, K or
-// V. Sinks are left out.
+// V. Sinks are left out, and fine K codes, which are of another width.
 struct CodeCounts {
   std::array<int64_t, 16> codes{};
   std::array<int64_t, 256> ids{};  // 255: raw

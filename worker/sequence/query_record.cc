@@ -87,10 +87,19 @@ void QueryRecord::AddSample(const LayerQkv& qkv, std::span<const float> lse, int
 void QueryRecord::ThinOut(Layer& layer) const {
   const size_t count = layer.positions.size();
   const int64_t recent = layer.positions[count / 2];
+  const auto stays = [&](int64_t position) {
+    return position >= recent || (position + 1) % layer.old_stride == 0;
+  };
+  // Twice the stride only when the old one no longer makes room: it then grows with the time line,
+  // not with the number of calls.
+  while (std::count_if(layer.positions.begin(), layer.positions.end(), stays) >
+         kMaxSamples / 4 * 3) {
+    layer.old_stride *= 2;
+  }
   size_t kept = 0;
   for (size_t i = 0; i < count; ++i) {
     const int64_t position = layer.positions[i];
-    if (position < recent && (position + 1) % layer.old_stride != 0) continue;
+    if (!stays(position)) continue;
     layer.positions[kept] = position;
     for (int head = 0; head < num_kv_heads_; ++head) {
       const int64_t row = int64_t{group_} * head_dim_;
@@ -105,7 +114,6 @@ void QueryRecord::ThinOut(Layer& layer) const {
     layer.q[head].resize(kept * group_ * head_dim_);
     layer.lse[head].resize(kept * group_);
   }
-  layer.old_stride *= 2;
 }
 
 std::vector<float> QueryRecord::Moments(int layer) const {

@@ -17,8 +17,8 @@ namespace pkv {
 // Thread-compatible; different layers may be touched from different threads.
 class QueryRecord {
  public:
-  // Positions p with p mod kSampleStride = kSampleStride - 1 are sampled. Beyond kMaxSamples the
-  // older half of the time line is thinned out.
+  // Positions p with p mod kSampleStride = kSampleStride - 1 are sampled. At kMaxSamples the older
+  // half of the samples is thinned out to a wider stride, until a quarter of the room is free.
   static constexpr int kSampleStride = 8;
   static constexpr int kMaxSamples = 512;
 
@@ -45,7 +45,7 @@ class QueryRecord {
     std::vector<int64_t> positions;          // of the samples, ascending
     std::vector<std::vector<float>> q;       // [kv_head] -> [sample][group][head_dim]
     std::vector<std::vector<float>> lse;     // [kv_head] -> [sample][group]
-    int64_t old_stride = 2 * kSampleStride;  // to which older samples are thinned out next
+    int64_t old_stride = 2 * kSampleStride;  // to which older samples are thinned out
   };
 
   void AddMoments(const LayerQkv& qkv, Layer& layer) const;

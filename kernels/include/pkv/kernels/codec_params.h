@@ -76,8 +76,8 @@ struct CodecParams {
 };
 
 // Presets (kernels/README.md has the table): fp16; kivi2, kivi4 (groups of 128), kivi2-g64,
-// kivi2-g32, kivi4-g64, kivi4-g32 (parity_kivi); pkv2, pkv4 (parity_patternkv); default (ours, 2
-// bit). The shape decides the V groups: min(group, head_dim) channels.
+// kivi2-g32, kivi4-g64, kivi4-g32 (parity_kivi); pkv2, pkv4 (parity_patternkv); default,
+// default4 (ours, 2 and 4 bit). The shape decides the V groups: min(group, head_dim) channels.
 //   NotFound         no such preset; lists the names
 //   InvalidArgument  the shape is invalid
 absl::StatusOr<CodecParams> PresetByName(absl::string_view name, const KvShape& shape);

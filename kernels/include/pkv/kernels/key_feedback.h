@@ -32,8 +32,9 @@ struct KeyFeedback {
 
 // From H = mean of q q^T over the query vectors of each kv head, after RoPE and, for a rotated
 // encoding, rotation: [kv_head][head_dim][head_dim]. `damping` times the mean of H's diagonal is
-// added to the diagonal. Loudest channel first. A head whose H is zero or not finite gets no
-// feedback: natural order, all weights 0. REQUIRES: damping > 0.
+// added to the diagonal. Loudest channel first. A head whose H is zero, not finite or
+// not positive definite with that gets no feedback: natural order, all weights 0. REQUIRES: damping
+// > 0.
 KeyFeedback MakeKeyFeedback(std::span<const float> moments, int head_dim, double damping);
 
 // H of rotated queries from H of the queries: R H R. moments: [count][head_dim][head_dim], in

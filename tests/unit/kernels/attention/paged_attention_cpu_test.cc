@@ -46,8 +46,7 @@ class Sequence {
                              c.head_dim)) {
     CodecParams params = PresetFor(c.preset, shape_);
     if (!params.encoding.is_fp16()) {
-      params.encoding.bits_k = c.bits_k;
-      params.encoding.bits_v = c.bits_v;
+      SetBits(c.bits_k, c.bits_v, params);
       params.encoding.k_group_tokens = c.group;
       params.encoding.v_group_channels = std::min(c.group, c.head_dim);
     }
@@ -105,7 +104,7 @@ class Sequence {
 
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
-  for (const char* preset : {"kivi2", "pkv2", "default"}) {
+  for (const char* preset : {"kivi2", "pkv2", "default", "default4"}) {
     for (const int head_dim : {64, 128}) {
       for (const int group : {32, 64, 128}) {
         cases.push_back({.preset = preset, .group = group, .head_dim = head_dim});
@@ -156,28 +155,28 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PagedAttentionCpuTest, testing::ValuesIn(AllCas
 
 // A query far along one token's K leaves no weight elsewhere: the answer is that token's V.
 TEST(PagedAttentionStructureTest, OneHugeScoreReturnsThatTokensV) {
-  for (const char* preset : {"kivi2", "pkv2", "default", "fp16"}) {
+  constexpr int kDim = 128;
+  for (const char* preset : {"kivi2", "pkv2", "default", "default4", "fp16"}) {
     Sequence sequence({.preset = preset, .heads_per_kv = 2, .num_kv_heads = 1});
-    std::vector<float> k(kBlockTokens * 128), v(k.size());
+    const ReferenceTokens tokens = CollectTokens(sequence.args_, 0);
     int found = 0;
     for (const int block : {0, 2}) {
-      const EncodedBlock& b = sequence.blocks_[block];
-      DequantizeKTile(b.header, b.frame.span(), *sequence.bank_, 0, k.data());
-      DequantizeVTile(b.header, b.frame.span(), *sequence.bank_, 0, v.data());
-      for (int token = 0; token < kBlockTokens; ++token) {
-        for (int j = 0; j < 128; ++j) {
-          sequence.q_[j] = sequence.q_[128 + j] = 1e3f * k[token * 128 + j];
+      for (int token = block * kBlockTokens; token < (block + 1) * kBlockTokens; ++token) {
+        const std::span<const double> k = tokens.k_row(token), v = tokens.v_row(token);
+        for (int j = 0; j < kDim; ++j) {
+          sequence.q_[j] = sequence.q_[kDim + j] = static_cast<float>(1e3 * k[j]);
         }
         const AttentionReference want = ComputeAttentionReference(sequence.args_);
-        const bool alone =
-            std::equal(want.out.begin(), want.out.begin() + 128, v.begin() + token * 128);
+        const bool alone = std::equal(v.begin(), v.end(), want.out.begin());
         if (!alone) continue;  // a longer K in the same direction scores higher
         ++found;
         sequence.Run();
-        for (int j = 0; j < 128; ++j) {
-          const double value = v[token * 128 + j];
-          // One token: only the parts of its value are added, patterns and zero points among them.
-          ASSERT_LE(std::abs(sequence.out_[j] - value), SumBound(8, 64))
+        // One token: only the parts of its value are added, patterns and zero points among them,
+        // and rotated there and back.
+        const double bound =
+            SumBound(8, tokens.v_largest[token]) + 2 * RotationBound(kDim, Norm(v));
+        for (int j = 0; j < kDim; ++j) {
+          ASSERT_LE(std::abs(sequence.out_[j] - v[j]), bound)
               << preset << " token " << token << " channel " << j;
         }
         if (found % 4 == 0) break;
@@ -188,13 +187,19 @@ TEST(PagedAttentionStructureTest, OneHugeScoreReturnsThatTokensV) {
 }
 
 TEST(PagedAttentionStructureTest, ConstantVComesBack) {
-  for (const char* preset : {"kivi2", "pkv2", "default", "fp16"}) {
+  for (const char* preset : {"kivi2", "pkv2", "default", "default4", "fp16"}) {
     const Case c = {.preset = preset, .num_appended = 0};
     Sequence sequence(c);
-    TestTensor constant = sequence.tokens_;
-    std::fill(constant.v.begin(), constant.v.end(), FloatToFloat16(0.625f));
     const CodecParams params = PresetFor(preset, sequence.shape_);
-    const KvTensorView all = std::as_const(constant).view();
+    // Blocks get V as their encoding has it: rotated, 0.625 everywhere is one loud channel.
+    TestTensor constant = sequence.tokens_, stored = sequence.tokens_;
+    std::fill(constant.v.begin(), constant.v.end(), FloatToFloat16(0.625f));
+    std::vector<double> row(c.head_dim, 0.625);
+    if (params.encoding.rotated) RotateReference(row);
+    for (size_t i = 0; i < stored.v.size(); ++i) {
+      stored.v[i] = FloatToFloat16(static_cast<float>(row[i % c.head_dim]));
+    }
+    const KvTensorView all = std::as_const(stored).view();
     const Codebook bank = *MinePatterns(all, params, {});
     for (int i = 0; i < c.num_blocks; ++i) {
       sequence.blocks_[i] =
@@ -202,11 +207,16 @@ TEST(PagedAttentionStructureTest, ConstantVComesBack) {
                       Phase::kPrefill, i);
       sequence.pages_[i] = {&sequence.blocks_[i].header, sequence.blocks_[i].frame.span(), &bank};
     }
-    sequence.args_.window = all.Tokens(c.num_blocks * kBlockTokens, c.window);
+    sequence.args_.window =
+        std::as_const(constant).view().Tokens(c.num_blocks * kBlockTokens, c.window);
     sequence.Run();
-    for (const float out : sequence.out_) {
-      ASSERT_LE(std::abs(out - 0.625), SumBound(2 * all.num_tokens, 0.625)) << preset;
-    }
+    // The loud channel was rounded to fp16, and returns to every channel divided by sqrt(head_dim).
+    const double norm = Norm(row);
+    const double bound = SumBound(2 * all.num_tokens, params.encoding.rotated ? norm : 0.625) +
+                         (params.encoding.rotated ? Float16Bound(norm) / std::sqrt(c.head_dim) +
+                                                        2 * RotationBound(c.head_dim, norm)
+                                                  : 0.0);
+    for (const float out : sequence.out_) ASSERT_LE(std::abs(out - 0.625), bound) << preset;
   }
 }
 

@@ -5,15 +5,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include "kernels/codec/codec_math.h"
 #include "kernels/codec/head_frame.h"
 #include "pkv/block/object_view.h"
 #include "pkv/kernels/block_codec.h"
 #include "proto/base/thread_pool.h"
 #include "tests/support/block_fixture.h"
+#include "tests/support/coded_targets.h"
 #include "tests/support/error_bound.h"
+#include "tests/support/feedback_reference.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -34,7 +37,7 @@ std::ostream& operator<<(std::ostream& os, const Case& c) {
 
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
-  for (const char* preset : {"kivi2", "pkv2", "default"}) {
+  for (const char* preset : {"kivi2", "pkv2", "default", "default4"}) {
     for (const int head_dim : {64, 128}) {
       for (const int sinks : {0, 16, 64}) {
         cases.push_back({preset, 2, 2, 128, head_dim, head_dim, sinks});
@@ -57,8 +60,7 @@ class BlockCodecCpuTest : public testing::TestWithParam<Case> {
   BlockCodecCpuTest() {
     RecordProperty("seed", static_cast<int>(kSeed));
     const Case& c = GetParam();
-    params_.encoding.bits_k = c.bits_k;
-    params_.encoding.bits_v = c.bits_v;
+    SetBits(c.bits_k, c.bits_v, params_);
     params_.encoding.k_group_tokens = c.k_group;
     params_.encoding.v_group_channels = c.v_group;
     params_.num_sinks = c.num_sinks;
@@ -71,51 +73,45 @@ class BlockCodecCpuTest : public testing::TestWithParam<Case> {
     return EncodeBlock(shape_, params_, Block(), codebook_, Phase::kPrefill, 0, ctx);
   }
 
-  // |decoded - original| of every value against the bound of its own scale and zero point.
+  EncodedBlock EncodeWithFeedback() const {
+    CodecParams params = params_;
+    params.feedback_k = true;
+    const std::vector<float> moments = RandomMoments(kSeed, kHeads, shape_.head_dim, 150);
+    return EncodeBlock(shape_, params, Block(), codebook_, Phase::kPrefill, 0, {},
+                       FeedbackFrom(moments, shape_.head_dim));
+  }
+  // Codes from minimum and maximum, each value for itself.
+  void UsePlainCodes() {
+    params_.clip_k = params_.clip_v = Clip::kNone;
+    params_.unbiased_k = params_.unbiased_v = false;
+  }
+
+  // |decoded - target| of every value against the bound of its own scale and zero point.
   void CheckErrors(const EncodedBlock& block, bool is_k) const {
-    const int d = shape_.head_dim;
-    const PayloadLayout layout = PayloadLayout::Of(block.header);
-    std::vector<float> tile(static_cast<size_t>(kBlockTokens) * d);
+    std::vector<float> tile(static_cast<size_t>(kBlockTokens) * shape_.head_dim);
     for (int head = 0; head < kHeads; ++head) {
-      const HeadFrame<const std::byte> frame(block.header, layout, block.frame.data(), head);
       const auto dequantize = is_k ? DequantizeKTile : DequantizeVTile;
       dequantize(block.header, block.frame.span(), block.codebook, head, tile.data());
+      const CodedTargets targets = TargetsOf(block, Block(), head, is_k);
+      const CodedHead coded(block.header, block.frame.span(), &block.codebook, head);
       for (int t = 0; t < kBlockTokens; ++t) {
-        for (int j = 0; j < d; ++j) {
-          const uint16_t* row = is_k ? Block().k_row(head, t) : Block().v_row(head, t);
-          const float original = Float16ToFloat(row[j]);
-          const float decoded = tile[static_cast<size_t>(t) * d + j];
-          const double bound = t < params_.num_sinks ? 0 : Bound(block, frame, head, is_k, t, j);
-          ASSERT_LE(std::abs(double{decoded} - original), bound)
+        for (int j = 0; j < shape_.head_dim; ++j) {
+          const size_t at = targets.At(t, j);
+          const CodedValue value = coded.Value(is_k, t, j);
+          if (value.is_exact) {
+            ASSERT_EQ(tile[at],
+                      Float16ToFloat((is_k ? Block().k_row(head, t) : Block().v_row(head, t))[j]));
+            continue;
+          }
+          const double bound =
+              value.is_fine ? FineBound(targets.target[at], value.scale, value.zero, value.pattern)
+                            : DecodeBound(value.scale, value.zero, value.pattern, value.bits);
+          ASSERT_LE(std::abs(tile[at] - value.pattern - targets.target[at]),
+                    bound + targets.slack[at])
               << (is_k ? "K" : "V") << " head " << head << " token " << t << " channel " << j;
         }
       }
     }
-  }
-
-  double Bound(const EncodedBlock& block, const HeadFrame<const std::byte>& frame, int head,
-               bool is_k, int t, int j) const {
-    const int d = shape_.head_dim;
-    const Encoding& e = params_.encoding;
-    Float16Bits scale, zero;
-    if (is_k) {
-      const int at = t / e.k_group_tokens * d + ColumnPosition(j, d);
-      scale = frame.k_scales[at];
-      zero = frame.k_zeros[at];
-    } else {
-      const int first = j / e.v_group_channels * kBlockTokens;
-      scale = frame.v_scales[first + RowPosition(t, kBlockTokens)];
-      zero = frame.v_zeros[first + ColumnPosition(t, kBlockTokens)];
-    }
-    double pattern = 0;
-    if (e.has_patterns) {
-      const auto& ids = is_k ? block.assignment.k : block.assignment.v;
-      const auto patterns = is_k ? block.codebook.k(head) : block.codebook.v(head);
-      const int id = ids[static_cast<size_t>(head) * kBlockTokens + t];
-      if (id != kRawPatternId) pattern = Float16ToFloat(patterns[static_cast<size_t>(id) * d + j]);
-    }
-    return DecodeBound(Float16ToFloat(scale), Float16ToFloat(zero), pattern,
-                       is_k ? e.bits_k : e.bits_v);
   }
 
   const KvShape shape_ = {1, kHeads, GetParam().head_dim};
@@ -124,11 +120,24 @@ class BlockCodecCpuTest : public testing::TestWithParam<Case> {
   Codebook codebook_;
 };
 
-TEST_P(BlockCodecCpuTest, ErrorOfEveryKValueIsWithinHalfAStep) { CheckErrors(Encode(), true); }
-
-TEST_P(BlockCodecCpuTest, ErrorOfEveryVValueIsWithinHalfAStepWithoutClipping) {
-  params_.clip_v = Clip::kNone;
+TEST_P(BlockCodecCpuTest, ErrorOfEveryPlainValueIsWithinHalfAStep) {
+  UsePlainCodes();
+  CheckErrors(Encode(), true);
   CheckErrors(Encode(), false);
+}
+
+TEST_P(BlockCodecCpuTest, WithFeedbackEveryPlainKIsWithinHalfAStepOfItsTarget) {
+  UsePlainCodes();
+  CheckErrors(EncodeWithFeedback(), true);
+}
+
+TEST_P(BlockCodecCpuTest, SearchedAndCorrectedValuesStayWithinTheirGroup) {
+  for (const EncodedBlock& block : {Encode(), EncodeWithFeedback()}) {
+    for (int head = 0; head < kHeads; ++head) {
+      EXPECT_LE(WorstShareOfBound(block, Block(), head, true), 1) << "head " << head;
+      EXPECT_LE(WorstShareOfBound(block, Block(), head, false), 1) << "head " << head;
+    }
+  }
 }
 
 TEST_P(BlockCodecCpuTest, BytesDoNotDependOnTheThreadPool) {
@@ -254,6 +263,129 @@ TEST(BlockCodecCpuEquivalenceTest, HeadsAreEncodedApart) {
             0);
 }
 
+// Sums of squares of a group's values about their means, and of its codes' products with them.
+struct Regression {
+  double mean_code = 0, mean_target = 0, covariance = 0, variance = 0, products = 0, largest = 0;
+  double num_values = 0, scale = 0, zero = 0;
+
+  // S cov / var is 1 but for the rounding of S to fp16, of both sums, and of the means they are
+  // about, which shift a sum by the product of their errors.
+  double SlopeBound() const {
+    const double n = num_values;
+    const double mean_error = SumBound(kBlockTokens, largest);
+    const double shift =
+        n * mean_error * (SumBound(kBlockTokens, 15) / covariance + mean_error / variance);
+    return kFloat16Unit + SumBound(kBlockTokens + 8, 1 + products / covariance) + shift;
+  }
+  double MeanBound() const {
+    return Float16Bound(zero) + SumBound(kBlockTokens + 8, largest + std::abs(zero) + 15 * scale);
+  }
+};
+Regression RegressionOf(const CodedTargets& t, const CodedHead& coded, bool is_k,
+                        const CodedGroup& group) {
+  Regression r;
+  std::vector<std::pair<double, double>> pairs;
+  for (int slot = group.first_slot; slot < group.end_slot; ++slot) {
+    for (int j = group.first_channel; j < group.end_channel; ++j) {
+      const CodedValue value = coded.Value(is_k, slot, j);
+      pairs.emplace_back(value.code, t.target[t.At(slot, j)]);
+      r.scale = value.scale;
+      r.zero = value.zero;
+    }
+  }
+  r.num_values = static_cast<double>(pairs.size());
+  for (const auto& [code, target] : pairs) {
+    r.mean_code += code / r.num_values;
+    r.mean_target += target / r.num_values;
+    r.largest = std::max(r.largest, std::abs(target));
+  }
+  for (const auto& [code, target] : pairs) {
+    const double product = (code - r.mean_code) * (target - r.mean_target);
+    r.covariance += product;
+    r.products += std::abs(product);
+    r.variance += (target - r.mean_target) * (target - r.mean_target);
+  }
+  return r;
+}
+
+TEST(BlockCodecCpuGainTest, DecodingKeepsGainAndMeanOfEveryGroup) {
+  const TestTensor tensor = RandomTensor(12, 1, kBlockTokens, 64);
+  const KvShape shape = {1, 1, 64};
+  for (const char* preset : {"default", "default4"}) {
+    const CodecParams params = PresetFor(preset, shape);
+    const Codebook bank = *MinePatterns(tensor.view(), params, {});
+    const auto block = EncodeBlock(shape, params, tensor.view(), bank, Phase::kPrefill, 0);
+    const CodedHead coded(block.header, block.frame.span(), &block.codebook, 0);
+    for (const bool is_k : {true, false}) {
+      const CodedTargets targets = TargetsOf(block, tensor.view(), 0, is_k);
+      for (const CodedGroup& group : GroupsOf(block.header, is_k)) {
+        const Regression r = RegressionOf(targets, coded, is_k, group);
+        if (r.scale == 0) continue;  // a constant group: alone with its pattern
+        ASSERT_GT(r.covariance, 0);
+        ASSERT_LE(std::abs(r.scale * r.covariance / r.variance - 1), r.SlopeBound()) << preset;
+        ASSERT_LE(std::abs(r.scale * r.mean_code + r.zero - r.mean_target), r.MeanBound());
+      }
+    }
+  }
+}
+
+// e^T Hd e of one slot in step order, and what the steps leave of it: sum of v^2 (coded -
+// target)^2, with the error that the weights' rounding to binary32 makes between them.
+struct SeenError {
+  double seen = 0, left = 0, slack = 0;
+};
+SeenError SeenErrorOf(const CodedTargets& t, int slot, const KeyFeedback& feedback,
+                      const std::vector<double>& damped, const std::vector<double>& conditional) {
+  const int d = t.head_dim;
+  const auto order = feedback.order_of(0);
+  std::vector<double> e(d);
+  for (int i = 0; i < d; ++i) {
+    const size_t at = t.At(slot, order[i]);
+    e[i] = t.decoded[at] - t.original[at];
+  }
+  SeenError sum;
+  for (int i = 0; i < d; ++i) {
+    for (int j = 0; j < d; ++j) sum.seen += e[i] * damped[size_t(i) * d + j] * e[j];
+    const double v2 = conditional[size_t(i) * d + i];
+    const size_t at = t.At(slot, order[i]);
+    const double left = t.decoded[at] - t.target[at];
+    double slack = 0;
+    for (int j = 0; j < i; ++j) {
+      slack += kFloatUnit * std::abs(feedback.weights_of(0)[size_t(i) * d + j] * e[j]);
+    }
+    sum.left += v2 * left * left;
+    sum.slack += 2 * v2 * (2 * std::abs(left) + slack) * slack;
+  }
+  return sum;
+}
+
+TEST(BlockCodecCpuFeedbackTest, LeavesOfTheErrorThatQueriesSeeOnlyEachStepsOwn) {
+  for (const int d : {64, 128}) {
+    const TestTensor tensor = RandomTensor(13, 1, kBlockTokens, d);
+    const KvShape shape = {1, 1, d};
+    const CodecParams params = PresetFor("default", shape);
+    const std::vector<float> moments = RandomMoments(14, 1, d, 1000);
+    const auto feedback = FeedbackFrom(moments, d);
+    const std::vector<double> damped = DampedReference(moments, d, 0.01, feedback->order_of(0));
+    const std::vector<double> conditional = ConditionalRows(damped, d);
+    const Codebook bank = *MinePatterns(tensor.view(), params, {});
+    const auto with =
+        EncodeBlock(shape, params, tensor.view(), bank, Phase::kPrefill, 1, {}, feedback);
+    const auto without = EncodeBlock(shape, params, tensor.view(), bank, Phase::kPrefill, 1);
+    const CodedTargets t = TargetsOf(with, tensor.view(), 0, true);
+    const CodedTargets plain = TargetsOf(without, tensor.view(), 0, true);
+    double seen_with = 0, seen_without = 0;
+    for (int slot = 0; slot < kBlockTokens; ++slot) {
+      const SeenError own = SeenErrorOf(t, slot, *feedback, damped, conditional);
+      ASSERT_LE(std::abs(own.seen - own.left), own.slack) << "slot " << slot;
+      seen_with += own.seen;
+      seen_without += SeenErrorOf(plain, slot, *feedback, damped, conditional).seen;
+    }
+    EXPECT_LT(seen_with, seen_without / 4) << "head_dim " << d;
+    RecordProperty("seen_d" + std::to_string(d), std::to_string(seen_with / seen_without));
+  }
+}
+
 TEST(BlockCodecCpuTest, Fp16BlockHoldsTheTensorItself) {
   const TestTensor tensor = RandomTensor(6, 2, kBlockTokens, 128);
   const auto block =
@@ -304,12 +436,18 @@ TEST(BlockCodecCpuTest, LargestFloat16MagnitudesStayFinite) {
     for (uint16_t& v : *values) v = random.Below(2) == 0 ? 0x7bff : 0xfbff;
   }
   const KvShape shape = {1, 1, 64};
-  const CodecParams params = PresetFor("default", shape);
-  CodecParams without_sinks = params;
-  without_sinks.num_sinks = 0;
-  const Codebook codebook = *MinePatterns(tensor.view(), without_sinks, {});
-  const auto block = EncodeBlock(shape, without_sinks, tensor.view(), codebook, Phase::kPrefill, 0);
-  EXPECT_THAT(CheckFrameNumbers(block.header, 0, block.frame.span()), IsOk());
+  for (const char* preset : {"default", "default4"}) {
+    CodecParams params = PresetFor(preset, shape);
+    params.num_sinks = 0;
+    const Codebook codebook = *MinePatterns(tensor.view(), params, {});
+    for (const auto& feedback : {FeedbackFrom(RandomMoments(9, 1, 64, 300), 64), {}}) {
+      const auto block =
+          EncodeBlock(shape, params, tensor.view(), codebook, Phase::kPrefill, 0, {}, feedback);
+      EXPECT_THAT(CheckFrameNumbers(block.header, 0, block.frame.span()), IsOk());
+      EXPECT_LE(WorstShareOfBound(block, std::as_const(tensor).view(), 0, true), 1);
+      EXPECT_LE(WorstShareOfBound(block, std::as_const(tensor).view(), 0, false), 1);
+    }
+  }
 }
 
 }  // namespace

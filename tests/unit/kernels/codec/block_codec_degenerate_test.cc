@@ -3,13 +3,20 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
+#include "pkv/block/object_view.h"
 #include "pkv/kernels/block_codec.h"
 #include "pkv/kernels/paged_attention.h"
+#include "pkv/kernels/rotation.h"
 #include "tests/support/block_fixture.h"
+#include "tests/support/coded_targets.h"
 #include "tests/support/error_bound.h"
+#include "tests/support/feedback_reference.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -69,12 +76,22 @@ class BlockCodecDegenerateTest : public testing::TestWithParam<std::tuple<std::s
     return tensor;
   }
 
+  // As a worker hands them to the codec: rotated, saturated, when the encoding is.
+  TestTensor Stored(TestTensor tensor) const {
+    if (!params_.encoding.rotated) return tensor;
+    for (std::vector<uint16_t>* values : {&tensor.k, &tensor.v}) {
+      RotateFloat16Rows(values->data(), kHeads * kTokens, shape_.head_dim, values->data());
+    }
+    return tensor;
+  }
+
   // The encoded block `index`, with patterns mined from the first `prompt_tokens` tokens.
-  EncodedBlock Encode(const TestTensor& tensor, int prompt_tokens, Phase phase, int index) const {
+  EncodedBlock Encode(const TestTensor& tensor, int prompt_tokens, Phase phase, int index,
+                      std::shared_ptr<const KeyFeedback> feedback = nullptr) const {
     const auto codebook = MinePatterns(tensor.view().Tokens(0, prompt_tokens), params_, {});
     EXPECT_THAT(codebook, IsOk());
     return EncodeBlock(shape_, params_, tensor.view().Tokens(index * kBlockTokens, kBlockTokens),
-                       *codebook, phase, index);
+                       *codebook, phase, index, {}, std::move(feedback));
   }
 
   // Residuals of one group, and what they decode to.
@@ -100,9 +117,20 @@ class BlockCodecDegenerateTest : public testing::TestWithParam<std::tuple<std::s
     }
   };
 
-  // K and V of one head against the bounds of their groups. A clip search may move single values
-  // further, but only for a smaller squared error of the group.
+  // K and V against the bounds of their groups. A clip search may move single values further, but
+  // only for a smaller squared error of the group; with the gain corrected, with feedback and with
+  // fine codes, values stay within what CodedBound() and FineBound() allow.
   void CheckErrors(const EncodedBlock& block, const KvTensorView& kv, bool is_k) const {
+    const bool plain = is_k ? !params_.unbiased_k && !params_.feedback_k : !params_.unbiased_v;
+    for (int head = 0; head < kHeads && !params_.encoding.is_fp16(); ++head) {
+      ASSERT_LE(WorstShareOfBound(block, kv, head, is_k), 1) << (is_k ? "K" : "V");
+    }
+    CheckDecodedErrors(block, kv, is_k, plain);
+  }
+
+  // Decoded tiles are finite and sinks exact; plain codes are within the bound of their group.
+  void CheckDecodedErrors(const EncodedBlock& block, const KvTensorView& kv, bool is_k,
+                          bool plain) const {
     const int d = shape_.head_dim;
     const Encoding& e = params_.encoding;
     const int bits = is_k ? e.bits_k : e.bits_v;
@@ -125,7 +153,7 @@ class BlockCodecDegenerateTest : public testing::TestWithParam<std::tuple<std::s
         }
       }
       for (const Group& group : groups) {
-        if (group.count == 0) continue;
+        if (group.count == 0 || !plain) continue;
         const double bound = group.Bound(bits);
         ASSERT_LE(group.squared_error, group.count * bound * bound) << (is_k ? "K" : "V");
         if (is_k || params_.clip_v == Clip::kNone) {
@@ -159,12 +187,36 @@ class BlockCodecDegenerateTest : public testing::TestWithParam<std::tuple<std::s
     for (const float x : out) ASSERT_TRUE(std::isfinite(x));
   }
 
-  void CheckAll(const TestTensor& tensor, int prompt_tokens, Phase phase, int index) const {
-    const EncodedBlock block = Encode(tensor, prompt_tokens, phase, index);
+  void CheckAll(const TestTensor& tensor, int prompt_tokens, Phase phase, int index,
+                std::shared_ptr<const KeyFeedback> feedback = nullptr) const {
+    const EncodedBlock block = Encode(tensor, prompt_tokens, phase, index, std::move(feedback));
+    ASSERT_THAT(CheckFrameNumbers(block.header, 0, block.frame.span()), IsOk());
     const KvTensorView kv = tensor.view().Tokens(index * kBlockTokens, kBlockTokens);
     CheckErrors(block, kv, /*is_k=*/true);
     CheckErrors(block, kv, /*is_k=*/false);
     CheckAttention(block, kv);
+  }
+
+  // Feedback from moments that no working model has, and from one that it may.
+  std::vector<std::shared_ptr<const KeyFeedback>> DegenerateFeedback() const {
+    const int d = shape_.head_dim;
+    const size_t size = size_t(d) * d;
+    std::vector<float> zero(kHeads * size), rank_one = zero, one_loud = zero, nan = zero;
+    for (size_t i = 0; i < zero.size(); ++i) {
+      const size_t row = i % size / d, column = i % d;
+      rank_one[i] = static_cast<float>(std::sin(1.0 + row) * std::sin(1.0 + column));
+      one_loud[i] = row == 5 && column == 5 ? 1e30f : (row == column ? 1e-30f : 0.0f);
+    }
+    nan[3] = std::nanf("");
+    std::vector<float> huge = rank_one, overflown = rank_one;
+    for (float& x : huge) x *= 1e30f;
+    for (float& x : overflown) x *= INFINITY;
+    std::vector<std::shared_ptr<const KeyFeedback>> all;
+    for (const auto& moments :
+         {zero, rank_one, one_loud, nan, huge, overflown, RandomMoments(kSeed, kHeads, d, 200)}) {
+      all.push_back(FeedbackFrom(moments, d));
+    }
+    return all;
   }
 
   const KvShape shape_{1, kHeads, std::get<1>(GetParam())};
@@ -174,9 +226,21 @@ class BlockCodecDegenerateTest : public testing::TestWithParam<std::tuple<std::s
 TEST_P(BlockCodecDegenerateTest, KeepsErrorsWithinBoundsAfterPrefill) {
   for (const Input input : kInputs) {
     SCOPED_TRACE(static_cast<int>(input));
-    const TestTensor tensor = Make(input);
-    CheckAll(tensor, kTokens, Phase::kPrefill, 0);
-    CheckAll(tensor, kTokens, Phase::kPrefill, 1);
+    for (const TestTensor& tensor : {Make(input), Stored(Make(input))}) {
+      CheckAll(tensor, kTokens, Phase::kPrefill, 0);
+      CheckAll(tensor, kTokens, Phase::kPrefill, 1);
+    }
+  }
+}
+
+TEST_P(BlockCodecDegenerateTest, KeepsErrorsWithinBoundsWhateverTheQueriesWere) {
+  if (!params_.feedback_k) return;
+  for (const Input input : kInputs) {
+    const TestTensor tensor = Stored(Make(input));
+    for (const auto& feedback : DegenerateFeedback()) {
+      SCOPED_TRACE(static_cast<int>(input));
+      CheckAll(tensor, kTokens, Phase::kPrefill, 1, feedback);
+    }
   }
 }
 
@@ -184,6 +248,7 @@ TEST_P(BlockCodecDegenerateTest, KeepsErrorsWithinBoundsWhileDecodingFromAPrompt
   for (const Input input : kInputs) {
     SCOPED_TRACE(static_cast<int>(input));
     CheckAll(Make(input), 1, Phase::kDecode, 1);
+    CheckAll(Stored(Make(input)), 1, Phase::kDecode, 1);
   }
 }
 

@@ -48,6 +48,18 @@ TEST_F(BlockCodecTest, RefusesAnotherEncoding) {
   EXPECT_THAT(Decode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("bits_k 4")));
 }
 
+TEST_F(BlockCodecTest, RefusesFineCodesAndRotationThatItsParamsDoNotHave) {
+  header_.k_fine_tokens = kFineTokens;
+  EXPECT_THAT(Encode(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("k_fine_tokens 16")));
+  EXPECT_THAT(Decode(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("k_fine_tokens 16")));
+  header_.k_fine_tokens = 0;
+  header_.flags |= kFlagRotated;
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rotated 1")));
+  EXPECT_THAT(Decode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rotated 1")));
+}
+
 TEST_F(BlockCodecTest, RefusesAnotherShape) {
   tensor_ = RandomTensor(1, 1, kBlockTokens, kShape.head_dim);
   EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("kv heads 1")));

@@ -71,6 +71,57 @@ TEST(CodecMathTest, FirstShrinkRatioIsTheWholeRangeAndTheLastFourTenths) {
   EXPECT_EQ(last.zero, FloatToFloat16(-0.4f));  // 2 - 6 * 0.4
 }
 
+TEST(CodecMathTest, FineGridIsAThirdAsWideAndStartsOneScaleLower) {
+  const FineGrid fine = MakeFineGrid(3.0f, -1.0f);
+  EXPECT_EQ(fine.step, 1.0f);
+  EXPECT_EQ(fine.low, -4.0f);
+  // Every third fine code from 3 on is a coarse one; the last stands one scale above them.
+  for (int code = 0; code <= 3; ++code) {
+    EXPECT_EQ(DequantizeOne(static_cast<float>(3 + 3 * code), fine.step, fine.low),
+              DequantizeOne(static_cast<float>(code), 3.0f, -1.0f));
+  }
+  EXPECT_EQ(DequantizeOne(15.0f, fine.step, fine.low), 11.0f);
+  const FineGrid constant = MakeFineGrid(0.0f, 1.25f);
+  EXPECT_EQ(constant.step, 0.0f);
+  EXPECT_EQ(constant.low, 1.25f);
+}
+
+TEST(CodecMathTest, UnbiasedParamsHaveSlopeOneAndTheMean) {
+  const GroupParams searched = {FloatToFloat16(1.0f), FloatToFloat16(-2.0f)};
+  const GroupParams stored = UnbiasedParams(searched, 1.5f, 0.25f, 4.0f, 5.0f);
+  EXPECT_EQ(stored.scale, FloatToFloat16(1.25f));  // 5 / 4
+  EXPECT_EQ(stored.zero, FloatToFloat16(0.25f - 1.25f * 1.5f));
+}
+
+TEST(CodecMathTest, UnbiasedParamsStayAsSearchedWhereTheyWouldMakeNoSense) {
+  const GroupParams searched = {FloatToFloat16(1.0f), FloatToFloat16(-2.0f)};
+  const auto expect_kept = [](GroupParams kept, float covariance, float variance) {
+    const GroupParams stored = UnbiasedParams(kept, 1.5f, 0.25f, covariance, variance);
+    EXPECT_EQ(stored.scale, kept.scale) << variance << " / " << covariance;
+    EXPECT_EQ(stored.zero, kept.zero) << variance << " / " << covariance;
+  };
+  expect_kept(searched, 0.0f, 5.0f);
+  expect_kept(searched, -4.0f, 5.0f);
+  expect_kept(searched, NAN, 5.0f);
+  expect_kept(searched, 4.0f, NAN);
+  expect_kept(searched, INFINITY, INFINITY);
+  expect_kept(searched, 4.0f, 4.0f * 2.001f);
+  expect_kept(searched, 4.0f, 4.0f * 0.499f);
+  EXPECT_EQ(UnbiasedParams(searched, 0, 0, 4.0f, 8.0f).scale, FloatToFloat16(2.0f));
+  EXPECT_EQ(UnbiasedParams(searched, 0, 0, 4.0f, 2.0f).scale, FloatToFloat16(0.5f));
+  // A scale of 2^-14 is the smallest that is stored.
+  const GroupParams smallest = {0x0400, 0};
+  expect_kept(smallest, 4.0f, 3.9f * kFloat16MinNormal);
+  expect_kept({0, 0}, 4.0f, 4.0f);
+}
+
+TEST(CodecMathTest, UnbiasedParamsSaturate) {
+  const GroupParams searched = {FloatToFloat16(60000.0f), FloatToFloat16(0.0f)};
+  const GroupParams stored = UnbiasedParams(searched, 3.0f, 1.0f, 1.0f, 1e5f);
+  EXPECT_EQ(Float16ToFloat(stored.scale), kFloat16Max);
+  EXPECT_EQ(Float16ToFloat(stored.zero), -kFloat16Max);
+}
+
 TEST(CodecMathTest, FoldsErrorSumsInHalves) {
   float sums[kErrorSums];
   for (int i = 0; i < kErrorSums; ++i) sums[i] = static_cast<float>(1 << i);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <functional>
 #include <set>
 
@@ -67,6 +68,8 @@ TEST(CodecParamsTest, DigestIgnoresTheNameAndSeesEveryOtherField) {
   const std::vector<std::function<void(CodecParams&)>> changes = {
       [](CodecParams& p) { p.encoding.bits_k = 4; },
       [](CodecParams& p) { p.encoding.bits_v = 4; },
+      [](CodecParams& p) { p.encoding.k_fine_tokens = 0; },
+      [](CodecParams& p) { p.encoding.rotated = false; },
       [](CodecParams& p) { p.encoding.k_group_tokens = 64; },
       [](CodecParams& p) { p.encoding.v_group_channels = 64; },
       [](CodecParams& p) { p.encoding.has_patterns = false; },
@@ -75,12 +78,18 @@ TEST(CodecParamsTest, DigestIgnoresTheNameAndSeesEveryOtherField) {
       [](CodecParams& p) { p.kmeans_iterations = 29; },
       [](CodecParams& p) { p.kmeans_tolerance = 2e-4; },
       [](CodecParams& p) { p.assign_k_prefill = AssignMetric::kMinMax; },
-      [](CodecParams& p) { p.assign_v_prefill = AssignMetric::kL2; },
+      [](CodecParams& p) { p.assign_v_prefill = AssignMetric::kMinMax; },
       [](CodecParams& p) { p.assign_k_decode = AssignMetric::kL2; },
       [](CodecParams& p) { p.assign_v_decode = AssignMetric::kL2; },
       [](CodecParams& p) { p.gate_v = Gate::kZTest; },
       [](CodecParams& p) { p.gate_alpha = 0.01; },
+      [](CodecParams& p) { p.clip_k = Clip::kNone; },
+      [](CodecParams& p) { p.clip_k_floor = 0.75; },
       [](CodecParams& p) { p.clip_v = Clip::kNone; },
+      [](CodecParams& p) { p.unbiased_k = false; },
+      [](CodecParams& p) { p.unbiased_v = false; },
+      [](CodecParams& p) { p.feedback_k = false; },
+      [](CodecParams& p) { p.feedback_damping = 0.02; },
       [](CodecParams& p) { p.append_k = true; },
       [](CodecParams& p) { p.append_v = false; },
       [](CodecParams& p) { p.num_sinks = 4; },
@@ -115,6 +124,15 @@ TEST(CodecParamsTest, ValidateNamesTheFieldAndItsValue) {
       {"gate_alpha 0", [](CodecParams& p) { p.gate_alpha = 0; }},
       {"gate_alpha 0.5", [](CodecParams& p) { p.gate_alpha = 0.5; }},
       {"has_patterns false", [](CodecParams& p) { p.encoding.has_patterns = false; }},
+      {"k_fine_tokens 16", [](CodecParams& p) { p.encoding.bits_k = 4; }},
+      {"k_fine_tokens 8", [](CodecParams& p) { p.encoding.k_fine_tokens = 8; }},
+      {"clip_k_floor 0.35", [](CodecParams& p) { p.clip_k_floor = 0.35; }},
+      {"clip_k_floor 0.72", [](CodecParams& p) { p.clip_k_floor = 0.72; }},
+      {"clip_k_floor 1.05", [](CodecParams& p) { p.clip_k_floor = 1.05; }},
+      {"clip_k_floor nan", [](CodecParams& p) { p.clip_k_floor = NAN; }},
+      {"feedback_damping 0", [](CodecParams& p) { p.feedback_damping = 0; }},
+      {"feedback_damping 11", [](CodecParams& p) { p.feedback_damping = 11; }},
+      {"feedback_damping nan", [](CodecParams& p) { p.feedback_damping = NAN; }},
       {"num_sinks 15", [](CodecParams& p) { p.num_sinks = 15; }},
       {"recent_tokens 1025", [](CodecParams& p) { p.recent_tokens = 1025; }},
       {"recent_tokens 128", [](CodecParams& p) { p.window_rule = WindowRule::kTail; }},
@@ -135,11 +153,33 @@ TEST(CodecParamsTest, AppendingNeedsPatterns) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("append_v")));
 }
 
-TEST(CodecParamsTest, Fp16TakesNoSinks) {
-  CodecParams params = PresetFor("fp16", kShape);
-  params.num_sinks = 16;
-  EXPECT_THAT(params.Validate(kShape),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("num_sinks")));
+TEST(CodecParamsTest, Fp16TakesNothingThatShapesCodes) {
+  const std::vector<std::function<void(CodecParams&)>> changes = {
+      [](CodecParams& p) { p.num_sinks = 16; },
+      [](CodecParams& p) { p.clip_k = Clip::kSearch; },
+      [](CodecParams& p) { p.clip_v = Clip::kSearch; },
+      [](CodecParams& p) { p.unbiased_k = true; },
+      [](CodecParams& p) { p.unbiased_v = true; },
+      [](CodecParams& p) { p.feedback_k = true; },
+  };
+  for (const auto& change : changes) {
+    CodecParams params = PresetFor("fp16", kShape);
+    change(params);
+    EXPECT_THAT(params.Validate(kShape),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fp16 takes no num_sinks")));
+  }
+}
+
+TEST(CodecParamsTest, DefaultsDifferInEncodingPatternsAndClipFloorAlone) {
+  CodecParams two = PresetFor("default", kShape);
+  EXPECT_EQ(two.encoding, (Encoding{2, 2, 128, 128, true, kFineTokens, true}));
+  const CodecParams four = PresetFor("default4", kShape);
+  EXPECT_EQ(four.encoding, (Encoding{4, 4, 128, 128, true, 0, true}));
+  two.encoding = four.encoding;
+  two.num_patterns_k = four.num_patterns_k;
+  two.num_patterns_v = four.num_patterns_v;
+  two.clip_k_floor = four.clip_k_floor;
+  EXPECT_EQ(two.Digest(), four.Digest());
 }
 
 // Plays prefill and 300 decode steps; says where each token stands.
@@ -179,7 +219,8 @@ TEST_P(WindowRuleTest, PrefillAndDecodeAgreeOnEveryLength) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, WindowRuleTest, testing::Values("pkv2", "default", "kivi2"));
+INSTANTIATE_TEST_SUITE_P(Presets, WindowRuleTest,
+                         testing::Values("pkv2", "default", "default4", "kivi2"));
 
 }  // namespace
 }  // namespace pkv

@@ -15,9 +15,9 @@ using ::testing::HasSubstr;
 
 constexpr KvShape kShape = {2, 2, 128};
 
-// As 0.1 computed them.
-constexpr uint64_t kFp16 = 0xaf74d2ffbdfa6517, kKivi2 = 0x561196694d4de54a,
-                   kPkv2 = 0x2a03d83140bea0d7;
+// Of "pkv.codec.v2", whose blocks have format 2.
+constexpr uint64_t kFp16 = 0x3ad8fcc96e7d4b6, kKivi2 = 0x8d60a7eb1af1b2f6,
+                   kPkv2 = 0x9f50b6b7faed6685;
 
 TEST(CodecParamsTextTest, SetsEveryFieldOfEveryPresetFromItsText) {
   for (const std::string& name : PresetNames()) {
@@ -72,6 +72,9 @@ TEST(CodecParamsTextTest, RefusalNamesKeyValueAndWhatIsAllowed) {
       {"num_patterns_k", "99999999999", "integer"},
       {"gate_alpha", "nan", "gate_alpha \"nan\" is not a finite number"},
       {"append_v", "2", "append_v \"2\" is not in {0, 1, false, true}"},
+      {"clip_k_floor", "low", "clip_k_floor \"low\" is not a finite number"},
+      {"unbiased_k", "yes", "unbiased_k \"yes\" is not in {0, 1, false, true}"},
+      {"clip_k", "on", "clip_k \"on\" is not in {none, search}"},
       {"clip_v", "", "clip_v \"\" is not in {none, search}"},
       {"gate_v", "exact", "{none, ztest, exactmse}"},
       {"window_rule", "sliding", "{tail, rolling}"},

@@ -3,57 +3,12 @@
 #include <bit>
 #include <vector>
 
-#include "kernels/codec/codec_math.h"
-#include "kernels/codec/head_frame.h"
 #include "pkv/kernels/block_codec.h"
 #include "tests/support/block_fixture.h"
+#include "tests/support/coded_head.h"
 
 namespace pkv {
 namespace {
-
-// One element, straight from BLOCK_FORMAT.md.
-struct ElementReader {
-  const EncodedBlock& block;
-  int head;
-
-  float K(int t, int j) const {
-    const PayloadLayout layout = PayloadLayout::Of(block.header);
-    const HeadFrame<const std::byte> frame(block.header, layout, block.frame.data(), head);
-    const int d = layout.head_dim, bits = layout.encoding.bits_k;
-    if (t < frame.num_rows) return Float16ToFloat(frame.k_rows[t * d + j]);
-    const CodePosition at = LocateCode(t, j, d, bits);
-    const int params_at = t / layout.encoding.k_group_tokens * d + ColumnPosition(j, d);
-    const uint32_t code = (frame.k_codes[at.word_index] >> at.shift) & ((1u << bits) - 1);
-    const float value =
-        DequantizeOne(static_cast<float>(code), Float16ToFloat(frame.k_scales[params_at]),
-                      Float16ToFloat(frame.k_zeros[params_at]));
-    if (frame.k_ids == nullptr) return value;
-    return WithPattern(value, frame.k_ids[RowPosition(t, kBlockTokens)], block.codebook.k(head), j);
-  }
-
-  float V(int t, int j) const {
-    const PayloadLayout layout = PayloadLayout::Of(block.header);
-    const HeadFrame<const std::byte> frame(block.header, layout, block.frame.data(), head);
-    const int d = layout.head_dim, bits = layout.encoding.bits_v;
-    if (t < frame.num_rows) return Float16ToFloat(frame.v_rows[t * d + j]);
-    const CodePosition at = LocateCode(j, t, kBlockTokens, bits);
-    const int first = j / layout.encoding.v_group_channels * kBlockTokens;
-    const uint32_t code = (frame.v_codes[at.word_index] >> at.shift) & ((1u << bits) - 1);
-    const float value =
-        DequantizeOne(static_cast<float>(code),
-                      Float16ToFloat(frame.v_scales[first + RowPosition(t, kBlockTokens)]),
-                      Float16ToFloat(frame.v_zeros[first + ColumnPosition(t, kBlockTokens)]));
-    if (frame.v_ids == nullptr) return value;
-    return WithPattern(value, frame.v_ids[ColumnPosition(t, kBlockTokens)], block.codebook.v(head),
-                       j);
-  }
-
-  float WithPattern(float value, int id, std::span<const uint16_t> patterns, int j) const {
-    if (id == kRawPatternId) return value;
-    const size_t head_dim = block.header.head_dim;
-    return value + Float16ToFloat(patterns[static_cast<size_t>(id) * head_dim + j]);
-  }
-};
 
 class DequantizeTileTest : public testing::TestWithParam<std::tuple<const char*, int, int>> {};
 
@@ -73,13 +28,16 @@ TEST_P(DequantizeTileTest, EqualsTheFormatElementByElement) {
   for (int head = 0; head < 2; ++head) {
     DequantizeKTile(block.header, block.frame.span(), block.codebook, head, k.data());
     DequantizeVTile(block.header, block.frame.span(), block.codebook, head, v.data());
-    const ElementReader reader = {block, head};
+    const CodedHead reader(block.header, block.frame.span(), &block.codebook, head);
+    const auto value = [](const CodedValue& coded) {
+      return coded.is_exact ? coded.zero : coded.Residual() + coded.pattern;
+    };
     for (int t = 0; t < kBlockTokens; ++t) {
       for (int j = 0; j < head_dim; ++j) {
         const size_t at = static_cast<size_t>(t) * head_dim + j;
-        ASSERT_EQ(std::bit_cast<uint32_t>(k[at]), std::bit_cast<uint32_t>(reader.K(t, j)))
+        ASSERT_EQ(std::bit_cast<uint32_t>(k[at]), std::bit_cast<uint32_t>(value(reader.K(t, j))))
             << "token " << t << " channel " << j;
-        ASSERT_EQ(std::bit_cast<uint32_t>(v[at]), std::bit_cast<uint32_t>(reader.V(t, j)))
+        ASSERT_EQ(std::bit_cast<uint32_t>(v[at]), std::bit_cast<uint32_t>(value(reader.V(t, j))))
             << "token " << t << " channel " << j;
       }
     }
@@ -88,7 +46,7 @@ TEST_P(DequantizeTileTest, EqualsTheFormatElementByElement) {
 
 INSTANTIATE_TEST_SUITE_P(Encodings, DequantizeTileTest,
                          testing::Combine(testing::Values("fp16", "kivi2", "kivi4", "pkv2", "pkv4",
-                                                          "default"),
+                                                          "default", "default4"),
                                           testing::Values(64, 128), testing::Values(32, 128)));
 
 }  // namespace

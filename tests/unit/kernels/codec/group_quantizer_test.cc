@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <string>
 #include <vector>
 
+#include "tests/support/error_bound.h"
 #include "tests/support/tensor_gen.h"
 
 namespace pkv {
@@ -114,6 +117,108 @@ TEST(GroupQuantizerTest, SearchHalvesTheErrorOfGaussianGroupsAtTwoBits) {
     searched += ChooseGroup(values.data(), 128, 2, Clip::kSearch, true).squared_error;
   }
   EXPECT_LT(searched, plain / 2);
+}
+
+// Group sizes behind sinks and before fine tokens are no multiples of 16.
+TEST(GroupQuantizerTest, SearchParamsFindsTheSmallestErrorOfAnyCount) {
+  TestRandom random(kSeed);
+  for (const int count : {1, 2, 15, 16, 17, 28, 64, 96, 112, 124, 128}) {
+    for (int trial = 0; trial < 20; ++trial) {
+      const std::vector<float> values = RandomValues(random, count, 2);
+      const Range range = RangeOf(values.data(), count);
+      for (const int num_ratios : {1, 2, 7, kNumShrinkRatios}) {
+        const int bits = 2 << random.Below(2);
+        GroupParams want = MakeGroupParams(range.min, range.max, bits);
+        for (int ratio = 1; ratio < num_ratios; ++ratio) {
+          const GroupParams params = ShrunkGroupParams(range.min, range.max, ratio, bits);
+          if (PlainError(values, params, bits) < PlainError(values, want, bits)) want = params;
+        }
+        const GroupParams found = SearchParams({values.data(), count, bits}, num_ratios);
+        ASSERT_EQ(found.scale, want.scale) << "seed " << kSeed << " count " << count;
+        ASSERT_EQ(found.zero, want.zero) << "seed " << kSeed << " count " << count;
+      }
+    }
+  }
+}
+
+// Means and products as CorrectGain defines them, in plain loops.
+GroupParams PlainGain(const std::vector<float>& values, GroupParams searched, int bits) {
+  const float scale = Float16ToFloat(searched.scale), zero = Float16ToFloat(searched.zero);
+  const auto fold = [&](const auto& term) {
+    float sums[kErrorSums] = {};
+    for (size_t i = 0; i < values.size(); ++i) {
+      const volatile float product = term(values[i]);
+      sums[i % kErrorSums] = sums[i % kErrorSums] + product;
+    }
+    return FoldErrorSums(sums);
+  };
+  const auto code = [&](float x) { return QuantizeOne(x, scale, zero, MaxCode(bits)); };
+  const auto count = static_cast<float>(values.size());
+  const float mean_code = fold(code) / count, mean = fold([](float x) { return x; }) / count;
+  return UnbiasedParams(searched, mean_code, mean,
+                        fold([&](float x) { return (code(x) - mean_code) * (x - mean); }),
+                        fold([&](float x) { return (x - mean) * (x - mean); }));
+}
+
+TEST(GroupQuantizerTest, GainHasTheBitsOfAPlainLoop) {
+  TestRandom random(kSeed);
+  int corrected = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    const int count = 1 + random.Below(128), bits = 2 << random.Below(2);
+    const std::vector<float> values = RandomValues(random, count, random.Uniform() * 10);
+    const GroupValues group = {values.data(), count, bits};
+    const GroupParams searched = SearchParams(group, kNumShrinkRatios);
+    const GroupParams found = CorrectGain(group, searched);
+    const GroupParams want = PlainGain(values, searched, bits);
+    ASSERT_EQ(found.scale, want.scale) << "seed " << kSeed << " trial " << trial;
+    ASSERT_EQ(found.zero, want.zero) << "seed " << kSeed << " trial " << trial;
+    corrected += found.scale != searched.scale ? 1 : 0;
+  }
+  EXPECT_GT(corrected, 200);
+}
+
+TEST(GroupQuantizerTest, GainOfAConstantGroupAndOfOneValueStaysAsSearched) {
+  for (const int count : {1, 7, 128}) {
+    const std::vector<float> values(count, 1.3f);
+    const GroupValues group = {values.data(), count, 2};
+    const GroupParams searched = SearchParams(group, kNumShrinkRatios);
+    const GroupParams corrected = CorrectGain(group, searched);
+    EXPECT_EQ(corrected.scale, searched.scale);
+    EXPECT_EQ(corrected.zero, searched.zero);
+  }
+}
+
+// A least-squares quantizer returns less variance than it got; corrected, the regression of decoded
+// values on the values has slope 1.
+TEST(GroupQuantizerTest, GainUndoesTheShrinkageOfTheSearch) {
+  TestRandom random(kSeed);
+  double searched_slope = 0, corrected_slope = 0;
+  constexpr int kTrials = 200;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    const std::vector<float> values = RandomValues(random, 112, 1);
+    const GroupValues group = {values.data(), 112, 2};
+    const GroupParams searched = SearchParams(group, kNumShrinkRatios);
+    double mean_code = 0, mean = 0, covariance = 0, variance = 0;
+    const auto code = [&](float x) {
+      return double{
+          QuantizeOne(x, Float16ToFloat(searched.scale), Float16ToFloat(searched.zero), 3)};
+    };
+    for (const float x : values) {
+      mean_code += code(x) / 112;
+      mean += double{x} / 112;
+    }
+    for (const float x : values) {
+      covariance += (code(x) - mean_code) * (x - mean);
+      variance += (x - mean) * (x - mean);
+    }
+    const GroupParams corrected = CorrectGain(group, searched);
+    searched_slope += Float16ToFloat(searched.scale) * covariance / variance / kTrials;
+    const double slope = Float16ToFloat(corrected.scale) * covariance / variance;
+    ASSERT_LE(std::abs(slope - 1), kFloat16Unit + SumBound(112 + 8, 4)) << trial;
+    corrected_slope += slope / kTrials;
+  }
+  EXPECT_LT(searched_slope, 1 - 2 * std::abs(corrected_slope - 1));
+  RecordProperty("slope_searched", std::to_string(searched_slope));
 }
 
 TEST(GroupQuantizerTest, EqualErrorsKeepTheWiderRange) {

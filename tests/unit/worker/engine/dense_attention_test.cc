@@ -14,6 +14,7 @@
 #include "proto/base/thread_pool.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/error_bound.h"
+#include "tests/support/rotation_reference.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tensor_gen.h"
 
@@ -72,15 +73,23 @@ class DenseAttentionTest : public ::testing::TestWithParam<Case> {
     return args;
   }
 
-  // K and V rows of one head as fp32: dequantized pages, then the window.
-  std::pair<std::vector<float>, std::vector<float>> Rows(int kv_head) const {
+  // K and V rows of one head: dequantized pages, rotated back, then the window.
+  std::pair<std::vector<double>, std::vector<double>> Rows(int kv_head) const {
     const int head_dim = GetParam().head_dim;
-    std::vector<float> k, v, tile(size_t(kBlockTokens) * head_dim);
+    std::vector<float> tile(size_t(kBlockTokens) * head_dim);
+    std::vector<double> k, v;
+    const auto append = [&](const BlockPage& page, std::vector<double>& to) {
+      const size_t begin = to.size();
+      to.insert(to.end(), tile.begin(), tile.end());
+      for (size_t at = begin; page.header->encoding().rotated && at < to.size(); at += head_dim) {
+        RotateReference(std::span(to).subspan(at, head_dim));
+      }
+    };
     for (const BlockPage& page : pages_) {
       DequantizeKTile(*page.header, page.frame, *page.codebook, kv_head, tile.data());
-      k.insert(k.end(), tile.begin(), tile.end());
+      append(page, k);
       DequantizeVTile(*page.header, page.frame, *page.codebook, kv_head, tile.data());
-      v.insert(v.end(), tile.begin(), tile.end());
+      append(page, v);
     }
     const KvTensorView window = window_.view();
     for (int i = 0; i < window.num_tokens * head_dim; ++i) {
@@ -91,7 +100,7 @@ class DenseAttentionTest : public ::testing::TestWithParam<Case> {
   }
 
   void CheckAgainstFp64() const;
-  void CheckQuery(const std::vector<float>& k, const std::vector<float>& v, int query,
+  void CheckQuery(const std::vector<double>& k, const std::vector<double>& v, int query,
                   int head) const;
 
   const TestTensor window_ =
@@ -105,16 +114,19 @@ class DenseAttentionTest : public ::testing::TestWithParam<Case> {
 // products, times the scale. A weight errs relatively by twice that (its own score and, in another
 // tile, the largest one's), by rounding score - largest, by 4 units of e^x, and in each of the
 // tiles by 6 for the factor that rescales what stood before. The output is a ratio of two sums of
-// such weights, with the rounding of sums of all tokens.
-void DenseAttentionTest::CheckQuery(const std::vector<float>& k, const std::vector<float>& v,
+// such weights, with the rounding of sums of all tokens. K and V of rotated pages are rotated back
+// in binary32: a score moves by |q| RotationBound(|k|), the output by a mean of RotationBound(|v|).
+void DenseAttentionTest::CheckQuery(const std::vector<double>& k, const std::vector<double>& v,
                                     int query, int head) const {
   const int head_dim = GetParam().head_dim;
+  const bool rotated = PresetFor(GetParam().variant, {1, 1, head_dim}).encoding.rotated;
   const int total = static_cast<int>(k.size()) / head_dim;
   const int visible = total - GetParam().num_queries + query + 1;
   const double scale = 1 / std::sqrt(static_cast<float>(head_dim));
   const float* q = q_.data() + (size_t(query) * num_qo_heads() + head) * head_dim;
+  const std::vector<double> q_row(q, q + head_dim);
   std::vector<double> scores(visible);
-  double score_error = 0, largest_magnitude = 0;
+  double score_error = 0, largest_magnitude = 0, rotation_error = 0;
   for (int t = 0; t < visible; ++t) {
     double magnitude = 0;
     for (int c = 0; c < head_dim; ++c) {
@@ -122,7 +134,9 @@ void DenseAttentionTest::CheckQuery(const std::vector<float>& k, const std::vect
       scores[t] += product * scale;
       magnitude += std::abs(product) * scale;
     }
-    score_error = std::max(score_error, SumBound(head_dim + 1, magnitude));
+    const double k_norm = Norm(std::span(k).subspan(size_t(t) * head_dim, head_dim));
+    const double k_rotation = rotated ? RotationBound(head_dim, Norm(q_row) * k_norm * scale) : 0;
+    score_error = std::max(score_error, SumBound(head_dim + 1, magnitude) + k_rotation);
     largest_magnitude = std::max(largest_magnitude, std::abs(scores[t]));
   }
   const double largest = *std::max_element(scores.begin(), scores.end());
@@ -131,6 +145,8 @@ void DenseAttentionTest::CheckQuery(const std::vector<float>& k, const std::vect
   for (int t = 0; t < visible; ++t) {
     const double weight = std::exp(scores[t] - largest);
     sum += weight;
+    const double v_norm = Norm(std::span(v).subspan(size_t(t) * head_dim, head_dim));
+    if (rotated) rotation_error = std::max(rotation_error, RotationBound(head_dim, v_norm));
     for (int c = 0; c < head_dim; ++c) {
       out[c] += weight * v[size_t(t) * head_dim + c];
       magnitude[c] += weight * std::abs(v[size_t(t) * head_dim + c]);
@@ -142,7 +158,7 @@ void DenseAttentionTest::CheckQuery(const std::vector<float>& k, const std::vect
   const double relative = 2 * (weight_error + SumBound(visible, 1)) + 2 * kFloatUnit;
   for (int c = 0; c < head_dim; ++c) {
     ASSERT_NEAR(out_[(size_t(query) * num_qo_heads() + head) * head_dim + c], out[c] / sum,
-                relative * magnitude[c] / sum)
+                relative * magnitude[c] / sum + rotation_error)
         << "query " << query << " head " << head << " channel " << c;
   }
   const double lse = largest + std::log(sum);
@@ -180,7 +196,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Case{1, 1, 64, 0, 1, 1, "fp16"}, Case{2, 4, 128, 0, 300, 300, "fp16"},
                       Case{1, 2, 64, 0, 129, 1, "fp16"}, Case{2, 1, 64, 0, 400, 130, "fp16"},
                       Case{1, 3, 128, 2, 10, 10, "fp16"}, Case{2, 2, 128, 1, 140, 135, "kivi2"},
-                      Case{1, 4, 64, 2, 131, 1, "pkv4"}, Case{2, 2, 128, 2, 5, 5, "default"}));
+                      Case{1, 4, 64, 2, 131, 1, "pkv4"}, Case{2, 2, 128, 2, 5, 5, "default"},
+                      Case{1, 2, 64, 3, 9, 1, "default"}, Case{1, 2, 128, 1, 30, 20, "default4"}));
 
 // A query must not see a later token: those are made so large that one of them would take all
 // weight.

@@ -63,26 +63,34 @@ TEST_F(BlockScorerTest, SeesOnlyTheDirectionsThatQueriesHave) {
   EXPECT_LT(totals.heads[0].k_seen.error, 2 * totals.heads[0].k.error);
 }
 
-TEST_F(BlockScorerTest, CountsEveryCodeAndIdOnceWithoutSinks) {
-  const LayerTotals totals = Score("default", plain_);
-  // 384 tokens keep 128 in the window; 16 of the other 256 are sinks.
-  const int64_t vectors = 2 * (256 - 16);
-  EXPECT_EQ(totals.gated, vectors);
-  EXPECT_GT(totals.accepted, 0);
-  EXPECT_LE(totals.accepted, vectors);
-  for (const PatternUse* use : {&totals.k_patterns, &totals.v_patterns}) {
-    int64_t codes = 0;
-    for (const int64_t count : use->codes) {
-      EXPECT_GE(count, 0);
-      codes += count;
+TEST_F(BlockScorerTest, CountsEveryCodeAndIdOnceWithoutSinksAndFineCodes) {
+  for (const char* preset : {"default", "default4"}) {
+    const CodecParams params = PresetFor(preset, kSequenceShape);
+    const Encoding& encoding = params.encoding;
+    const LayerTotals totals = Score(preset, plain_);
+    // 384 tokens keep 128 in the window; 16 of the other 256 are sinks.
+    const int64_t vectors = 2 * (256 - 16);
+    EXPECT_EQ(totals.gated, vectors);
+    EXPECT_GT(totals.accepted, 0);
+    EXPECT_LE(totals.accepted, vectors);
+    for (const PatternUse* use : {&totals.k_patterns, &totals.v_patterns}) {
+      const bool is_k = use == &totals.k_patterns;
+      const int64_t fine = is_k ? int64_t{2} * 2 * encoding.k_fine_tokens : 0;
+      int64_t codes = 0;
+      for (const int64_t count : use->codes) {
+        EXPECT_GE(count, 0);
+        codes += count;
+      }
+      EXPECT_EQ(codes, (vectors - fine) * 64) << preset;
+      const int patterns = is_k ? params.num_patterns_k : params.num_patterns_v;
+      EXPECT_EQ(use->available, 2 * patterns);
+      EXPECT_GT(use->used, 0);
+      EXPECT_LE(use->used, use->available);
+      EXPECT_LE(use->usage_bits / static_cast<double>(use->num_banks), std::log2(patterns));
+      const int bits = is_k ? encoding.bits_k : encoding.bits_v;
+      EXPECT_GT(use->code_bits(), bits - 1);
+      EXPECT_LE(use->code_bits(), bits);
     }
-    EXPECT_EQ(codes, vectors * 64);
-    EXPECT_EQ(use->available, 2 * 32);
-    EXPECT_GT(use->used, 0);
-    EXPECT_LE(use->used, use->available);
-    EXPECT_LE(use->usage_bits / static_cast<double>(use->num_banks), 5);
-    EXPECT_GT(use->code_bits(), 1);
-    EXPECT_LE(use->code_bits(), 2);
   }
 }
 
