@@ -15,7 +15,7 @@ namespace {
 struct CompareFlags {
   GenerationFlags generation;
   std::string model;
-  std::vector<std::string> presets = {"fp16", "kivi2", "pkv4", "pkv2", "default"};
+  std::vector<std::string> presets = {"fp16", "kivi2", "pkv2", "default", "pkv4", "default4"};
   int prompt_tokens = 0;
   int second_shares = 0;  // 0: three quarters of the prompt
 };

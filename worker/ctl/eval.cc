@@ -23,7 +23,7 @@ struct EvalFlags {
   std::string model;
   std::vector<std::string> texts;
   std::vector<std::string> presets = {"kivi2",   "kivi2-g64", "kivi2-g32", "pkv2",
-                                      "default", "kivi4",     "pkv4"};
+                                      "default", "kivi4",     "pkv4",      "default4"};
   std::vector<std::string> preset_rows;  // of --preset
   bool presets_given = false;
   std::string protocol = "prefix";
