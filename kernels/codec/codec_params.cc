@@ -90,7 +90,8 @@ CodecParams Default(absl::string_view name, const KvShape& shape) {
     p.num_patterns_k = p.num_patterns_v = 64;
   }
   p.gate_v = Gate::kExactMse;
-  p.clip_k = kBits == 2 ? Clip::kSearch : Clip::kNone;
+  p.clip_k = Clip::kSearch;
+  p.clip_k_floor = kBits == 2 ? 0.8 : 0.95;
   p.clip_v = Clip::kSearch;
   p.unbiased_k = true;
   p.unbiased_v = true;

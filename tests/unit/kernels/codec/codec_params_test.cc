@@ -170,7 +170,7 @@ TEST(CodecParamsTest, Fp16TakesNothingThatShapesCodes) {
   }
 }
 
-TEST(CodecParamsTest, DefaultsDifferInEncodingPatternsAndKSearchAlone) {
+TEST(CodecParamsTest, DefaultsDifferInEncodingPatternsAndClipFloorAlone) {
   CodecParams two = PresetFor("default", kShape);
   EXPECT_EQ(two.encoding, (Encoding{2, 2, 128, 128, true, kFineTokens, true}));
   const CodecParams four = PresetFor("default4", kShape);
@@ -178,7 +178,7 @@ TEST(CodecParamsTest, DefaultsDifferInEncodingPatternsAndKSearchAlone) {
   two.encoding = four.encoding;
   two.num_patterns_k = four.num_patterns_k;
   two.num_patterns_v = four.num_patterns_v;
-  two.clip_k = four.clip_k;
+  two.clip_k_floor = four.clip_k_floor;
   EXPECT_EQ(two.Digest(), four.Digest());
 }
 
