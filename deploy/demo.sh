@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 prompt_file=/usr/share/common-licenses/GPL-3
 prompt_tokens=2800
 max_tokens=128
-presets=fp16,kivi2,pkv4,pkv2,default
+presets=fp16,kivi2,pkv2,default,pkv4,default4
 model=deploy/models/novella-14m
 
 die() {
