@@ -181,15 +181,14 @@ absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
                            line.Update(furthest, total);
                          }));
   }
-  if (!flags.report.empty()) {
-    PKV_RETURN_IF_ERROR(WriteFile(flags.report, HtmlReport(setting, report)));
-  }
+  // First what cannot fail: a report that cannot be written loses no numbers.
   if (global.json()) {
     PrintJson(ToJson(setting, report));
   } else {
     PrintTables(setting, report, flags.per_text);
   }
-  return absl::OkStatus();
+  if (flags.report.empty()) return absl::OkStatus();
+  return WriteFile(flags.report, HtmlReport(setting, report));
 }
 
 void AddPassageOptions(CLI::App& command, EvalFlags& flags) {

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "worker/eval/captured_queries.h"
 #include "worker/eval/logit_metrics.h"
-#include "worker/sequence/captured_queries.h"
 #include "worker/sequence/fp16_window.h"
 #include "worker/sequence/query_record.h"
 #include "worker/serve/model_host.h"

@@ -1,4 +1,4 @@
-#include "worker/sequence/captured_queries.h"
+#include "worker/eval/captured_queries.h"
 
 #include <algorithm>
 

@@ -1,5 +1,5 @@
-#ifndef PKV_WORKER_SEQUENCE_CAPTURED_QUERIES_H_
-#define PKV_WORKER_SEQUENCE_CAPTURED_QUERIES_H_
+#ifndef PKV_WORKER_EVAL_CAPTURED_QUERIES_H_
+#define PKV_WORKER_EVAL_CAPTURED_QUERIES_H_
 
 #include <cstdint>
 #include <span>
@@ -45,4 +45,4 @@ class CapturedQueries {
 
 }  // namespace pkv
 
-#endif  // PKV_WORKER_SEQUENCE_CAPTURED_QUERIES_H_
+#endif  // PKV_WORKER_EVAL_CAPTURED_QUERIES_H_
