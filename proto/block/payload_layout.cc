@@ -1,6 +1,7 @@
 #include "proto/block/payload_layout.h"
 
 #include "pkv/block/aligned_buffer.h"
+#include "pkv/block/object_header.h"
 #include "proto/base/checked_math.h"
 
 namespace pkv {

@@ -4,9 +4,10 @@
 #include <cstdint>
 
 #include "pkv/block/kv_shape.h"
-#include "pkv/block/object_header.h"
 
 namespace pkv {
+
+struct ObjectHeader;
 
 // Byte offsets inside the frames of one header (BLOCK_FORMAT.md, "Layer frame"). Trivially
 // copyable, for kernels.

@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "pkv/block/object_header.h"
+#include "pkv/block/kv_shape.h"
 #include "pkv/kernels/compute_context.h"
 
 namespace pkv {
