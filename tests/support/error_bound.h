@@ -85,6 +85,68 @@ inline double RotationBound(int head_dim, double norm) {
   return SumBound(static_cast<int>(std::log2(head_dim)) + 2, norm);
 }
 
+// How a decode attention kernel rounds (tests/support/decode_reference.h adds it up).
+struct DecodeArithmetic {
+  // Relative rounding of an operand of a product of codes, or of rows, with vectors; 0: binary32,
+  // counted by `step`. Up to kDecodeOperandRoundings of them meet in one product.
+  double operand = 0;
+  // Smallest step of an operand, absolute, when the largest one is about 1.
+  double operand_floor = 0;
+  // Relative rounding of one accumulation, and how many products it takes in.
+  double step = kFloatUnit;
+  int products_per_step = 1;
+};
+
+// fp32 throughout.
+inline constexpr DecodeArithmetic kCudaCoreArithmetic = {};
+
+// q * scale, rotated q, weights p and p * scale are rounded to fp16 before they meet codes, zero
+// points, patterns and rows in mma.m16n8k16: a rotated q times a fine step, itself rounded, is the
+// worst, with three. Vectors keep a power of two apart, taken from their largest element or 1, so
+// an operand that is small beside the largest has fp16's subnormal step, half of 2^-24. Products
+// are exact; an instruction adds 16 of them and truncates at 2^-22 of the larger of sum and terms.
+inline constexpr DecodeArithmetic kTensorCoreArithmetic = {
+    .operand = kFloat16Unit,
+    .operand_floor = 0x1.0p-24,
+    .step = 0x1.0p-22,
+    .products_per_step = 16,
+};
+inline constexpr int kDecodeOperandRoundings = 3;
+
+// Rounding of a chain of sums over `products` terms, and `others` more, of magnitude 1.
+inline double DecodeSumBound(const DecodeArithmetic& arithmetic, int products, int others) {
+  const double steps = static_cast<double>(products) / arithmetic.products_per_step + others;
+  return steps * arithmetic.step / (1 - steps * arithmetic.step);
+}
+
+// Rounding of a stored output: half an ulp, and half of the smallest step.
+inline double OutputBound(double value, bool is_bfloat16) {
+  return is_bfloat16 ? std::abs(value) * 0x1.0p-8 + 0x1.0p-134 : Float16Bound(value);
+}
+
+// What such a chain is expected to be off by: sums that round to nearest err to both sides, and
+// grow with the root of their number; truncation errs to one.
+inline double DecodeSumDeviation(const DecodeArithmetic& arithmetic, int products, int others) {
+  const double bound = DecodeSumBound(arithmetic, products, others);
+  return arithmetic.products_per_step > 1 ? bound : bound / std::sqrt(products + others);
+}
+
+// The standard deviation of kDecodeOperandRoundings roundings, each even over its interval.
+inline double DecodeOperandDeviation(const DecodeArithmetic& arithmetic) {
+  return arithmetic.operand * std::sqrt(kDecodeOperandRoundings / 3.0);
+}
+
+// Bounds that add up magnitudes are far above what independent errors add up to. Random numbers are
+// therefore also held to this many standard deviations of the 2-norm of an output row. Were a row's
+// error normal in one direction, which is the worst, 1 in 10^15 would exceed eight.
+inline constexpr double kDecodeDeviations = 8;
+
+// The relative error, in the Frobenius norm, that the tensor-core kernel is to keep over a case of
+// model-like numbers with fp16 output: 2^-11 = 4.9e-4 by rounding a score's operands when scores
+// have deviation 1, as much by rounding weights, and half as much by rounding the output, to which
+// patterns and rotation add. Twice the sum of 1e-3.
+inline constexpr double kDecodeFrobenius = 2e-3;
+
 // Relative error of ExpNonPositive(): k ln 2 leaves f with an error of |f| u + u, the series is cut
 // at 2^-27.5, and seven products and sums, halving in size, round about twice each; four ulp, of
 // two units each, cover them.
