@@ -1,0 +1,24 @@
+// pkv-bench: what patternkv's parts can do on this machine.
+
+#include <CLI/CLI.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "tests/bench/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("Benchmarks of patternkv");
+  app.set_version_flag("--version", PKV_VERSION);
+  app.require_subcommand(1);
+  pkv::ConfigureLog(pkv::LogLevel::kWarning, pkv::LogFormat::kText);
+  std::string command_line = argv[0];
+  for (int i = 1; i < argc; ++i) absl::StrAppend(&command_line, " ", argv[i]);
+  int exit_code = 0;
+  pkv::AddKernelsCommand(app, command_line, exit_code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return exit_code;
+}
