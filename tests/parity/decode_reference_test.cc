@@ -9,6 +9,7 @@
 
 #include "pkv/block/aligned_buffer.h"
 #include "pkv/kernels/paged_attention.h"
+#include "tests/support/decode_lattice.h"
 #include "tests/support/decode_reference.h"
 #include "tests/support/random_decode_spec.h"
 #include "tests/support/status_matchers.h"
@@ -149,6 +150,46 @@ TEST(DecodeReferenceTest, AgreesWithAttentionOnTheCpu) {
   for (int i = 0; i < kCases; ++i) {
     ExpectCpuAgrees(RandomDecodeSpec(kFirstSeed + i).Draw());
     if (HasFatalFailure()) return;
+  }
+}
+
+// The exact tests of the device rest on this: the output is one token's V, a small multiple of a
+// power of two.
+TEST(DecodeReferenceTest, LatticeCasesHaveOneToken) {
+  for (const bool rotated : {false, true}) {
+    for (const bool by_pattern : {false, true}) {
+      SCOPED_TRACE(testing::Message() << "rotated " << rotated << " by pattern " << by_pattern);
+      DecodeCaseSpec spec;
+      spec.shape = {.num_qo_heads = 8,
+                    .num_kv_heads = 2,
+                    .head_dim = 64,
+                    .encoding = {.bits_k = 2,
+                                 .bits_v = 4,
+                                 .k_group_tokens = 64,
+                                 .v_group_channels = 32,
+                                 .has_patterns = true,
+                                 .k_fine_tokens = kFineTokens,
+                                 .rotated = rotated},
+                    .num_sinks = 16};
+      spec.bank_capacity = 33;
+      spec.requests.assign(20, {2, 33, 33, 33});
+      spec.shares = false;
+      spec.sm_scale = 1;
+      DecodeCase of(spec);
+      LatticeValues(of, 3);
+      OneHotKeys(of, 3, by_pattern);
+      const DecodeReference reference =
+          ComputeDecodeReference(spec.shape, of.ArgsAt(of.memory().data()), {});
+      constexpr double kUnit = 0x1p-4;
+      bool differs = false;
+      for (const double x : reference.out) {
+        const double multiple = x / kUnit;
+        ASSERT_LE(std::abs(multiple - std::nearbyint(multiple)),
+                  SumBound(1, 1 + std::abs(multiple)));
+        differs |= x != reference.out[0];
+      }
+      EXPECT_TRUE(differs);
+    }
   }
 }
 

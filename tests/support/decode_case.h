@@ -45,6 +45,11 @@ struct DecodeCaseSpec {
   double q_width = 1, k_width = 1, v_width = 1;
   float sm_scale = 0;  // 0: 1 / sqrt(head_dim)
   uint8_t poison = 0xff;
+  bool shares = true;  // some pages, sinks and banks stand for several requests
+  // Cases of equal batch, capacities and `room_blocks`, which no request exceeds, have equal
+  // arguments: every array at the same place.
+  int room_blocks = 0;
+  uint64_t placement_seed = 1;
 
   KvShape kv() const { return {1, shape.num_kv_heads, shape.head_dim}; }
   int heads_per_kv() const { return shape.num_qo_heads / shape.num_kv_heads; }
@@ -152,8 +157,8 @@ class DecodeCase {
  public:
   explicit DecodeCase(const DecodeCaseSpec& spec)
       : spec_(spec), layout_(PayloadLayout::OfBlock(spec.kv(), spec.shape.encoding)) {
-    BulkRandom random(spec.seed);
-    PlaceArrays(random);
+    BulkRandom placement(spec.placement_seed), random(spec.seed);
+    PlaceArrays(placement);
     FillTables(random);
     FillRows(random);
     if (!used_pages_.empty()) FillPages(random);
@@ -326,7 +331,8 @@ class DecodeCase {
       num_blocks += r.num_blocks;
       block_table_stride_ = std::max(block_table_stride_, r.num_blocks);
     }
-    block_table_stride_ += random.Below(4);
+    num_blocks = std::max(num_blocks, batch * spec_.room_blocks);
+    block_table_stride_ = std::max(block_table_stride_, spec_.room_blocks) + random.Below(4);
     num_pages_ = static_cast<int>(num_blocks + num_blocks / 4 + 1);
     num_slabs_ = static_cast<int>(batch) + random.Below(3);
     page_stride_ = (layout_.page_bytes + 127) / 128 * 128 + 128 * random.Below(3);
@@ -372,13 +378,15 @@ class DecodeCase {
       MutableInts(num_blocks_)[r] = request.num_blocks;
       MutableInts(num_window_tokens_)[r] = request.num_window_tokens;
       MutableInts(window_ids_)[r] = window_ids[r];
-      MutableInts(bank_ids_)[r] = random.Below(num_slabs_);
-      if (request.num_blocks > 0) MutableInts(sink_ids_)[r] = random.Below(num_slabs_);
+      MutableInts(bank_ids_)[r] = spec_.shares ? random.Below(num_slabs_) : r;
+      if (request.num_blocks > 0) {
+        MutableInts(sink_ids_)[r] = spec_.shares ? random.Below(num_slabs_) : r;
+      }
       MutableInts(num_patterns_)[2 * r] = request.num_patterns_k;
       MutableInts(num_patterns_)[2 * r + 1] = request.num_patterns_v;
       for (int b = 0; b < request.num_blocks; ++b) {
         const size_t used = used_pages_.size();
-        const bool again = used > 0 && random.Below(4) == 0;
+        const bool again = spec_.shares && used > 0 && random.Below(4) == 0;
         const int32_t page =
             again ? used_pages_[random.Below(static_cast<int>(used))] : order[used];
         if (!again) used_pages_.push_back(page);

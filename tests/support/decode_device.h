@@ -55,6 +55,7 @@ class DecodeOnDevice {
     memory_ = *std::move(buffer);
   }
 
+  std::byte* data() { return memory_.data(); }
   DecodeAttentionArgs args() { return case_.ArgsAt(memory_.data()); }
   absl::Status Run(DecodeAttention& attention) {
     return attention.Run(args(), CudaContext(stream_));

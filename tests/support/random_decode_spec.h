@@ -11,7 +11,9 @@ namespace pkv {
 // Draws shapes that DecodeAttention takes, the corners often.
 class RandomDecodeSpec {
  public:
-  explicit RandomDecodeSpec(uint64_t seed) : random_(seed) { spec_.seed = seed; }
+  explicit RandomDecodeSpec(uint64_t seed) : random_(seed) {
+    spec_.seed = spec_.placement_seed = seed;
+  }
 
   DecodeCaseSpec Draw() {
     DecodeAttentionShape& shape = spec_.shape;
