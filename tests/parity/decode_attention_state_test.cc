@@ -193,47 +193,50 @@ TEST_P(DecodeAttentionStateTest, ReplaysOfAGraphFollowLengthsTablesAndPages) {
 
 // Numbers at the ends of their range. Errors of sharp distributions are not spread over tokens, so
 // worst-case bounds alone apply.
-TEST_P(DecodeAttentionStateTest, ExtremesAreWithinTheirBounds) {
-  const Encoding& encoding = GetParam().layout.encoding;
-  const auto attention = Make();
-  const auto check = [&](const char* what, const std::function<void(DecodeCaseSpec&)>& prepare,
-                         const std::function<void(DecodeCase&)>& change) {
+class DecodeAttentionExtremesTest : public DecodeAttentionStateTest {
+ protected:
+  using ChangeSpec = std::function<void(DecodeCaseSpec&)>;
+  using ChangeCase = std::function<void(DecodeCase&)>;
+
+  void Check(const char* what, const ChangeSpec& change_spec, const ChangeCase& change_case) {
     SCOPED_TRACE(what);
     DecodeCaseSpec spec = SpecOf(GetParam());
-    prepare(spec);
+    if (change_spec != nullptr) change_spec(spec);
     DecodeCase of(spec);
-    change(of);
-    ExpectRight(of, Launch(*attention, of), /*is_random=*/false);
-  };
-  const auto as_is = [](auto&) {};
-  const auto for_each_page = [&](const std::function<void(PageOfHead)>& change) {
-    return [change](DecodeCase& of) {
-      for (int r = 0; r < of.batch(); ++r) {
-        for (int b = 0; b < of.spec().requests[r].num_blocks; ++b) {
-          for (int head = 0; head < 2; ++head) change(of.page(r, b, head));
-        }
-      }
-    };
-  };
-  check(
-      "scores spread over hundreds", [](auto& s) { s.q_width = 60; }, as_is);
-  check(
-      "all scores equal", [](auto& s) { s.q_width = 0; }, as_is);
-  check(
-      "small q", [](auto& s) { s.q_width = 1e-4; }, as_is);
-  check(
-      "large q", [](auto& s) { s.q_width = 1e4; }, as_is);
-  check(
-      "large K", [](auto& s) { s.k_width = 3000; }, as_is);
-  check(
-      "small K", [](auto& s) { s.k_width = 2e-3; }, as_is);
-  check(
-      "V scales up to 1000", [](auto& s) { s.v_width = 600; }, as_is);
-  check(
-      "small V", [](auto& s) { s.v_width = 2e-3; }, as_is);
-  check(
-      "negative sm_scale", [](auto& s) { s.sm_scale = -0.2f; }, as_is);
-  check("one loud channel of q", as_is, [](DecodeCase& of) {
+    if (change_case != nullptr) change_case(of);
+    ExpectRight(of, Launch(*attention_, of), /*is_random=*/false);
+  }
+  void SetUp() override {
+    DecodeAttentionStateTest::SetUp();
+    if (!IsSkipped()) attention_ = Make();
+  }
+
+  std::unique_ptr<DecodeAttention> attention_;
+};
+
+TEST_P(DecodeAttentionExtremesTest, OfWidthsAreWithinTheirBounds) {
+  Check(
+      "scores spread over hundreds", [](auto& s) { s.q_width = 60; }, nullptr);
+  Check(
+      "all scores equal", [](auto& s) { s.q_width = 0; }, nullptr);
+  Check(
+      "small q", [](auto& s) { s.q_width = 1e-4; }, nullptr);
+  Check(
+      "large q", [](auto& s) { s.q_width = 1e4; }, nullptr);
+  Check(
+      "large K", [](auto& s) { s.k_width = 3000; }, nullptr);
+  Check(
+      "small K", [](auto& s) { s.k_width = 2e-3; }, nullptr);
+  Check(
+      "V scales up to 1000", [](auto& s) { s.v_width = 600; }, nullptr);
+  Check(
+      "small V", [](auto& s) { s.v_width = 2e-3; }, nullptr);
+  Check(
+      "negative sm_scale", [](auto& s) { s.sm_scale = -0.2f; }, nullptr);
+}
+
+TEST_P(DecodeAttentionExtremesTest, OfSingleVectorsAreWithinTheirBounds) {
+  Check("one loud channel of q", nullptr, [](DecodeCase& of) {
     const bool is_half = of.spec().shape.query_type == QueryType::kFloat16;
     for (int r = 0; r < of.batch(); ++r) {
       for (int head = 0; head < of.spec().shape.num_qo_heads; ++head) {
@@ -243,7 +246,7 @@ TEST_P(DecodeAttentionStateTest, ExtremesAreWithinTheirBounds) {
       }
     }
   });
-  check(
+  Check(
       "rows as large as fp16 has them", [](auto& s) { s.q_width = 1e-4; },
       [](DecodeCase& of) {
         for (int r = 0; r < of.batch(); ++r) {
@@ -254,26 +257,52 @@ TEST_P(DecodeAttentionStateTest, ExtremesAreWithinTheirBounds) {
           std::ranges::fill(of.window_row(true, r, 1, last), FloatToFloat16(-30000.0f));
         }
       });
-  if (encoding.is_fp16()) return;
-  const PayloadLayout layout =
-      PayloadLayout::OfBlock(SpecOf(GetParam()).kv(), SpecOf(GetParam()).shape.encoding);
-  const int64_t k_halves = (layout.k_zeros - layout.k_scales) / 2;
-  const int64_t v_halves = (layout.v_zeros - layout.v_scales) / 2;
-  check("scales of 0", as_is, for_each_page([=](PageOfHead page) {
-          std::fill_n(page.Halves(layout.k_scales), k_halves, uint16_t{0});
-          std::fill_n(page.Halves(layout.v_scales), v_halves, uint16_t{0});
-        }));
-  check("the smallest scales beside large ones", as_is, for_each_page([=](PageOfHead page) {
-          for (int64_t i = 0; i < k_halves; i += 2) page.Halves(layout.k_scales)[i] = 0x0400;
-          for (int64_t i = 0; i < v_halves; i += 2) page.Halves(layout.v_scales)[i] = 0x0400;
-          page.Halves(layout.k_scales)[1] = page.Halves(layout.v_scales)[1] = 0x63d0;  // 1000
-        }));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionStateTest, testing::ValuesIn(AllCases()),
-                         [](const auto& info) {
-                           return std::string(NameOf(info.param.kernel)) + info.param.layout.name;
-                         });
+class DecodeAttentionScalesTest : public DecodeAttentionExtremesTest {
+ protected:
+  // Sets every `step`-th scale of all pages.
+  static ChangeCase SetScales(int step, uint16_t value, uint16_t largest) {
+    return [=](DecodeCase& of) {
+      const PayloadLayout& layout = of.layout();
+      const auto set = [&](uint16_t* scales, int64_t bytes) {
+        for (int64_t i = 0; i < bytes / 2; i += step) scales[i] = value;
+        scales[1] = largest;
+      };
+      for (int r = 0; r < of.batch(); ++r) {
+        for (int b = 0; b < of.spec().requests[r].num_blocks; ++b) {
+          for (int head = 0; head < of.spec().shape.num_kv_heads; ++head) {
+            PageOfHead page = of.page(r, b, head);
+            set(page.Halves(layout.k_scales), layout.k_zeros - layout.k_scales);
+            set(page.Halves(layout.v_scales), layout.v_zeros - layout.v_scales);
+          }
+        }
+      }
+    };
+  }
+};
+
+TEST_P(DecodeAttentionScalesTest, AtTheEndsAreWithinTheirBounds) {
+  constexpr uint16_t kZero = 0, kSmallest = 0x0400, kThousand = 0x63d0;
+  Check("scales of 0", nullptr, SetScales(1, kZero, kZero));
+  Check("the smallest scales", nullptr, SetScales(1, kSmallest, kSmallest));
+  Check("the smallest scales beside large ones", nullptr, SetScales(2, kSmallest, kThousand));
+}
+
+std::string NameOfCase(const testing::TestParamInfo<Case>& info) {
+  return std::string(NameOf(info.param.kernel)) + info.param.layout.name;
+}
+std::vector<Case> CodedCases() {
+  std::vector<Case> cases = AllCases();
+  std::erase_if(cases, [](const Case& c) { return c.layout.encoding.is_fp16(); });
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionStateTest, testing::ValuesIn(AllCases()), NameOfCase);
+INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionExtremesTest, testing::ValuesIn(AllCases()),
+                         NameOfCase);
+INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionScalesTest, testing::ValuesIn(CodedCases()),
+                         NameOfCase);
 
 }  // namespace
 }  // namespace pkv
