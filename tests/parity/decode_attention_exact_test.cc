@@ -87,6 +87,7 @@ std::vector<Case> AllCases() {
       }
       cases.push_back({.kernel = kernel, .bits_k = 4, .head_dim = head_dim});
       cases.push_back({.kernel = kernel, .bits_v = 4, .head_dim = head_dim, .fine = true});
+      cases.push_back({.kernel = kernel, .head_dim = head_dim, .group = 32, .fine = true});
     }
   }
   std::erase_if(cases, [](const Case& c) { return !TakesShape(c.kernel, SpecOf(c, 1, {}).shape); });

@@ -232,7 +232,6 @@ TEST_P(DecodeAttentionExtremesTest, OfWidthsAreWithinTheirBounds) {
   Check(
       "small V", [](auto& s) { s.v_width = 2e-3; }, nullptr);
   Check(
-      "negative sm_scale", [](auto& s) { s.sm_scale = -0.2f; }, nullptr);
 }
 
 TEST_P(DecodeAttentionExtremesTest, OfSingleVectorsAreWithinTheirBounds) {

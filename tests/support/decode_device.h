@@ -38,8 +38,11 @@ inline const char* NameOf(DecodeKernel kernel) {
 
 // Whether Make() may not answer Unimplemented (decode_attention.h).
 inline bool TakesShape(DecodeKernel kernel, const DecodeAttentionShape& shape) {
-  return kernel == DecodeKernel::kCudaCore || (shape.num_qo_heads / shape.num_kv_heads <= 8 &&
-                                               shape.encoding.bits_k == shape.encoding.bits_v);
+  const Encoding& e = shape.encoding;
+  const bool is_grouped = e.k_group_tokens < kBlockTokens || e.v_group_channels < shape.head_dim;
+  return kernel == DecodeKernel::kCudaCore ||
+         (shape.num_qo_heads / shape.num_kv_heads <= 8 && e.bits_k == e.bits_v &&
+          !(e.k_fine_tokens > 0 && is_grouped));
 }
 
 inline ComputeContext CudaContext(void* stream) {
