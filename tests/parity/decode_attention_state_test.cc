@@ -215,23 +215,18 @@ class DecodeAttentionExtremesTest : public DecodeAttentionStateTest {
 };
 
 TEST_P(DecodeAttentionExtremesTest, OfWidthsAreWithinTheirBounds) {
-  Check(
-      "scores spread over hundreds", [](auto& s) { s.q_width = 60; }, nullptr);
-  Check(
-      "all scores equal", [](auto& s) { s.q_width = 0; }, nullptr);
-  Check(
-      "small q", [](auto& s) { s.q_width = 1e-4; }, nullptr);
-  Check(
-      "large q", [](auto& s) { s.q_width = 1e4; }, nullptr);
-  Check(
-      "large K", [](auto& s) { s.k_width = 3000; }, nullptr);
-  Check(
-      "small K", [](auto& s) { s.k_width = 2e-3; }, nullptr);
-  Check(
-      "V scales up to 1000", [](auto& s) { s.v_width = 600; }, nullptr);
-  Check(
-      "small V", [](auto& s) { s.v_width = 2e-3; }, nullptr);
-  Check(
+  const auto check = [this](const char* what, double DecodeCaseSpec::*width, double value) {
+    Check(
+        what, [=](DecodeCaseSpec& spec) { spec.*width = value; }, nullptr);
+  };
+  check("scores spread over hundreds", &DecodeCaseSpec::q_width, 60);
+  check("all scores equal", &DecodeCaseSpec::q_width, 0);
+  check("small q", &DecodeCaseSpec::q_width, 1e-4);
+  check("large q", &DecodeCaseSpec::q_width, 1e4);
+  check("large K", &DecodeCaseSpec::k_width, 3000);
+  check("small K", &DecodeCaseSpec::k_width, 2e-3);
+  check("V scales up to 1000", &DecodeCaseSpec::v_width, 600);
+  check("small V", &DecodeCaseSpec::v_width, 2e-3);
 }
 
 TEST_P(DecodeAttentionExtremesTest, OfSingleVectorsAreWithinTheirBounds) {
