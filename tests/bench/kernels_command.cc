@@ -94,17 +94,24 @@ absl::Status RunCpu(const KernelsFlags& flags, const std::vector<AttentionCase>&
                     ThreadPool& pool, BenchReport& report) {
   const CpuTiming timing = {.repetitions = flags.quick ? 1 : flags.repetitions,
                             .window_tokens = flags.window_tokens};
-  return ForEachSample(flags, {cases[0]}, pool, report,
-                       [&](const std::string&, const SampleKv& sample, const EncodedSample& encoded,
-                           const auto&) -> absl::Status {
-                         PKV_ASSIGN_OR_RETURN(const std::vector<CpuRow> rows,
-                                              TimeCpu(sample, encoded, timing));
-                         report.cpu.insert(report.cpu.end(), rows.begin(), rows.end());
-                         return absl::OkStatus();
-                       });
+  const auto visit = [&](const std::string& data, const SampleKv& sample,
+                         const EncodedSample& encoded, const auto&) -> absl::Status {
+    PKV_ASSIGN_OR_RETURN(std::vector<CpuRow> rows, TimeCpu(sample, encoded, timing));
+    for (CpuRow& row : rows) {
+      row.data = data;
+      report.cpu.push_back(std::move(row));
+    }
+    return absl::OkStatus();
+  };
+  return ForEachSample(flags, {cases[0]}, pool, report, visit);
 }
 
 #ifdef PKV_WITH_CUDA
+void LeftOut(const std::string& what, const EncodedSample& encoded, const absl::Status& why) {
+  std::fprintf(stderr, "pkv-bench: left out %s %s: %s\n", what.c_str(), encoded.params.name.c_str(),
+               why.ToString().c_str());
+}
+
 absl::Status RunAttention(const KernelsFlags& flags, const std::vector<AttentionCase>& cases,
                           const Stream& stream, ThreadPool& pool, BenchReport& report) {
   AttentionTiming timing = {.window_tokens = flags.window_tokens,
@@ -120,8 +127,7 @@ absl::Status RunAttention(const KernelsFlags& flags, const std::vector<Attention
           absl::StatusOr<AttentionRow> row =
               TimeAttention(c, sample, encoded, timing, stream.handle(), &pool);
           if (absl::IsUnimplemented(row.status())) {
-            std::fprintf(stderr, "pkv-bench: left out %s %s: %s\n", c.Name().c_str(),
-                         encoded.params.name.c_str(), row.status().ToString().c_str());
+            LeftOut(c.Name(), encoded, row.status());
             continue;
           }
           PKV_RETURN_IF_ERROR(row.status());

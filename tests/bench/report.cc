@@ -59,14 +59,23 @@ Json ToJson(const AttentionRow& row) {
 }
 
 Json ToJson(const CompressionRow& row) {
-  return {{"preset", row.preset},         {"stage", row.stage},
-          {"num_tokens", row.num_tokens}, {"num_kv_heads", row.num_kv_heads},
-          {"head_dim", row.head_dim},     {"moved_bytes", row.moved_bytes},
-          {"us", ToJson(row.us)}};
+  Json json = {{"preset", row.preset},
+               {"data", row.data},
+               {"stage", row.stage},
+               {"num_tokens", row.num_tokens},
+               {"num_kv_heads", row.num_kv_heads},
+               {"head_dim", row.head_dim},
+               {"moved_bytes", row.moved_bytes},
+               {"bytes_per_s", Number(row.bytes_per_s())},
+               {"graph", row.graph},
+               {"us", ToJson(row.us)}};
+  if (const std::string fault = row.Fault(); !fault.empty()) json["fault"] = fault;
+  return json;
 }
 
 Json ToJson(const CpuRow& row) {
   return {{"preset", row.preset},
+          {"data", row.data},
           {"what", row.what},
           {"heads_per_kv", row.heads_per_kv},
           {"bytes", row.bytes},
@@ -108,46 +117,53 @@ std::string AttentionText(const BenchReport& report) {
 }
 
 std::string CompressionText(const BenchReport& report) {
-  std::string text = absl::StrFormat("%-10s %-22s %10s %10s %7s %8s %6s\n", "compress", "stage",
-                                     "us", "min", "spread", "TB/s", "% copy");
+  std::string text = absl::StrFormat("%-10s %-7s %-22s %10s %10s %7s %8s %6s\n", "compress", "data",
+                                     "stage", "us", "min", "spread", "TB/s", "% copy");
   for (const CompressionRow& row : report.compression) {
-    const double rate = static_cast<double>(row.moved_bytes) / (row.us.median * 1e-6);
     const std::string share =
-        report.ceilings.has_value() && row.moved_bytes > 0
-            ? absl::StrFormat("%.1f", 100 * rate / report.ceilings->copy_bytes_per_s)
+        report.ceilings.has_value()
+            ? absl::StrFormat("%.1f", 100 * row.bytes_per_s() / report.ceilings->copy_bytes_per_s)
             : "-";
-    absl::StrAppendFormat(&text, "%-10s %-22s %10.2f %10.2f %6.1f%% %8s %6s\n", row.preset,
-                          row.stage, row.us.median, row.us.min, 100 * row.us.spread(),
-                          row.moved_bytes > 0 ? absl::StrFormat("%.3f", rate / 1e12) : "-", share);
+    absl::StrAppendFormat(&text, "%-10s %-7s %-22s %10.2f %10.2f %6.1f%% %8.3f %6s%s\n", row.preset,
+                          row.data, row.stage, row.us.median, row.us.min, 100 * row.us.spread(),
+                          row.bytes_per_s() / 1e12, share, row.graph ? "" : "  (no graph)");
   }
   return text;
 }
 
 std::string CpuText(const BenchReport& report) {
-  std::string text = absl::StrFormat("%-10s %-26s %5s %10s %10s %7s\n", "one core", "what", "heads",
-                                     "best GB/s", "median", "spread");
+  std::string text = absl::StrFormat("%-10s %-7s %-22s %5s %10s %10s %7s\n", "one core", "data",
+                                     "what", "heads", "best GB/s", "median", "spread");
   for (const CpuRow& row : report.cpu) {
-    absl::StrAppendFormat(&text, "%-10s %-26s %5s %10.3f %10.3f %6.1f%%\n", row.preset, row.what,
-                          row.heads_per_kv > 0 ? absl::StrCat(row.heads_per_kv) : "-",
-                          row.best_bytes_per_s() / 1e9, row.median_bytes_per_s() / 1e9,
-                          100 * row.seconds.spread());
+    absl::StrAppendFormat(
+        &text, "%-10s %-7s %-22s %5s %10.3f %10.3f %6.1f%%\n", row.preset, row.data, row.what,
+        row.heads_per_kv > 0 ? absl::StrCat(row.heads_per_kv) : "-", row.best_bytes_per_s() / 1e9,
+        row.median_bytes_per_s() / 1e9, 100 * row.seconds.spread());
   }
   return text;
+}
+
+std::string TimeFault(const SampleSummary& us, int64_t bytes) {
+  const double least_us = static_cast<double>(bytes) / kImpossibleBytesPerSecond * 1e6;
+  if (us.min >= least_us) return "";
+  return absl::StrFormat("%.2f us for %d bytes: no memory is that quick, the benchmark is lying",
+                         us.min, bytes);
 }
 
 }  // namespace
 
 std::string AttentionRow::Fault() const {
-  const double least_us = static_cast<double>(bytes.own()) / kImpossibleBytesPerSecond * 1e6;
-  if (!(us.min >= least_us)) {
-    return absl::StrFormat("%.2f us for %d bytes: no memory is that quick, the benchmark is lying",
-                           us.min, bytes.own());
-  }
+  if (std::string fault = TimeFault(us, bytes.own()); !fault.empty()) return fault;
   if (!(relative_error <= kWrongRelativeError)) {
     return absl::StrFormat("relative error %.3g above %g: the result is wrong", relative_error,
                            kWrongRelativeError);
   }
   return "";
+}
+
+std::string CompressionRow::Fault() const {
+  if (wrong_pages == 0) return TimeFault(us, moved_bytes);
+  return absl::StrCat(wrong_pages, " pages differ from the CPU's: the result is wrong");
 }
 
 absl::StatusOr<Peers> ReadPeers(const std::string& path) {
@@ -173,6 +189,11 @@ absl::Status BenchReport::CheckPlausible() const {
     if (const std::string fault = row.Fault(); !fault.empty()) {
       faults.push_back(
           absl::StrCat(row.attention_case.Name(), " ", row.preset, " ", row.data, ": ", fault));
+    }
+  }
+  for (const CompressionRow& row : compression) {
+    if (const std::string fault = row.Fault(); !fault.empty()) {
+      faults.push_back(absl::StrCat(row.preset, " ", row.stage, ": ", fault));
     }
   }
   if (faults.empty()) return absl::OkStatus();

@@ -56,15 +56,20 @@ struct AttentionRow {
 
 // One stage of compressing the K and V of a prompt's layer.
 struct CompressionRow {
-  std::string preset, stage;
+  std::string preset, data = {}, stage = {};
   int num_tokens = 0, num_kv_heads = 0, head_dim = 0;
-  int64_t moved_bytes = 0;  // fp16 read and blocks written; 0 where that is not what bounds it
+  int64_t moved_bytes = 0;  // fp16 read once and blocks written
+  bool graph = true;        // as in AttentionRow
+  int wrong_pages = 0;      // that differ from the CPU's, where they must not
   SampleSummary us = {};
+
+  double bytes_per_s() const { return static_cast<double>(moved_bytes) / (us.median * 1e-6); }
+  std::string Fault() const;
 };
 
 // One core: a codec or attention, in bytes of fp16 input or of blocks.
 struct CpuRow {
-  std::string preset, what;
+  std::string preset, data = {}, what = {};
   int heads_per_kv = 0;  // attention
   int64_t bytes = 0;     // of one repetition
   SampleSummary seconds = {};

@@ -1,6 +1,7 @@
 """The roofline of decode attention: what was reached, over the operations a cached byte takes."""
 
 MARKERS = {"16": "x", "4": "s", "2": "o"}
+INTENSITIES = [2, 4, 8, 16, 32, 64]
 
 
 def bits_of(preset: str) -> str:
@@ -28,22 +29,26 @@ def draw(report: dict, path: str) -> None:
             intensity, [r["operations_per_s"] / 1e12 for r in mine], marker, label=preset, ms=5
         )
         bandwidth.plot(intensity, [r["bytes_per_s"] / 1e12 for r in mine], marker, ms=5)
-    peers = [row for row in report.get("ratios", []) if row["preset"] == rows[0]["preset"]]
+    first = (rows[0]["preset"], rows[0]["data"])
+    peers = [row for row in report.get("ratios", []) if (row["preset"], row["data"]) == first]
     if peers:
         intensity = [row["peer_operations_per_byte"] for row in peers]
         moved = [row["peer_bytes_per_s"] / 1e12 for row in peers]
         rate.plot(intensity, [i * b for i, b in zip(intensity, moved)], "k+", label="fp16 peer")
         bandwidth.plot(intensity, moved, "k+")
     if ceiling:
-        ends = [2, 80]
+        ends = [INTENSITIES[0], INTENSITIES[-1]]
         rate.plot(ends, [x * ceiling / 1e12 for x in ends], "k--", lw=1, label="read ceiling")
         bandwidth.axhline(ceiling / 1e12, color="k", ls="--", lw=1)
     for axes, label in ((rate, "TFLOP/s"), (bandwidth, "TB/s of cached bytes")):
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(INTENSITIES, [str(x) for x in INTENSITIES])
+        axes.minorticks_off()
         axes.set_xlabel("operations a cached byte")
         axes.set_ylabel(label)
         axes.grid(True, lw=0.3)
     rate.set_yscale("log")
+    rate.minorticks_off()
     rate.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path)

@@ -36,11 +36,13 @@ BenchReport SomeReport() {
   report.ceilings = Ceilings{4.4e12, "16-byte loads, 2 CTAs an SM", 4.2e12, "driver"};
   report.attention = {BelievableRow()};
   report.compression = {{.preset = "pkv4",
+                         .data = "random",
                          .stage = "encode",
                          .num_tokens = 32768,
                          .moved_bytes = 170'000'000,
                          .us = {20, 49, 50, 51}}};
   report.cpu = {{.preset = "default",
+                 .data = "random",
                  .what = "attention",
                  .heads_per_kv = 4,
                  .bytes = 3'000'000'000,
@@ -78,6 +80,12 @@ TEST(BenchReportTest, IsPlausibleUntilARowIsNot) {
   report.attention.push_back(BelievableRow());
   report.attention.back().us.min = 1;
   EXPECT_THAT(std::string(report.CheckPlausible().message()), HasSubstr("8x32k pkv2 random"));
+  report = SomeReport();
+  report.compression[0].wrong_pages = 1;
+  EXPECT_THAT(std::string(report.CheckPlausible().message()), HasSubstr("pkv4 encode: 1 pages"));
+  report = SomeReport();
+  report.compression[0].us.min = 33;  // 170 MB at 5 TB/s take 34
+  EXPECT_THAT(std::string(report.CheckPlausible().message()), HasSubstr("pkv4 encode: 33.00 us"));
 }
 
 TEST(BenchReportTest, JsonHoldsWhatWasMeasured) {
@@ -95,6 +103,7 @@ TEST(BenchReportTest, JsonHoldsWhatWasMeasured) {
   EXPECT_EQ(row["bytes"]["own"], 154'000'000);
   EXPECT_FALSE(row.contains("fault"));
   EXPECT_EQ(json["compression"][0]["stage"], "encode");
+  EXPECT_DOUBLE_EQ(json["compression"][0]["bytes_per_s"].get<double>(), 170e6 / 50e-6);
   EXPECT_EQ(json["cpu"][0]["best_bytes_per_s"], 3e9);
   EXPECT_EQ(json["cpu"][0]["median_bytes_per_s"], 2e9);
 }
@@ -110,6 +119,7 @@ TEST(BenchReportTest, JsonOfARowThatIsWrongSaysSo) {
 TEST(BenchReportTest, TextComparesWithTheCeilingAndThePeer) {
   BenchReport report = SomeReport();
   EXPECT_THAT(ToText(report), HasSubstr("3.850   87.5    6.00  1.00e-03"));
+  EXPECT_THAT(ToText(report), HasSubstr("3.400   81.0"));
   report.peers.clear();
   report.ceilings.reset();
   EXPECT_THAT(ToText(report), HasSubstr("3.850      -       -  1.00e-03"));
