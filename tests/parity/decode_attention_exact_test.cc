@@ -71,7 +71,7 @@ std::vector<Case> AllCases() {
                  .bits_v = bits,
                  .head_dim = head_dim,
                  .group = group,
-                 .fine = bits == 2 && group != 64,
+                 .fine = bits == 2 && group == 128,
                  .rotated = rotated,
                  .num_patterns = group == 32 ? 0 : group,
                  .heads_per_kv = group == 64 ? 8 : 4,
@@ -238,9 +238,12 @@ TEST_P(DecodeAttentionExactPlainTest, ConstantVComesBack) {
   for (const float x : DecodeOutput(of, *after).out) ASSERT_EQ(x, Float16ToFloat(kValue));
 }
 
-// "CudaCore7", so that a filter can name a kernel.
+// "TensorCoreK2V2d128g128FineRotatedP128G4": what a filter can name.
 std::string NameOfCase(const testing::TestParamInfo<Case>& info) {
-  return NameOf(info.param.kernel) + std::to_string(info.index);
+  const Case& c = info.param;
+  return absl::StrCat(NameOf(c.kernel), "K", c.bits_k, "V", c.bits_v, "d", c.head_dim, "g", c.group,
+                      c.fine ? "Fine" : "", c.rotated ? "Rotated" : "", "P", c.num_patterns, "G",
+                      c.heads_per_kv);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DecodeAttentionExactTest, testing::ValuesIn(AllCases()), NameOfCase);
