@@ -416,8 +416,7 @@ class DecodeCase {
             random.FillBell(window_row(is_v, r, head, t), width);
           }
           if (spec_.has_token) random.FillBell(token_row(is_v, r, head), width);
-          if (request.num_blocks == 0) continue;
-          for (int s = 0; s < spec_.shape.num_sinks; ++s) {
+          for (int s = 0; s < spec_.shape.num_sinks && request.num_blocks > 0; ++s) {
             random.FillBell(sink_row(is_v, r, head, s), width);
           }
           if (!spec_.shape.encoding.has_patterns) continue;

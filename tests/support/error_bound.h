@@ -138,8 +138,8 @@ inline double DecodeOperandDeviation(const DecodeArithmetic& arithmetic) {
 
 // Bounds that add up magnitudes are far above what independent errors add up to. Random numbers are
 // therefore also held to this many standard deviations of the 2-norm of an output row. Were a row's
-// error normal in one direction, which is the worst, 1 in 10^15 would exceed eight.
-inline constexpr double kDecodeDeviations = 8;
+// error normal and in one direction, which is the worst, one row in 5e8 would exceed six.
+inline constexpr double kDecodeDeviations = 6;
 
 // The relative error, in the Frobenius norm, that the tensor-core kernel is to keep over a case of
 // model-like numbers with fp16 output: 2^-11 = 4.9e-4 by rounding a score's operands when scores
