@@ -82,9 +82,9 @@ absl::Status CheckPools(const DecodeAttentionShape& shape, const DecodeAttention
       CheckStride("window_stride", args.window_stride, rows * args.window_capacity, kRowAlignment));
   PKV_RETURN_IF_ERROR(CheckPointer("window_ids", args.window_ids));
   PKV_RETURN_IF_ERROR(CheckPointer("num_window_tokens", args.num_window_tokens));
-  if ((args.new_k == nullptr) != (args.new_v == nullptr)) {
-    return absl::InvalidArgumentError(args.new_k == nullptr ? "new_v without new_k"
-                                                            : "new_k without new_v");
+  if ((args.token_k == nullptr) != (args.token_v == nullptr)) {
+    return absl::InvalidArgumentError(args.token_k == nullptr ? "token_v without token_k"
+                                                              : "token_k without token_v");
   }
   if (shape.num_sinks > 0) {
     PKV_RETURN_IF_ERROR(CheckAligned("sinks", args.sinks, 16));
@@ -111,8 +111,9 @@ absl::Status CheckDecodeArgs(const DecodeAttentionShape& shape, const DecodeAtte
     return absl::InvalidArgumentError(absl::StrCat("batch ", args.batch, " is negative"));
   }
   if (args.batch == 0) return absl::OkStatus();
-  if (!std::isfinite(args.sm_scale)) {
-    return absl::InvalidArgumentError(absl::StrCat("sm_scale ", args.sm_scale, " is not finite"));
+  if (!(args.sm_scale > 0) || !std::isfinite(args.sm_scale)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sm_scale ", args.sm_scale, " is not a finite number above 0"));
   }
   PKV_RETURN_IF_ERROR(CheckAligned("q", args.q, 16));
   PKV_RETURN_IF_ERROR(CheckAligned("out", args.out, 16));

@@ -259,13 +259,13 @@ __device__ void AddWindow(const CudaCoreLaunch& launch, int request, int kv_head
     const int64_t at = int64_t{first} * d;
     attention.AddTokens(DenseTile{k + at, v + at, d}, min(kBlockTokens, num_tokens - first));
   }
-  if (args.new_k == nullptr) return;
+  if (args.token_k == nullptr) return;
   const int64_t token_at = (int64_t{request} * num_heads + kv_head) * d;
-  attention.AddTokens(DenseTile{args.new_k + token_at, args.new_v + token_at, d}, 1);
+  attention.AddTokens(DenseTile{args.token_k + token_at, args.token_v + token_at, d}, 1);
   const int thread = static_cast<int>(threadIdx.x);
   if (!appends || thread >= d) return;
-  k[int64_t{num_tokens} * d + thread] = args.new_k[token_at + thread];
-  v[int64_t{num_tokens} * d + thread] = args.new_v[token_at + thread];
+  k[int64_t{num_tokens} * d + thread] = args.token_k[token_at + thread];
+  v[int64_t{num_tokens} * d + thread] = args.token_v[token_at + thread];
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -269,8 +269,8 @@ absl::StatusOr<LaunchBuffers> MakeBuffers(const AttentionCase& c, const EncodedS
   args.window_stride = buffers.windows.stride() / kElementBytes;
   args.window_capacity = timing.window_tokens;
   PKV_ASSIGN_OR_RETURN(args.num_window_tokens, Upload(host.num_window_tokens, stream, buffers));
-  PKV_ASSIGN_OR_RETURN(args.new_k, Upload(host.newest_k, stream, buffers));
-  PKV_ASSIGN_OR_RETURN(args.new_v, Upload(host.newest_v, stream, buffers));
+  PKV_ASSIGN_OR_RETURN(args.token_k, Upload(host.newest_k, stream, buffers));
+  PKV_ASSIGN_OR_RETURN(args.token_v, Upload(host.newest_v, stream, buffers));
   PKV_ASSIGN_OR_RETURN(const int32_t* slots, Upload(host.slots, stream, buffers));
   args.window_ids = args.sink_ids = args.bank_ids = slots;
   args.sinks = reinterpret_cast<const uint16_t*>(buffers.sinks.data());

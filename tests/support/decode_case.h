@@ -194,8 +194,8 @@ class DecodeCase {
         .window_ids = Ints(base, window_ids_),
         .num_window_tokens = Ints(base, num_window_tokens_)};
     if (spec_.has_token) {
-      args.new_k = reinterpret_cast<const uint16_t*>(base + token_k_.begin);
-      args.new_v = reinterpret_cast<const uint16_t*>(base + token_v_.begin);
+      args.token_k = reinterpret_cast<const uint16_t*>(base + token_k_.begin);
+      args.token_v = reinterpret_cast<const uint16_t*>(base + token_v_.begin);
     }
     if (spec_.shape.num_sinks > 0) {
       args.sinks = reinterpret_cast<const uint16_t*>(base + sinks_.begin);
@@ -257,8 +257,8 @@ class DecodeCase {
         {"windows", &windows_},
         {"window_ids", &window_ids_},
         {"num_window_tokens", &num_window_tokens_},
-        {"new_k", &token_k_},
-        {"new_v", &token_v_},
+        {"token_k", &token_k_},
+        {"token_v", &token_v_},
         {"sinks", &sinks_},
         {"sink_ids", &sink_ids_},
         {"banks", &banks_},

@@ -180,10 +180,10 @@ class HeadReader {
     tile.v_rows = k + shape.num_kv_heads * rows;
     tile.num_rows = args.num_window_tokens[request];
     if (tile.num_rows > 0) tiles_.push_back(tile);
-    if (args.new_k == nullptr) return;
+    if (args.token_k == nullptr) return;
     const int64_t at = (int64_t{request} * shape.num_kv_heads + kv_head) * d;
-    tile.k_rows = args.new_k + at;
-    tile.v_rows = args.new_v + at;
+    tile.k_rows = args.token_k + at;
+    tile.v_rows = args.token_v + at;
     tile.num_rows = 1;
     tiles_.push_back(tile);
   }

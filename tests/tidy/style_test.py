@@ -68,6 +68,8 @@ SOURCE_FILE = re.compile(r"\.(cc|cu)$")
 TESTED_ELSEWHERE = {
     # The commands of pkvctl: flags, calls and printing. What they call has unit tests.
     "worker/ctl/": "tests/integration/e2e/",
+    # Instances of a kernel's template.
+    "kernels/attention/decode_kernels_": "tests/parity/decode_attention_",
 }
 
 

@@ -61,8 +61,8 @@ struct DecodeAttentionArgs {
 
   // Optional [batch, num_kv_heads, head_dim] fp16: K and V of the token that q belongs to. It is
   // attended to, and written to the window behind the others, which must have room for it.
-  const uint16_t* new_k = nullptr;
-  const uint16_t* new_v = nullptr;
+  const uint16_t* token_k = nullptr;
+  const uint16_t* token_v = nullptr;
 
   // With num_sinks: sinks s is at sinks + s * sink_stride elements, per kv head K [num_sinks]
   // [head_dim], then V, as in the frame of block 0 (rotated when the encoding is).

@@ -118,7 +118,7 @@ TEST_F(DecodeArgsTest, WithANegativeBatchAreRefused) {
 
 TEST_F(DecodeArgsTest, WithAnInfiniteScaleAreRefused) {
   args_.sm_scale = INFINITY;
-  EXPECT_REFUSED("sm_scale inf is not finite");
+  EXPECT_REFUSED("sm_scale inf is not a finite number above 0");
 }
 
 TEST_F(DecodeArgsTest, WithoutAPoolAreRefusedByName) {
@@ -144,8 +144,8 @@ TEST_F(DecodeArgsTest, WithoutAPoolAreRefusedByName) {
 }
 
 TEST_F(DecodeArgsTest, WithHalfATokenAreRefused) {
-  args_.new_k = args_.banks;
-  EXPECT_REFUSED("new_k without new_v");
+  args_.token_k = args_.banks;
+  EXPECT_REFUSED("token_k without token_v");
 }
 
 TEST_F(DecodeArgsTest, WithAShortOrUnevenStrideAreRefused) {

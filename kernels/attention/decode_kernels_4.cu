@@ -1,0 +1,20 @@
+#include "kernels/attention/decode_kernel.cuh"
+
+namespace pkv {
+
+namespace {
+
+template <int kHeadDim, bool kWide>
+DecodeKernelInfo Find(const DecodeKernelKey& key) {
+  return key.is_grouped ? InfoOf<DecodeConfig<4, kHeadDim, kWide, false, true>>()
+                        : InfoOf<DecodeConfig<4, kHeadDim, kWide, false, false>>();
+}
+
+}  // namespace
+
+DecodeKernelInfo FindDecodeKernel4(const DecodeKernelKey& key) {
+  if (key.head_dim == 128) return key.is_wide ? Find<128, true>(key) : Find<128, false>(key);
+  return key.is_wide ? Find<64, true>(key) : Find<64, false>(key);
+}
+
+}  // namespace pkv

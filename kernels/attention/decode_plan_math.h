@@ -1,0 +1,79 @@
+#ifndef PKV_KERNELS_ATTENTION_DECODE_PLAN_MATH_H_
+#define PKV_KERNELS_ATTENTION_DECODE_PLAN_MATH_H_
+
+// How one launch of decode attention is cut into slices, one a CTA. Every CTA does this arithmetic
+// for itself from the lengths, so there is no planning pass and a captured graph follows them.
+//
+// The work is a line of units of about equal bytes: request after request, kv head after kv head,
+// and for each of them (an "item") its blocks, its sinks' and its window's tiles of dense tokens.
+// Every CTA takes an equal run of it, within one unit.
+
+#include "proto/base/host_device.h"
+
+namespace pkv {
+
+// The units of one item, in this order.
+struct DecodeItemUnits {
+  int blocks = 0;  // codes: one a block; fp16: tiles
+  int sinks = 0;
+  int window = 0;
+
+  PKV_HOST_DEVICE int total() const { return blocks + sinks + window; }
+};
+
+// What of DecodeAttentionShape decides how tokens make units.
+struct DecodeUnitRule {
+  int units_per_block = 1;
+  int tile_tokens = 16;  // of a dense tile
+  int num_sinks = 0;
+};
+
+// `window_tokens` counts the new token.
+PKV_HOST_DEVICE inline DecodeItemUnits CountDecodeUnits(const DecodeUnitRule& rule, int num_blocks,
+                                                        int window_tokens) {
+  const int tile = rule.tile_tokens;
+  return {num_blocks * rule.units_per_block,
+          num_blocks > 0 ? (rule.num_sinks + tile - 1) / tile : 0,
+          (window_tokens + tile - 1) / tile};
+}
+
+// Where slices begin. Starting an item costs a CTA what `item_cost` units do (query, pattern
+// scores, merging), so slices are of equal cost: on the line of costs every item stands behind a
+// gap of item_cost, and a slice has the units that lie in its part of that line.
+//
+// Units and costs are counted in 31 bits: 2^31 blocks are more than a device holds.
+struct DecodeSlices {
+  int count = 0;
+  int share = 0, long_slices = 0;  // long_slices slices of cost share + 1, then the others of share
+
+  PKV_HOST_DEVICE int CostBegin(int slice) const {
+    return slice * share + (slice < long_slices ? slice : long_slices);
+  }
+  // The slice that holds the unit at `cost`. REQUIRES: 0 <= cost < CostBegin(count).
+  PKV_HOST_DEVICE int SliceOf(int cost) const {
+    const int in_long = long_slices * (share + 1);
+    return cost < in_long ? cost / (share + 1) : long_slices + (cost - in_long) / share;
+  }
+};
+
+// As many slices as there are CTAs, or fewer of cost `min_cost` and more.
+PKV_HOST_DEVICE inline DecodeSlices CutDecodeUnits(int total_cost, int num_ctas, int min_cost) {
+  DecodeSlices slices;
+  if (total_cost == 0) return slices;
+  const int most = total_cost < min_cost ? 1 : total_cost / min_cost;
+  slices.count = most < num_ctas ? most : num_ctas;
+  slices.share = total_cost / slices.count;
+  slices.long_slices = total_cost - slices.share * slices.count;
+  return slices;
+}
+
+// The first unit of an item of `units` units, whose gap begins at `item_at` on the line of costs,
+// that stands at `cost` or behind; `units` when none does.
+PKV_HOST_DEVICE inline int DecodeUnitAt(int cost, int item_at, int item_cost, int units) {
+  const int unit = cost - item_at - item_cost;
+  return unit < 0 ? 0 : unit < units ? unit : units;
+}
+
+}  // namespace pkv
+
+#endif  // PKV_KERNELS_ATTENTION_DECODE_PLAN_MATH_H_

@@ -1,0 +1,146 @@
+#ifndef PKV_KERNELS_DEVICE_PTX_CUH_
+#define PKV_KERNELS_DEVICE_PTX_CUH_
+
+// The PTX instructions that C++ has no name for, one function each (PTX ISA 8, sm_90).
+
+#include <cstdint>
+
+namespace pkv::ptx {
+
+// d += a b, m16n8k16, fp16 operands, fp32 sums. Lane = 4 g + q holds of a rows g and g + 8, of b
+// column g, of d columns 2 q and 2 q + 1.
+__device__ __forceinline__ void Mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                    uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Transposes the 8 x 8 matrix of fp16 whose row g, columns 2 q and 2 q + 1 this lane holds.
+__device__ __forceinline__ uint32_t Transpose(uint32_t a) {
+  uint32_t d;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(d) : "r"(a));
+  return d;
+}
+
+// Four 8 x 8 matrices of fp16; lane 8 m + r gives the address of row r of matrix m.
+__device__ __forceinline__ uint4 LoadMatrices(uint32_t address) {
+  uint4 r;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "r"(address));
+  return r;
+}
+__device__ __forceinline__ uint4 LoadMatricesTransposed(uint32_t address) {
+  uint4 r;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "r"(address));
+  return r;
+}
+
+// Two floats to fp16x2, rounded to nearest even: low half, high half.
+__device__ __forceinline__ uint32_t PackHalf2(float low, float high) {
+  uint32_t d;
+  asm("cvt.rn.f16x2.f32 %0,%2,%1;" : "=r"(d) : "f"(low), "f"(high));
+  return d;
+}
+__device__ __forceinline__ uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("mul.rn.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+__device__ __forceinline__ uint32_t MaxHalf2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("max.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+// 1.0 where equal, 0 elsewhere.
+__device__ __forceinline__ uint32_t EqualHalf2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("set.eq.f16x2.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
+// 2^x; 0 for results below the normal range.
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Barriers in shared memory on which bulk copies report their bytes.
+__device__ __forceinline__ void InitBarrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0],%1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// What other threads and the copy engine see of InitBarrier() from here on.
+__device__ __forceinline__ void FenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Orders shared memory that threads have read and written before later bulk copies.
+__device__ __forceinline__ void FenceSharedForCopies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Arrives once, and has the barrier wait for `bytes` more.
+__device__ __forceinline__ void ArriveExpecting(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "WAIT:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done,[%0],%1;\n"
+      "@done bra.uni DONE;\n"
+      "bra.uni WAIT;\n"
+      "DONE:\n"
+      "}\n" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+// Copies `bytes` (a multiple of 16, as are both addresses) from global to shared memory.
+__device__ __forceinline__ void CopyBulk(uint32_t to, const void* from, uint32_t bytes,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
+          to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+__device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
+  uint4 r;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];"
+               : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+               : "r"(address));
+  return r;
+}
+__device__ __forceinline__ uint2 LoadShared64(uint32_t address) {
+  uint2 r;
+  asm volatile("ld.shared.v2.u32 {%0,%1},[%2];" : "=r"(r.x), "=r"(r.y) : "r"(address));
+  return r;
+}
+__device__ __forceinline__ float LoadSharedFloat(uint32_t address) {
+  float r;
+  asm volatile("ld.shared.f32 %0,[%1];" : "=f"(r) : "r"(address));
+  return r;
+}
+__device__ __forceinline__ void StoreSharedFloat(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0],%1;" ::"r"(address), "f"(value) : "memory");
+}
+__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+}  // namespace pkv::ptx
+
+#endif  // PKV_KERNELS_DEVICE_PTX_CUH_
