@@ -112,8 +112,9 @@ class DecodeCta {
     const int item_begin = at.unit - at.unit_in_item, item_end = item_begin + at.item.total();
     const int turn = launch_.is_rotated ? item_end - at.item.window : item_end;
     const int end = min(item_end, plan().end);
-    if (is_first && at.unit < turn)
+    if (is_first && at.unit < turn) {
       return {at.unit, min(end, turn), launch_.is_rotated, end <= turn};
+    }
     return {max(at.unit, turn), end, false, true};
   }
 
@@ -199,8 +200,10 @@ class DecodeCta {
     } else {
       RowMath<C>{state}.Add(v_slot, b);
     }
-    __syncwarp();
-    if constexpr (C::kGrouped) ring.IssueK(n + C::kKSlots, page_);
+    if constexpr (C::kGrouped) {
+      __syncwarp();
+      ring.IssueK(n + C::kKSlots, page_);
+    }
     ring.IssueV(n + C::kVSlots);
   }
 

@@ -169,7 +169,9 @@ struct Ring {
     }
     page = Enter(at, end);
   }
+  // All lanes are done with the V slot.
   __device__ __forceinline__ void IssueV(unsigned n) const {
+    __syncwarp();  // and see what lane 0 wrote of the unit
     const UnitInfo info = feed->units[n % 2];
     if (info.v == nullptr) return;
     if (!C::kHasCodes || info.rows > 0) {
