@@ -13,7 +13,7 @@ set -euo pipefail
 build_packages=(
   build-essential g++ cmake ninja-build ccache pkg-config git ca-certificates
   libgrpc-dev libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
-  libabsl-dev libssl-dev zlib1g-dev libisal-dev
+  libabsl-dev libssl-dev zlib1g-dev libisal-dev libhwy-dev
   # Brings civetweb and curl, which its CMake package looks for.
   prometheus-cpp-dev
   libcli11-dev nlohmann-json3-dev libspdlog-dev

@@ -1,5 +1,6 @@
 #include "kernels/attention/dense_rows.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/attention/softmax_math.h"
@@ -54,6 +55,16 @@ PKV_CPU_CLONES void Multiply(const float* a, const float* b, int count, float* o
 
 PKV_CPU_CLONES void ScaleBy(float factor, int count, float* values) {
   for (int i = 0; i < count; ++i) values[i] = values[i] * factor;
+}
+
+PKV_CPU_CLONES float Largest(const float* values, int count) {
+  FloatLanes largest = *reinterpret_cast<const UnalignedFloatLanes*>(values);
+  for (int i = kLanes; i < count; i += kLanes) {
+    const FloatLanes v = *reinterpret_cast<const UnalignedFloatLanes*>(values + i);
+    largest = v > largest ? v : largest;
+  }
+  const float* lanes = reinterpret_cast<const float*>(&largest);
+  return *std::max_element(lanes, lanes + kLanes);
 }
 
 PKV_CPU_CLONES float ExpSum(float max, int count, float* scores) {

@@ -22,6 +22,9 @@ void Multiply(const float* a, const float* b, int count, float* out);
 // values[i] *= factor.
 void ScaleBy(float factor, int count, float* values);
 
+// The largest of `count` values, a positive multiple of 16, none of them NaN.
+float Largest(const float* values, int count);
+
 // Replaces scores by e^(score - max) and returns their sum; a score of -infinity gives 0. REQUIRES:
 // count is a multiple of 16, no score exceeds max, max is finite.
 float ExpSum(float max, int count, float* scores);

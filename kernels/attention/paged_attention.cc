@@ -87,7 +87,7 @@ absl::Status PagedAttention(const AttentionArgs& args, const ComputeContext& ctx
     return absl::UnimplementedError("device CUDA: paged attention runs on the CPU only");
   }
   PKV_RETURN_IF_ERROR(CheckArguments(args));
-  PagedAttentionCpu(args, ctx.pool);
+  PagedAttentionCpu(args, ctx.pool, CodeArithmetic::kInteger);
   return absl::OkStatus();
 }
 

@@ -7,11 +7,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "kernels/attention/attention_backends.h"
 #include "kernels/attention/code_matrix.h"
+#include "kernels/attention/coded_page.h"
 #include "kernels/attention/dense_rows.h"
+#include "kernels/attention/pattern_terms.h"
 #include "kernels/attention/softmax_state.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/codec/head_frame.h"
@@ -39,7 +42,7 @@ struct BankOfHead {
 // Softmax attention of the query rows of one kv head over some tokens. Thread-compatible.
 class HeadAttention {
  public:
-  HeadAttention(const AttentionArgs& args, int kv_head);
+  HeadAttention(const AttentionArgs& args, int kv_head, CodeArithmetic arithmetic);
 
   void AddPage(const BlockPage& page);
   // Window tokens, where a query sees none later than its own.
@@ -77,12 +80,18 @@ class HeadAttention {
   bool is_rotated_ = false;  // q_ and the outputs in state_
   SoftmaxState state_;
   BankOfHead bank_;
+  // Do the work of a coded page, and of bank_, in CodeArithmetic::kInteger.
+  struct Integer {
+    CodedPage page;
+    PatternTerms patterns;
+  };
+  std::optional<Integer> integer_;
   // Scratch of one page.
   std::vector<float> scores_;  // [row][128]
   std::vector<float> plane_, factors_, natural_, product_, tile_;
 };
 
-HeadAttention::HeadAttention(const AttentionArgs& args, int kv_head)
+HeadAttention::HeadAttention(const AttentionArgs& args, int kv_head, CodeArithmetic arithmetic)
     : args_(args),
       kv_head_(kv_head),
       head_dim_(args.window.head_dim),
@@ -103,6 +112,9 @@ HeadAttention::HeadAttention(const AttentionArgs& args, int kv_head)
     float* out = q_.data() + static_cast<size_t>(row) * head_dim_;
     for (int j = 0; j < head_dim_; ++j) out[j] = q[j] * args.sm_scale;
   }
+  if (arithmetic == CodeArithmetic::kInteger) {
+    integer_.emplace(Integer{{q_.data(), num_rows_, head_dim_}, {num_rows_, head_dim_}});
+  }
 }
 
 void HeadAttention::UseRotation(bool rotated) {
@@ -110,6 +122,7 @@ void HeadAttention::UseRotation(bool rotated) {
   UseBank(nullptr);
   RotateRows(q_.data(), num_rows_, head_dim_);
   for (int row = 0; row < num_rows_; ++row) RotateRows(state_.acc(row), 1, head_dim_);
+  if (integer_) integer_->page.QueriesChanged();
   is_rotated_ = rotated;
 }
 
@@ -118,7 +131,8 @@ void HeadAttention::UseBank(const Codebook* codebook) {
   Flush();
   bank_ = {};
   bank_.codebook = codebook;
-  if (codebook == nullptr) return;
+  if (integer_) integer_->patterns.UseBank(codebook, kv_head_, q_.data());
+  if (codebook == nullptr || integer_) return;
   bank_.num_k = codebook->num_k();
   bank_.num_v = codebook->num_v();
   const auto k = codebook->k(kv_head_), v = codebook->v(kv_head_);
@@ -136,6 +150,7 @@ void HeadAttention::UseBank(const Codebook* codebook) {
 }
 
 void HeadAttention::Flush() {
+  if (integer_) integer_->patterns.Flush(state_.acc(0));
   for (int row = 0; row < num_rows_ && bank_.num_v > 0; ++row) {
     float* weights = bank_.v_weights.data() + static_cast<size_t>(row) * bank_.num_v;
     AddWeightedRows(bank_.v_patterns.data(), weights, bank_.num_v, head_dim_, state_.acc(row));
@@ -146,7 +161,9 @@ void HeadAttention::Flush() {
 void HeadAttention::UpdateStates() {
   for (int row = 0; row < num_rows_; ++row) {
     const float rescale = state_.Update(row, kBlockTokens, scores(row));
-    if (rescale == 1.0f || bank_.num_v == 0) continue;
+    if (rescale == 1.0f) continue;
+    if (integer_) integer_->patterns.Rescale(row, rescale);
+    if (bank_.num_v == 0) continue;
     ScaleBy(rescale, bank_.num_v, bank_.v_weights.data() + static_cast<size_t>(row) * bank_.num_v);
   }
 }
@@ -263,7 +280,16 @@ void HeadAttention::AddCodedValues(const ConstHeadFrame& frame, const PayloadLay
 }
 
 void HeadAttention::AddCodedPage(const ConstHeadFrame& frame, const PayloadLayout& layout) {
-  ScoreCodes(frame, layout);
+  if (integer_) {
+    if (frame.k_ids != nullptr) {
+      integer_->patterns.WriteScores(frame.k_ids, scores_.data());
+    } else {
+      std::fill(scores_.begin(), scores_.end(), 0.0f);
+    }
+    integer_->page.AddScores(frame, layout, scores_.data());
+  } else {
+    ScoreCodes(frame, layout);
+  }
   if (frame.num_rows > 0) {  // sinks stand apart; their code slots hold nothing
     ConvertToFloat(frame.k_rows, frame.num_rows * head_dim_, tile_.data());
     ScoreRows(tile_.data(), frame.num_rows, 0);
@@ -276,7 +302,12 @@ void HeadAttention::AddCodedPage(const ConstHeadFrame& frame, const PayloadLayou
       std::fill_n(scores(row), frame.num_rows, 0.0f);
     }
   }
-  AddCodedValues(frame, layout);
+  if (integer_) {
+    integer_->page.AddValues(frame, layout, scores_.data(), state_.acc(0));
+    if (frame.v_ids != nullptr) integer_->patterns.AddWeights(frame.v_ids, scores_.data());
+  } else {
+    AddCodedValues(frame, layout);
+  }
 }
 
 // Up to 128 fp16 tokens. Query i sees the first `first_visible` + i of them.
@@ -319,14 +350,14 @@ void HeadAttention::AddWindow() {
 
 }  // namespace
 
-void PagedAttentionCpu(const AttentionArgs& args, ThreadPool* pool) {
+void PagedAttentionCpu(const AttentionArgs& args, ThreadPool* pool, CodeArithmetic arithmetic) {
   const int num_pages = static_cast<int>(args.pages.size());
   const int num_runs = std::max(1, (num_pages + kPagesPerTask - 1) / kPagesPerTask);
   const int num_heads = args.window.num_kv_heads, head_dim = args.window.head_dim;
   std::vector<SoftmaxState> states(static_cast<size_t>(num_heads) * num_runs, SoftmaxState(0, 0));
   ParallelFor(pool, num_heads * num_runs, [&](int task) {
     const int run = task % num_runs;
-    HeadAttention attention(args, task / num_runs);
+    HeadAttention attention(args, task / num_runs, arithmetic);
     const int end = std::min(num_pages, (run + 1) * kPagesPerTask);
     for (int page = run * kPagesPerTask; page < end; ++page) attention.AddPage(args.pages[page]);
     attention.Finish();

@@ -21,7 +21,7 @@ SoftmaxState::SoftmaxState(int num_queries, int head_dim)
       acc_(static_cast<size_t>(num_queries) * head_dim, 0.0f) {}
 
 float SoftmaxState::Update(int i, int count, float* scores) {
-  const float max = std::max(max_[i], *std::max_element(scores, scores + count));
+  const float max = std::max(max_[i], Largest(scores, count));
   if (max == kMinusInfinity) {
     std::fill_n(scores, count, 0.0f);
     return 1.0f;

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/attention/attention_backends.h"
 #include "pkv/kernels/block_codec.h"
 #include "pkv/kernels/paged_attention.h"
 #include "tests/support/coded_head.h"
@@ -29,6 +30,10 @@ struct ReferenceTokens {
   std::vector<bool> is_rotated;     // token: stands in a rotated page
   std::vector<double> k, v;         // [token][head_dim], rotated back
   std::vector<double> k_magnitude;  // [token][head_dim] as stored: what the fused algebra adds up
+  // Tokens [0, num_coded) meet queries and weights that were rounded to 16 bits.
+  // [token][head_dim] code and its step; 0 where there is none.
+  int num_coded = 0;
+  std::vector<float> k_code, k_step, v_code, v_step;
   // [token]: the largest magnitude an element of V is added up from. What is added up in rotated
   // form spreads over all elements when it is rotated back: then the magnitudes' 2-norm.
   std::vector<double> v_largest;
@@ -66,8 +71,13 @@ inline void AppendPage(const BlockPage& page, int head, ReferenceTokens& tokens)
   std::vector<double> v(d);
   for (int t = 0; t < kBlockTokens; ++t) {
     for (int j = 0; j < d; ++j) {
-      tokens.k_magnitude.push_back(coded.K(t, j).Magnitude());
-      v[j] = coded.V(t, j).Magnitude();
+      const CodedValue k = coded.K(t, j), value = coded.V(t, j);
+      tokens.k_magnitude.push_back(k.Magnitude());
+      v[j] = value.Magnitude();
+      tokens.k_code.push_back(k.code);
+      tokens.k_step.push_back(k.step());
+      tokens.v_code.push_back(value.code);
+      tokens.v_step.push_back(value.step());
     }
     tokens.v_largest.push_back(rotated ? Norm(v) : *std::max_element(v.begin(), v.end()));
     tokens.is_rotated.push_back(rotated);
@@ -89,21 +99,47 @@ inline Scores ScoresOf(const float* q, const ReferenceTokens& tokens, int visibl
   RotateReference(rotated);
   Scores scores;
   scores.score.resize(visible);
+  const double rotation = tokens.any_rotated ? RotationBound(d, Norm(plain)) : 0;
   for (int t = 0; t < visible; ++t) {
     const std::vector<double>& met = tokens.is_rotated[t] ? rotated : plain;
-    double magnitude = 0;
+    double magnitude = 0, largest = 0, sum_of_codes = 0;
     for (int j = 0; j < d; ++j) {
       scores.score[t] += plain[j] * tokens.k_row(t)[j];
       magnitude += std::abs(met[j]) * tokens.k_magnitude_row(t)[j];
+      if (t >= tokens.num_coded) continue;
+      largest = std::max(largest, (std::abs(met[j]) + rotation) * tokens.k_step[tokens.At(t) + j]);
+      sum_of_codes += tokens.k_code[tokens.At(t) + j];
     }
     scores.score[t] *= sm_scale;
-    double error = SumBound(3 * d + 8, magnitude * sm_scale);
+    double error = SumBound(3 * d + 8, magnitude * sm_scale) +
+                   IntegerProductBound(largest * sm_scale, sum_of_codes);
     if (tokens.any_rotated) {
       error += 2 * RotationBound(d, Norm(plain) * Norm(tokens.k_row(t)) * sm_scale);
     }
     scores.largest_error = std::max(scores.largest_error, error);
   }
   return scores;
+}
+
+// What rounding the weights of every page moves the outputs by; what comes of a rotated page
+// spreads over all of them.
+inline std::vector<double> ValueRounding(const ReferenceTokens& tokens,
+                                         const std::vector<double>& weights) {
+  const int d = tokens.head_dim;
+  std::vector<double> sum(d), of_page(d);
+  for (int first = 0; first < tokens.num_coded; first += kBlockTokens) {
+    for (int j = 0; j < d; ++j) {
+      double largest = 0, sum_of_codes = 0;
+      for (int t = first; t < first + kBlockTokens; ++t) {
+        largest = std::max(largest, weights[t] * tokens.v_step[tokens.At(t) + j]);
+        sum_of_codes += tokens.v_code[tokens.At(t) + j];
+      }
+      of_page[j] = IntegerProductBound(largest, sum_of_codes);
+    }
+    const double norm = Norm(of_page);
+    for (int j = 0; j < d; ++j) sum[j] += tokens.is_rotated[first] ? norm : of_page[j];
+  }
+  return sum;
 }
 
 inline void Attend(const AttentionArgs& args, const ReferenceTokens& tokens, int visible, size_t at,
@@ -118,16 +154,19 @@ inline void Attend(const AttentionArgs& args, const ReferenceTokens& tokens, int
   const int pages = static_cast<int>(args.pages.size()) + args.window.num_tokens / 128 + 2;
   const double delta = std::expm1(2 * eps) + (96 + 10 * pages) * kFloatUnit;
   double largest = 0, longest = 0;
+  std::vector<double> weights(visible);
   for (int t = 0; t < visible; ++t) {
-    const double weight = std::exp(scores.score[t] - max) / sum;
-    for (int j = 0; j < d; ++j) r.out[at * d + j] += weight * tokens.v_row(t)[j];
+    weights[t] = std::exp(scores.score[t] - max) / sum;
+    for (int j = 0; j < d; ++j) r.out[at * d + j] += weights[t] * tokens.v_row(t)[j];
     largest = std::max(largest, tokens.v_largest[t]);
     longest = std::max(longest, Norm(tokens.v_row(t)));
   }
   const double sums = SumBound(2 * visible + 512 + 4 * pages, 1);
   const double rotation = tokens.any_rotated ? 2 * RotationBound(d, longest) : 0;
+  const std::vector<double> rounding = ValueRounding(tokens, weights);
   for (int j = 0; j < d; ++j) {
-    r.out_bound[at * d + j] = (2 * delta / (1 - delta) + 2 * sums) * largest + rotation;
+    r.out_bound[at * d + j] = (2 * delta / (1 - delta) + 2 * sums) * largest + rotation +
+                              (1 + delta) / (1 - delta) * rounding[j];
   }
   r.lse_bound[at] = eps + delta + sums + 4 * kFloatUnit * (1 + std::abs(r.lse[at]));
 }
@@ -164,7 +203,11 @@ inline ReferenceTokens CollectTokens(const AttentionArgs& args, int head) {
 // output is a weighted mean: twice that, times the largest value, plus the rounding of its own sum
 // over tokens, patterns and groups. Rotating it there and back moves each of its elements by
 // RotationBound(|v|) at most, twice.
-inline AttentionReference ComputeAttentionReference(const AttentionArgs& args) {
+//
+// In integers, IntegerProductBound() comes on top: of q times the steps of the token's codes in a
+// score's error, and of the weights, as exact as they are, times the steps of a page in an output.
+inline AttentionReference ComputeAttentionReference(
+    const AttentionArgs& args, CodeArithmetic arithmetic = CodeArithmetic::kInteger) {
   const int d = args.window.head_dim, heads = args.num_qo_heads;
   const int heads_per_kv = heads / args.window.num_kv_heads;
   AttentionReference r;
@@ -174,7 +217,10 @@ inline AttentionReference ComputeAttentionReference(const AttentionArgs& args) {
                -std::numeric_limits<double>::infinity());
   r.lse_bound.assign(r.lse.size(), 0.0);
   for (int head = 0; head < args.window.num_kv_heads; ++head) {
-    const ReferenceTokens tokens = CollectTokens(args, head);
+    ReferenceTokens tokens = CollectTokens(args, head);
+    if (arithmetic == CodeArithmetic::kInteger) {
+      tokens.num_coded = static_cast<int>(args.pages.size()) * kBlockTokens;
+    }
     for (int query = 0; query < args.num_queries; ++query) {
       const int hidden = args.window.num_tokens == 0 ? 0 : args.num_queries - 1 - query;
       const int visible = tokens.count() - hidden;

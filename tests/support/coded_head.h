@@ -26,6 +26,11 @@ struct CodedValue {
     const FineGrid fine = MakeFineGrid(scale, zero);
     return DequantizeOne(code, fine.step, fine.low);
   }
+  // What a code is multiplied by; 0 when there is none.
+  float step() const {
+    if (is_exact) return 0;
+    return is_fine ? MakeFineGrid(scale, zero).step : scale;
+  }
   // Sum of the magnitudes of what is added up to the value: step max_code + |low| + |pattern|.
   double Magnitude() const {
     const double sum = double{std::abs(zero)} + std::abs(pattern);

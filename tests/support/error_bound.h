@@ -147,6 +147,16 @@ inline constexpr double kDecodeDeviations = 6;
 // patterns and rotation add. Twice the sum of 1e-3.
 inline constexpr double kDecodeFrobenius = 2e-3;
 
+// What the product of a row of codes and a vector loses when the vector's elements, `largest` at
+// most, are rounded to 16 bits (kernels/attention/code_matrix_simd.h). An element becomes n steps
+// of largest / 32639 and moves by half a step. Step, inverse, quotient and n step round once each:
+// four units of 32639 steps. A negligible element, below 2^-110, moves by all of itself. Its code
+// multiplies that.
+inline double IntegerProductBound(double largest, double sum_of_codes) {
+  constexpr double kSteps = 32639, kNegligible = 0x1p-110;
+  return ((0.5 + 4 * kSteps * kFloatUnit) * largest / kSteps + kNegligible) * sum_of_codes;
+}
+
 // Relative error of ExpNonPositive(): k ln 2 leaves f with an error of |f| u + u, the series is cut
 // at 2^-27.5, and seven products and sums, halving in size, round about twice each; four ulp, of
 // two units each, cover them.

@@ -39,8 +39,8 @@ struct AttentionArgs {
 // Attention of one layer over blocks, sinks and fp16 window, exact softmax.
 //
 // Nothing is dequantized to memory: scores are q . pattern + q . zero + (q * scale) . codes, values
-// likewise, in fp32 (kernels/README.md, "Attend"). No token at all: out is 0 and lse -infinity.
-// Deterministic for any thread pool.
+// likewise (kernels/README.md, "Attend"). What meets codes is rounded to 16 bits, all else is fp32.
+// No token at all: out is 0 and lse -infinity. Equal bits for any thread pool and instruction set.
 //   InvalidArgument  head counts or head_dim disagree; num_qo_heads is no multiple of num_kv_heads
 //   Unimplemented    ctx.device is kCuda (until the CUDA kernel exists)
 absl::Status PagedAttention(const AttentionArgs& args, const ComputeContext& ctx);

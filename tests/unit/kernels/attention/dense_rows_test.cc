@@ -86,6 +86,16 @@ TEST(DenseRowsTest, ExpSumGivesWeightsAndTheirSum) {
   EXPECT_EQ(sum, FoldLanes(sums));
 }
 
+TEST(DenseRowsTest, LargestIsAtAnyPlace) {
+  for (int place = 0; place < 48; ++place) {
+    std::vector<float> values(48, -std::numeric_limits<float>::infinity());
+    EXPECT_EQ(Largest(values.data(), 48), values[0]);
+    values[place] = -3.0f;
+    EXPECT_EQ(Largest(values.data(), 48), -3.0f) << place;
+    EXPECT_EQ(Largest(values.data(), 16), values[place < 16 ? place : 0]) << place;
+  }
+}
+
 TEST(DenseRowsTest, MultiplyAndScaleWorkElementByElement) {
   TestRandom random(kSeed);
   const auto a = Values(random, 37), b = Values(random, 37);

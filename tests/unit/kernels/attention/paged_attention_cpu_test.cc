@@ -12,6 +12,7 @@
 #include "proto/base/thread_pool.h"
 #include "tests/support/attention_reference.h"
 #include "tests/support/block_fixture.h"
+#include "tests/support/simd_targets.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -81,9 +82,9 @@ class Sequence {
   void Run(ThreadPool* pool = nullptr) {
     ASSERT_THAT(PagedAttention(args_, {.pool = pool}), IsOk());
   }
-  void CheckAgainstReference() {
-    Run();
-    const AttentionReference want = ComputeAttentionReference(args_);
+  void CheckAgainstReference(CodeArithmetic arithmetic = CodeArithmetic::kInteger) {
+    PagedAttentionCpu(args_, nullptr, arithmetic);
+    const AttentionReference want = ComputeAttentionReference(args_, arithmetic);
     for (size_t i = 0; i < out_.size(); ++i) {
       ASSERT_LE(std::abs(out_[i] - want.out[i]), want.out_bound[i]) << "value " << i;
     }
@@ -141,6 +142,10 @@ TEST_P(PagedAttentionCpuTest, IsWithinTheBoundOfTheReference) {
   Sequence(GetParam()).CheckAgainstReference();
 }
 
+TEST_P(PagedAttentionCpuTest, InFloatIsWithinTheBoundOfTheReference) {
+  Sequence(GetParam()).CheckAgainstReference(CodeArithmetic::kFloat);
+}
+
 TEST_P(PagedAttentionCpuTest, DoesNotDependOnTheThreadPool) {
   Sequence sequence(GetParam());
   sequence.Run();
@@ -152,6 +157,26 @@ TEST_P(PagedAttentionCpuTest, DoesNotDependOnTheThreadPool) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, PagedAttentionCpuTest, testing::ValuesIn(AllCases()));
+
+class PagedAttentionTargetTest : public testing::TestWithParam<Case> {};
+
+TEST_P(PagedAttentionTargetTest, HasEqualBitsOnEveryInstructionSet) {
+  Sequence sequence(GetParam());
+  sequence.Run();
+  const std::vector<float> out = sequence.out_, lse = sequence.lse_;
+  ForEachSimdTarget([&] {
+    sequence.Run();
+    ASSERT_EQ(std::memcmp(out.data(), sequence.out_.data(), out.size() * sizeof(float)), 0);
+    ASSERT_EQ(std::memcmp(lse.data(), sequence.lse_.data(), lse.size() * sizeof(float)), 0);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, PagedAttentionTargetTest,
+    testing::Values(Case{.preset = "kivi2", .group = 32}, Case{.preset = "pkv2", .head_dim = 64},
+                    Case{.preset = "default", .heads_per_kv = 7},
+                    Case{.preset = "default", .bits_v = 4, .group = 64, .head_dim = 64},
+                    Case{.preset = "default4", .bits_k = 4, .bits_v = 4, .num_queries = 3}));
 
 // A query far along one token's K leaves no weight elsewhere: the answer is that token's V.
 TEST(PagedAttentionStructureTest, OneHugeScoreReturnsThatTokensV) {
