@@ -1,6 +1,5 @@
-// SSSE3 alone is older than any machine this runs on.
-#define HWY_WANT_AVX3_DL
-#define HWY_DISABLED_TARGETS HWY_SSSE3
+#include "kernels/device/highway_targets.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/code_matrix_simd.cc"
 #include "hwy/foreach_target.h"  // includes this file once per instruction set
@@ -46,7 +45,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr int kTileRows = 16;
 constexpr int kUnits = 8;  // of a tile and class
 
-#if HWY_TARGET == HWY_SCALAR || HWY_HAVE_SCALABLE
+#if HWY_TARGET == HWY_SCALAR
 
 void RoundFactors(const float* vector, const float* scales, int num_columns, int8_t* high,
                   int8_t* low, float* step) {

@@ -1,5 +1,5 @@
-#define HWY_WANT_AVX3_DL
-#define HWY_DISABLED_TARGETS HWY_SSSE3
+#include "kernels/device/highway_targets.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/pattern_terms.cc"
 #include "hwy/foreach_target.h"  // includes this file once per instruction set

@@ -134,7 +134,7 @@ absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodec(const KvShape& shape,
                                                            const CodecParams& params,
                                                            Device device) {
   PKV_RETURN_IF_ERROR(params.Validate(shape));
-  if (device == Device::kCpu) return MakeBlockCodecCpu(shape, params);
+  if (device == Device::kCpu) return MakeBlockCodecCpu(shape, params, CodecLoops::kSimd);
 #ifdef PKV_WITH_CUDA
   return MakeBlockCodecCuda(shape, params);
 #else

@@ -9,8 +9,12 @@
 
 namespace pkv {
 
+// Which loops the CPU encodes with. Bytes are equal: kPlain is what tests hold kSimd to.
+enum class CodecLoops { kSimd, kPlain };
+
 // What MakeBlockCodec() chooses from. REQUIRES: params are valid for shape.
-std::unique_ptr<BlockCodec> MakeBlockCodecCpu(const KvShape& shape, const CodecParams& params);
+std::unique_ptr<BlockCodec> MakeBlockCodecCpu(const KvShape& shape, const CodecParams& params,
+                                              CodecLoops loops);
 // FailedPrecondition: no CUDA device.
 absl::StatusOr<std::unique_ptr<BlockCodec>> MakeBlockCodecCuda(const KvShape& shape,
                                                                const CodecParams& params);

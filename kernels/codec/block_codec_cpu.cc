@@ -1,4 +1,5 @@
-// The codec in the order of the equations: what the CUDA codec must equal byte for byte.
+// The codec in the order of the equations: what the vectorized loops (head_encoder_simd.h) and the
+// CUDA codec must equal byte for byte.
 
 #include <algorithm>
 #include <array>
@@ -7,7 +8,9 @@
 
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/head_encoder_simd.h"
 #include "kernels/codec/head_frame.h"
+#include "kernels/codec/head_source.h"
 #include "kernels/codec/key_encoder.h"
 #include "kernels/pattern/finite_check.h"
 #include "proto/base/status_macros.h"
@@ -17,23 +20,6 @@ namespace pkv {
 namespace {
 
 using MutableHeadFrame = HeadFrame<std::byte>;
-
-// K or V of one kv head on its way into a frame.
-struct HeadSource {
-  const uint16_t* rows;  // [128][head_dim] fp16
-  int head_dim;
-  int first_token;                     // tokens before it are sinks
-  std::span<const uint16_t> patterns;  // empty without patterns
-  const uint8_t* ids = nullptr;        // [128]; null without patterns
-
-  // The token's vector less its pattern, in fp32.
-  void Residual(int token, float* out) const {
-    ConvertToFloat(rows + static_cast<int64_t>(token) * head_dim, head_dim, out);
-    if (ids == nullptr || ids[token] == kRawPatternId) return;
-    const uint16_t* pattern = patterns.data() + static_cast<size_t>(ids[token]) * head_dim;
-    for (int j = 0; j < head_dim; ++j) out[j] = out[j] - Float16ToFloat(pattern[j]);
-  }
-};
 
 // One K group: slots [begin, end), the last `num_fine` of them on the finer grid.
 void EncodeKGroup(const HeadSource& k, int begin, int end, int num_fine, const CodecParams& params,
@@ -133,7 +119,8 @@ void CopyRows(const KvTensorView& kv, int kv_head, const Codebook& codebook,
 // Thread-safe (immutable).
 class BlockCodecCpu final : public BlockCodec {
  public:
-  BlockCodecCpu(const KvShape& shape, const CodecParams& params) : shape_(shape), params_(params) {}
+  BlockCodecCpu(const KvShape& shape, const CodecParams& params, CodecLoops loops)
+      : shape_(shape), params_(params), loops_(loops) {}
 
   absl::Status Encode(const ObjectHeader& header, const KvTensorView& kv,
                       const PatternAssignment& assignment, const Codebook& codebook,
@@ -155,8 +142,13 @@ class BlockCodecCpu final : public BlockCodec {
         k.ids = assignment.k.data() + static_cast<size_t>(head) * kBlockTokens;
         v.ids = assignment.v.data() + static_cast<size_t>(head) * kBlockTokens;
       }
-      EncodeK(k, params_, assignment.feedback.get(), head, head_frame);
-      EncodeV(v, params_, head_frame);
+      if (loops_ == CodecLoops::kPlain) {
+        EncodeK(k, params_, assignment.feedback.get(), head, head_frame);
+        EncodeV(v, params_, head_frame);
+      } else {
+        EncodeKSimd(k, params_, assignment.feedback.get(), head, head_frame);
+        EncodeVSimd(v, params_, head_frame);
+      }
     });
     return absl::OkStatus();
   }
@@ -180,12 +172,14 @@ class BlockCodecCpu final : public BlockCodec {
  private:
   const KvShape shape_;
   const CodecParams params_;
+  const CodecLoops loops_;
 };
 
 }  // namespace
 
-std::unique_ptr<BlockCodec> MakeBlockCodecCpu(const KvShape& shape, const CodecParams& params) {
-  return std::make_unique<BlockCodecCpu>(shape, params);
+std::unique_ptr<BlockCodec> MakeBlockCodecCpu(const KvShape& shape, const CodecParams& params,
+                                              CodecLoops loops) {
+  return std::make_unique<BlockCodecCpu>(shape, params, loops);
 }
 
 }  // namespace pkv

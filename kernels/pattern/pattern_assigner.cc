@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/codec/group_fit_simd.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/pattern/nearest_pattern.h"
 #include "kernels/pattern/pattern_math.h"
@@ -34,12 +35,13 @@ std::vector<float> Rows(const uint16_t* rows, int first_token, int head_dim) {
 bool ExactMseAccepts(const float* row, std::span<const uint16_t> pattern, const CodecParams& params,
                      std::vector<float>& flat) {
   const int head_dim = static_cast<int>(pattern.size());
-  const int group = params.encoding.v_group_channels, bits = params.encoding.bits_v;
+  const int group = params.encoding.v_group_channels;
+  const GroupRule rule = {.bits = params.encoding.bits_v,
+                          .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumShrinkRatios,
+                          .with_error = true};
   flat.resize(head_dim);
   for (int j = 0; j < head_dim; ++j) flat[j] = row[j] - Float16ToFloat(pattern[j]);
-  const float with = ChooseGroups(flat.data(), head_dim, group, bits, params.clip_v, true, nullptr);
-  const float without = ChooseGroups(row, head_dim, group, bits, params.clip_v, true, nullptr);
-  return with < without;
+  return RowError(flat.data(), head_dim, group, rule) < RowError(row, head_dim, group, rule);
 }
 
 // What AssignHead needs to know of one tensor of one kv head.
