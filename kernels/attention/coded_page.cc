@@ -4,7 +4,7 @@
 
 #include "kernels/attention/dense_rows.h"
 #include "kernels/codec/codec_math.h"
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/float16_rows.h"
 
 namespace pkv {
 namespace {

@@ -9,7 +9,7 @@
 #include "hwy/highway.h"
 #include "kernels/attention/dense_rows.h"
 #include "kernels/attention/pattern_terms.h"
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/float16_rows.h"
 #include "proto/block/fragment_order.h"
 
 HWY_BEFORE_NAMESPACE();

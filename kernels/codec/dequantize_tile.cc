@@ -1,7 +1,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/codec_math.h"
+#include "kernels/codec/float16_rows.h"
 #include "kernels/codec/head_frame.h"
 #include "kernels/device/cpu_clones.h"
 #include "pkv/kernels/block_codec.h"

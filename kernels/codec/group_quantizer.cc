@@ -69,10 +69,6 @@ float SquaredError(const float* values, int count, int bits, GroupParams params)
 
 }  // namespace
 
-PKV_CPU_CLONES void ConvertToFloat(const Float16Bits* in, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = Float16ToFloat(in[i]);
-}
-
 PKV_CPU_CLONES Range RangeOf(const float* values, int count) {
   Range range = {values[0], values[0]};
   for (int i = 1; i < count; ++i) {

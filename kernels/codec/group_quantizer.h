@@ -11,9 +11,6 @@
 
 namespace pkv {
 
-// Exact: out[i] = fp16 in[i] as float.
-void ConvertToFloat(const Float16Bits* in, int count, float* out);
-
 struct Range {
   float min = 0;
   float max = 0;

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/float16_rows.h"
 #include "pkv/block/object_header.h"
 
 namespace pkv {
@@ -20,10 +20,12 @@ struct HeadSource {
 
   // The token's vector less its pattern, in fp32.
   void Residual(int token, float* out) const {
-    ConvertToFloat(rows + static_cast<int64_t>(token) * head_dim, head_dim, out);
-    if (ids == nullptr || ids[token] == kRawPatternId) return;
-    const uint16_t* pattern = patterns.data() + static_cast<size_t>(ids[token]) * head_dim;
-    for (int j = 0; j < head_dim; ++j) out[j] = out[j] - Float16ToFloat(pattern[j]);
+    const uint16_t* row = rows + static_cast<int64_t>(token) * head_dim;
+    if (ids == nullptr || ids[token] == kRawPatternId) {
+      ConvertToFloat(row, head_dim, out);
+    } else {
+      Subtract(row, patterns.data() + static_cast<size_t>(ids[token]) * head_dim, head_dim, out);
+    }
   }
 };
 

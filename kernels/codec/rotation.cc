@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "kernels/codec/codec_math.h"
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/float16_rows.h"
 #include "kernels/device/cpu_clones.h"
 
 namespace pkv {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/float16_rows.h"
 #include "kernels/device/cpu_clones.h"
 #include "kernels/pattern/nearest_pattern.h"
 

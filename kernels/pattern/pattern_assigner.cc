@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/codec/float16_rows.h"
 #include "kernels/codec/group_fit_simd.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/pattern/nearest_pattern.h"

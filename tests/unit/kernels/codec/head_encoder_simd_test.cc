@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/codec/block_codec_backends.h"
+#include "kernels/codec/codec_math.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/simd_targets.h"
 #include "tests/support/status_matchers.h"

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "kernels/codec/float16_rows.h"
 #include "kernels/codec/group_quantizer.h"
 #include "kernels/pattern/nearest_pattern.h"
 #include "kernels/pattern/pattern_math.h"
