@@ -45,6 +45,8 @@ class HeadAttention {
  public:
   HeadAttention(const AttentionArgs& args, int kv_head, CodeArithmetic arithmetic);
 
+  // Fetches the codes of a page to come, while another one is worked on.
+  void Prefetch(const BlockPage& page) const;
   void AddPage(const BlockPage& page);
   // Window tokens, where a query sees none later than its own.
   void AddWindow();
@@ -327,6 +329,15 @@ void HeadAttention::AddDenseTile(const uint16_t* k, const uint16_t* v, int count
   }
 }
 
+void HeadAttention::Prefetch(const BlockPage& page) const {
+  const PayloadLayout layout = PayloadLayout::Of(*page.header);
+  if (layout.encoding.is_fp16()) return;  // long rows: the processor does it
+  constexpr int64_t kLineBytes = 64;
+  const std::byte* head = page.frame.data() + kv_head_ * layout.head_bytes;
+  for (int64_t at = 0; at < layout.head_bytes; at += kLineBytes)
+    __builtin_prefetch(head + at, 0, 2);
+}
+
 void HeadAttention::AddPage(const BlockPage& page) {
   const PayloadLayout layout = PayloadLayout::Of(*page.header);
   const ConstHeadFrame frame(*page.header, layout, page.frame.data(), kv_head_);
@@ -360,7 +371,10 @@ void PagedAttentionCpu(const AttentionArgs& args, ThreadPool* pool, CodeArithmet
     const int run = task % num_runs;
     HeadAttention attention(args, task / num_runs, arithmetic);
     const int end = std::min(num_pages, (run + 1) * kPagesPerTask);
-    for (int page = run * kPagesPerTask; page < end; ++page) attention.AddPage(args.pages[page]);
+    for (int page = run * kPagesPerTask; page < end; ++page) {
+      if (page + 1 < end) attention.Prefetch(args.pages[page + 1]);
+      attention.AddPage(args.pages[page]);
+    }
     attention.Finish();
     if (run == num_runs - 1) attention.AddWindow();
     states[task] = std::move(attention.state());
