@@ -110,7 +110,8 @@ absl::StatusOr<CpuRow> TimeAttentionOf(int heads_per_kv, const SampleKv& kv,
   CpuRow row{.preset = sample.params.name, .what = "attention", .heads_per_kv = heads_per_kv};
   std::vector<BlockPage> pages;
   for (const EncodedBlock& block : sample.rest) {
-    pages.push_back({&block.header, block.frame.span(), &block.codebook});
+    // One bank for all, as a worker keeps it.
+    pages.push_back({&block.header, block.frame.span(), &sample.bank});
     row.bytes += sample.page.page_bytes;
   }
   const int qo_heads = heads_per_kv * kv.kv.num_kv_heads, d = kv.kv.head_dim;
