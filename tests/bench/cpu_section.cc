@@ -82,7 +82,8 @@ class EncodeTiming {
   }
   absl::Status Assign() {
     for (size_t i = 0; i < sample_.rest.size(); ++i) {
-      AssignPatterns(Block(i), 0, sample_.params, sample_.bank, Phase::kPrefill, {});
+      PKV_RETURN_IF_ERROR(
+          AssignPatterns(Block(i), 0, sample_.params, sample_.bank, Phase::kPrefill, {}).status());
     }
     return absl::OkStatus();
   }

@@ -89,8 +89,8 @@ inline EncodedBlock EncodeBlock(const KvShape& shape, const CodecParams& params,
   const int first_token = index == 0 ? params.num_sinks : 0;
   uint8_t flags = 0;
   if (params.encoding.has_patterns) {
-    if (phase == Phase::kDecode) flags = AppendCentres(kv, first_token, params, bank);
-    block.assignment = AssignPatterns(kv, first_token, params, bank, phase, ctx);
+    if (phase == Phase::kDecode) flags = *AppendCentres(kv, first_token, params, bank, ctx);
+    block.assignment = *AssignPatterns(kv, first_token, params, bank, phase, ctx);
   }
   block.assignment.feedback = std::move(feedback);
   block.header = BlockHeaderFor(shape, params, before, flags, index);

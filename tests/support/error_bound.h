@@ -162,6 +162,36 @@ inline double IntegerProductBound(double largest, double sum_of_codes) {
 // two units each, cover them.
 inline constexpr double kExpBound = 8 * kFloatUnit;
 
+// How much farther, in |c|^2 / 2 - x.c, the pattern that a search on tensor cores names may be than
+// the nearest one of NearestL2(). `magnitude` is the largest |c|^2 / 2 + sum |x_j c_j| of a
+// pattern.
+//
+// Both searches compare sums of head_dim products and the bias. In binary32, in order: SumBound().
+// Tensor cores take exact products, 16 at a time and the sum so far, aligned to the largest of them
+// and cut off at 24 bits (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021): each of
+// 17 terms loses a unit 2^-23 of the magnitude at most, in head_dim / 16 steps. The bias is |c|^2 /
+// 2 in binary32 on both sides. Each of two scores that are compared errs by that.
+inline double NearestL2Gap(int head_dim, double magnitude) {
+  const double tensor_cores = head_dim / 16.0 * 17 * 2 * kFloatUnit * magnitude;
+  return 2 * (tensor_cores + 2 * SumBound(head_dim, magnitude));
+}
+
+// K-means of one tensor on the device, against the CPU's: relative difference of the inertia. The
+// devices round centroids that tokens are compared with differently (fp16, binary32), so some
+// tokens near the border of two clusters take other ways, and so may what follows: this is what is
+// asked for, not what could happen on data made to that end.
+inline constexpr double kInertiaDifference = 0.01;
+
+// How much an iteration of K-means on the device may add to the inertia, with patterns as stored,
+// on data whose sums are exact. Exact, it adds nothing. A token may be assigned to a pattern that
+// is farther, in half the squared distance, by NearestL2Gap(); and each coordinate of a mean is
+// rounded to binary32, then to fp16.
+inline double InertiaGrowthBound(int num_tokens, int head_dim, double largest_value,
+                                 double magnitude) {
+  const double error = Float16Bound(largest_value) + kFloatUnit * largest_value;
+  return num_tokens * (2 * NearestL2Gap(head_dim, magnitude) + head_dim * error * error);
+}
+
 }  // namespace pkv
 
 #endif  // PKV_TESTS_SUPPORT_ERROR_BOUND_H_

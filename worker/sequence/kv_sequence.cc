@@ -305,13 +305,15 @@ absl::Status KvSequence::EncodeBlock(int layer, const KvTensorView& kv, const Kv
   PatternAssignment assignment;
   if (header.encoding().has_patterns) {
     if (phase_ == Phase::kDecode) {
-      const uint8_t appended =
-          AppendCentres(arranged.view(), header.num_sinks, config_.params, codebook);
+      PKV_ASSIGN_OR_RETURN(const uint8_t appended,
+                           AppendCentres(arranged.view(), header.num_sinks, config_.params,
+                                         codebook, config_.encode_ctx));
       PKV_CHECK(appended == (header.flags & (kFlagAppendsK | kFlagAppendsV)), int{appended}, " ",
                 int{header.flags});
     }
-    assignment = AssignPatterns(arranged.view(), header.num_sinks, config_.params, codebook, phase_,
-                                config_.encode_ctx);
+    PKV_ASSIGN_OR_RETURN(assignment,
+                         AssignPatterns(arranged.view(), header.num_sinks, config_.params, codebook,
+                                        phase_, config_.encode_ctx));
   }
   assignment.feedback = feedback;
   return codec_->Encode(header, arranged.view(), assignment, codebook, config_.encode_ctx,

@@ -31,7 +31,7 @@ class BlockCodecTest : public testing::Test {
   TestTensor out_{kShape.num_kv_heads, kBlockTokens, kShape.head_dim};
   Codebook codebook_ = *MinePatterns(tensor_.view(), params_, {});
   PatternAssignment assignment_ =
-      AssignPatterns(tensor_.view(), 0, params_, codebook_, Phase::kPrefill, {});
+      *AssignPatterns(tensor_.view(), 0, params_, codebook_, Phase::kPrefill, {});
   ObjectHeader header_ = BlockHeaderFor(kShape, params_, codebook_);
   AlignedBuffer frame_{header_.frame_bytes};
   std::unique_ptr<BlockCodec> codec_ = *MakeBlockCodec(kShape, params_, Device::kCpu);

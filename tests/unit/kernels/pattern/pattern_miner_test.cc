@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/pattern/kmeans.h"
+#include "kernels/pattern/mined_sample.h"
 #include "proto/base/thread_pool.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/status_matchers.h"
@@ -64,6 +65,54 @@ TEST(MinePatternsTest, EqualBitsWithAnyThreadPool) {
     EXPECT_TRUE(std::ranges::equal(alone->v(head), shared->v(head)));
   }
 }
+
+TEST(MinedSampleTest, IsThePromptUpToTheLimit) {
+  for (const int num_tokens : {1, 300, kMaxMinedTokens}) {
+    ASSERT_EQ(NumMinedTokens(num_tokens), num_tokens);
+    for (int i = 0; i < num_tokens; ++i) ASSERT_EQ(MinedToken(i, num_tokens), i);
+  }
+}
+
+TEST(MinedSampleTest, StandsAtEqualStridesBeyondIt) {
+  for (const int num_tokens : {kMaxMinedTokens + 1, 32768, 1 << 30}) {
+    ASSERT_EQ(NumMinedTokens(num_tokens), kMaxMinedTokens);
+    EXPECT_EQ(MinedToken(0, num_tokens), 0);
+    const int stride = num_tokens / kMaxMinedTokens;
+    for (int i = 1; i < kMaxMinedTokens; ++i) {
+      const int step = MinedToken(i, num_tokens) - MinedToken(i - 1, num_tokens);
+      ASSERT_TRUE(step == stride || step == stride + 1) << i << " of " << num_tokens;
+    }
+    EXPECT_LT(MinedToken(kMaxMinedTokens - 1, num_tokens), num_tokens);
+  }
+}
+
+TEST(MinePatternsTest, OfALongPromptTheSampleAloneIsMined) {
+  constexpr int kTokens = 2 * kMaxMinedTokens + 777;
+  CodecParams params = PresetFor("pkv2", kShape);
+  params.kmeans_iterations = 3;
+  params.num_patterns_k = params.num_patterns_v = 5;
+  const TestTensor prompt = RandomTensor(6, 1, kTokens, 64);
+  TestTensor sample(1, kMaxMinedTokens, 64);
+  for (int i = 0; i < kMaxMinedTokens; ++i) {
+    const int64_t from = int64_t{i} * kTokens / kMaxMinedTokens * 64;
+    std::copy_n(prompt.k.begin() + from, 64, sample.k.begin() + int64_t{i} * 64);
+    std::copy_n(prompt.v.begin() + from, 64, sample.v.begin() + int64_t{i} * 64);
+  }
+  const auto of_prompt = MinePatterns(prompt.view(), params, {});
+  const auto of_sample = MinePatterns(sample.view(), params, {});
+  ASSERT_THAT(of_prompt, IsOk());
+  ASSERT_THAT(of_sample, IsOk());
+  EXPECT_TRUE(std::ranges::equal(of_prompt->k(0), of_sample->k(0)));
+  EXPECT_TRUE(std::ranges::equal(of_prompt->v(0), of_sample->v(0)));
+}
+
+#ifndef PKV_WITH_CUDA
+TEST(MinePatternsTest, NeedsABuildWithCudaForTheDevice) {
+  const TestTensor tensor = RandomTensor(7, 3, 200, 64);
+  EXPECT_THAT(MinePatterns(tensor.view(), PresetFor("pkv2", kShape), {.device = Device::kCuda}),
+              StatusIs(absl::StatusCode::kUnimplemented));
+}
+#endif
 
 TEST(MinePatternsTest, NamesThePlaceOfANaN) {
   TestTensor tensor = RandomTensor(4, 3, 40, 64);

@@ -1,0 +1,583 @@
+// K-means that stays on chip: a cluster of eight CTAs keeps the sample of one (kv head, K or V) in
+// its shared memory for all iterations, 640 rows a CTA.
+//
+// An iteration: every warp scores 16 tokens against 32 patterns at a time on tensor cores; tokens
+// that change their cluster are listed; their rows, gathered, times +1 and -1 at the clusters that
+// they join and leave, are added to the CTA's sums, again on tensor cores; the CTAs meet; each
+// moves its share of the centroids, from the sums of all, and writes them, as fp16, to the others;
+// the CTAs meet again. When half of a CTA's tokens change, its sums are taken anew: first of all in
+// the first iteration. Later few change, and sums cost little. Lists stand in the order of tokens,
+// and sums of CTAs are added in their order, so every run gives equal bits.
+//
+// Problems never wait for each other, although the heads of a tensor stop together: each keeps the
+// patterns of every iteration, and a second kernel takes those of the iteration that the rule
+// names.
+
+#include "kernels/pattern/kmeans_kernels.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <cooperative_groups.h>
+#include <cuda_fp16.h>
+
+#include "kernels/pattern/kmeans_cluster.cuh"
+#include "kernels/pattern/kmeans_refill.cuh"
+#include "kernels/pattern/mined_sample.h"
+#include "kernels/pattern/nearest_mma.cuh"
+
+namespace pkv {
+namespace {
+
+namespace cg = cooperative_groups;
+
+// One CTA's part of one problem. kWide: up to 255 patterns, with the sums of all CTAs in global
+// memory; otherwise up to 64, each CTA with its own.
+template <int kHeadDim, bool kWide>
+class Miner {
+ public:
+  using Shared = MineShared<kHeadDim, kWide>;
+
+  __device__ Miner(const MineTask& task, Shared& shared)
+      : task_(task),
+        shared_(shared),
+        cluster_(cg::this_cluster()),
+        place_(task.args, static_cast<int>(cluster_.block_rank())),
+        num_chunks_((place_.num_patterns + kChunkPatterns - 1) / kChunkPatterns),
+        share_((place_.num_patterns + kClusterCtas - 1) / kClusterCtas) {
+#pragma unroll
+    for (int& id : tiles_.ids) id = kNoCluster;
+  }
+
+  __device__ int num_patterns() const { return place_.num_patterns; }
+
+  __device__ void Start() {
+    for (int i = place_.thread; i < place_.num_own * kPieces; i += kMineThreads) {
+      CopyAsync(shared_.tokens + SwizzledPiece(i / kPieces, i % kPieces, kPieces),
+                Row(place_.first + i / kPieces) + i % kPieces * 8);
+    }
+    PlaceCentroids();
+    for (int id = place_.thread; id < place_.num_patterns; id += kMineThreads) Counts()[id] = 0;
+    WaitForCopies();
+    cluster_.sync();  // all CTAs are there
+  }
+
+  // Returns whether a centroid moved.
+  __device__ bool Iterate(int iteration) {
+    Assign();
+    cluster_.sync();  // the sums of all CTAs are complete
+    float sums[kOwnPatterns][kOwn];
+    const int count = LoadTotals(sums);
+    if (place_.thread < place_.num_patterns) {
+      shared_.total_counts[place_.thread] = static_cast<uint16_t>(count);
+    }
+    const int num_empty = __syncthreads_count(place_.thread < place_.num_patterns && count == 0);
+    if (num_empty > 0) FindFarthest(task_, shared_, place_, tiles_, num_empty);
+    MoveOwnCentroids(sums);
+    cluster_.sync();  // the centroids of all CTAs are written, and nobody reads sums any more
+    // Behind the barrier, which would wait for these stores.
+    WriteHistory(iteration);
+    const float move = WarpMax(fmaxf(shared_.moves[place_.lane], shared_.moves[place_.lane + 32]));
+    if (place_.rank == 0 && place_.thread == 0) moves()[iteration] = move;
+    return move > 0;
+  }
+
+  __device__ void Finish(int num_iterations) {
+    if (place_.rank > 0) return;
+    for (int i = num_iterations + place_.thread; i < task_.args.iterations; i += kMineThreads) {
+      moves()[i] = 0;
+    }
+    if (place_.thread == 0) task_.iterations[place_.problem] = num_iterations;
+  }
+
+ private:
+  static constexpr int kPieces = kHeadDim / 8;
+  static constexpr int kGroups = kHeadDim / 32;
+  static constexpr int kSteps = kHeadDim / 16;
+  static constexpr int kOwn = kOwnChannels<kHeadDim>;
+  // A warp moves this many centroids: of a CTA's share of 255, or of 64.
+  static constexpr int kOwnPatterns = kWide ? 4 : 1;
+
+  __device__ const uint16_t* Row(int index) const {
+    return place_.rows + int64_t{MinedToken(index, place_.num_tokens)} * kHeadDim;
+  }
+  __device__ float* moves() const { return task_.moves + place_.problem * task_.args.iterations; }
+
+  // Of this CTA's tokens.
+  __device__ float* Sums(int rank) const {
+    if constexpr (!kWide) return shared_.sums;
+    return task_.sums +
+           (int64_t{place_.problem} * kClusterCtas + rank) * kMaxBankPatterns * kHeadDim;
+  }
+  __device__ int* Counts(int rank) const {
+    if constexpr (!kWide) return shared_.counts;
+    return task_.counts + (place_.problem * kClusterCtas + rank) * kMaxBankPatterns;
+  }
+  __device__ float* Sums() const { return Sums(place_.rank); }
+  __device__ int* Counts() const { return Counts(place_.rank); }
+  __device__ uint32_t* List() const {
+    if constexpr (!kWide) return shared_.list;
+    return task_.lists + (place_.problem * kClusterCtas + place_.rank) * kCtaTokens;
+  }
+
+  // Tokens at equal strides; zeros past the last pattern, where a bias keeps everything away.
+  __device__ void PlaceCentroids() {
+    for (int id = place_.warp; id < num_chunks_ * kChunkPatterns; id += kMineWarps) {
+      const bool exists = id < place_.num_patterns;
+      float values[kOwn] = {};
+      if (exists) ToFloats(LoadRow<kHeadDim>(StartRow(id), place_.lane), values);
+      const LaneWords<kHeadDim> words = RoundToHalves(values);
+      StoreCentroid(id, words, place_.rank);
+      const float bias = Bias(words);
+      if (place_.lane == 0) {
+        shared_.biases[id] = exists ? bias : -std::numeric_limits<float>::infinity();
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kOwnPatterns; ++i) {
+      if (!IsOwn(i)) continue;
+      ToFloats(LoadRow<kHeadDim>(StartRow(OwnPattern(i)), place_.lane), centroids_[i]);
+    }
+  }
+  __device__ const uint16_t* StartRow(int id) const {
+    return Row(id * place_.num_sampled / place_.num_patterns);
+  }
+
+  // To the CTA of `rank`.
+  __device__ void StoreCentroid(int id, LaneWords<kHeadDim> words, int rank) {
+    auto* out = reinterpret_cast<uint32_t*>(shared_.centroids);
+    if constexpr (kHeadDim == 128) {
+      StorePeer(out + PatternWord<128>(id, 2 * place_.lane), rank, words.x);
+      StorePeer(out + PatternWord<128>(id, 2 * place_.lane + 1), rank, words.y);
+    } else {
+      StorePeer(out + PatternWord<64>(id, place_.lane), rank, words);
+    }
+  }
+
+  // Of the pattern that the lanes of the warp hold.
+  __device__ static float Bias(LaneWords<kHeadDim> words) {
+    float values[kOwn], sum = 0;
+    ToFloats(words, values);
+#pragma unroll
+    for (const float value : values) sum = fmaf(value, value, sum);
+    return -0.5f * WarpSum(sum);
+  }
+
+  __device__ void Assign() {
+    NearestSoFar best[kTilesPerWarp][4];
+    // Spelled out: nvcc 13.0 gives the members' initial values to the first row alone.
+#pragma unroll
+    for (auto& of_tile : best) {
+#pragma unroll
+      for (NearestSoFar& of_token : of_tile) of_token = NearestSoFar{};
+    }
+    for (int chunk = 0; chunk < num_chunks_; ++chunk) ScoreChunk(chunk, best);
+    TileIds before = tiles_;
+    int num_changes = 0;
+#pragma unroll
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+      if (place_.TileRow(tile) >= place_.num_own) continue;
+      NearestPattern nearest[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) nearest[i] = NearestPattern::Of(best[tile][i]);
+      const int id = MergeTokens(nearest);
+      if (HasToken(tile)) tiles_.ids[tile] = id;
+      num_changes += __popc(__ballot_sync(~0u, tiles_.ids[tile] != before.ids[tile]));
+    }
+    if (place_.lane == 0) shared_.warp_changes[place_.warp] = num_changes;
+    __syncthreads();
+    int total = 0, earlier = 0;
+#pragma unroll
+    for (int warp = 0; warp < kMineWarps; ++warp) {
+      earlier += warp < place_.warp ? shared_.warp_changes[warp] : 0;
+      total += shared_.warp_changes[warp];
+    }
+    const bool from_zero = 2 * total >= place_.num_own;
+    const int num_listed = from_zero ? place_.num_own : 2 * total;
+    ListTokens(before, from_zero, 2 * earlier);
+    const int num_padded = (num_listed + kListStep - 1) / kListStep * kListStep;
+    if (place_.thread < num_padded - num_listed) {
+      List()[num_listed + place_.thread] = ListEntry(0, kNoCluster, false);
+    }
+    __syncthreads();
+    if (from_zero || num_listed > 0) AddListed(num_padded, from_zero);
+  }
+
+  // Lanes below 16 have a token of each tile.
+  __device__ int OwnRow(int tile) const { return place_.TileRow(tile) + OwnToken<2>(place_.lane); }
+  __device__ bool HasToken(int tile) const {
+    return place_.lane < 16 && OwnRow(tile) < place_.num_own;
+  }
+
+  // All tokens, or those that change, twice, from list entry `first` on; and counts.
+  __device__ void ListTokens(const TileIds& before, bool all, int first) {
+    uint32_t* list = List();
+#pragma unroll
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+      const int id = tiles_.ids[tile], old_id = before.ids[tile], row = OwnRow(tile);
+      const uint32_t changes = __ballot_sync(~0u, id != old_id);
+      if (all && HasToken(tile)) list[row] = ListEntry(row, id, false);
+      if (id != old_id) {
+        atomicAdd(Counts() + id, 1);
+        if (old_id != kNoCluster) atomicAdd(Counts() + old_id, -1);
+        const int at = first + 2 * __popc(changes & ((1u << place_.lane) - 1));
+        if (!all) {
+          list[at] = ListEntry(row, id, false);
+          list[at + 1] = ListEntry(row, old_id, true);
+        }
+      }
+      first += 2 * __popc(changes);
+    }
+  }
+
+  // Adds the listed rows to the sums of this CTA. A warp owns kSumTiles tiles of 8 channels.
+  static constexpr int kSumTiles = kHeadDim / 8 / kMineWarps;
+  __device__ void AddListed(int num_listed, bool from_zero) {
+    const int row = place_.lane / 4, column = place_.lane % 4;
+    auto* pairs = reinterpret_cast<float2*>(Sums());
+    for (int chunk = 0; chunk < num_chunks_; ++chunk) {
+      float sums[kChunkTiles][kSumTiles][4] = {};
+      const auto pair = [&](int m, int n, int half) -> float2& {
+        const int pattern = chunk * kChunkPatterns + m * kMmaPatterns + half * 8 + row;
+        return pairs[SumPair<kHeadDim>(pattern, (place_.warp * kSumTiles + n) * 4 + column)];
+      };
+#pragma unroll
+      for (int i = 0; i < kChunkTiles * kSumTiles * 2 && !from_zero; ++i) {
+        const float2 sum = pair(i / 2 / kSumTiles, i / 2 % kSumTiles, i % 2);
+        sums[i / 2 / kSumTiles][i / 2 % kSumTiles][i % 2 * 2] = sum.x;
+        sums[i / 2 / kSumTiles][i / 2 % kSumTiles][i % 2 * 2 + 1] = sum.y;
+      }
+      for (int first = 0; first < num_listed; first += kListStep) {
+        uint32_t channels[2 * kSumTiles];
+        LoadListedRows(first, channels);
+#pragma unroll
+        for (int m = 0; m < kChunkTiles; ++m) {
+          const uint4 signs = ListedSigns(first, chunk * kChunkTiles + m);
+#pragma unroll
+          for (int n = 0; n < kSumTiles; ++n) {
+            MultiplyAdd(sums[m][n], signs, channels[2 * n], channels[2 * n + 1]);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kChunkTiles * kSumTiles * 2; ++i) {
+        const float* of_half = &sums[i / 2 / kSumTiles][i / 2 % kSumTiles][i % 2 * 2];
+        pair(i / 2 / kSumTiles, i / 2 % kSumTiles, i % 2) = {of_half[0], of_half[1]};
+      }
+    }
+  }
+
+  // The second factor: 16 listed rows, 8 or 16 channels of this warp.
+  __device__ void LoadListedRows(int first, uint32_t (&channels)[2 * kSumTiles]) const {
+    const int row = static_cast<int>(List()[first + place_.lane % 16] & 0xffffu);
+    const int piece = place_.warp * kSumTiles + (kSumTiles == 2 ? place_.lane / 16 : 0);
+    const auto address = static_cast<uint32_t>(
+        __cvta_generic_to_shared(shared_.tokens + SwizzledPiece(row, piece, kPieces)));
+    if constexpr (kSumTiles == 2) {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                   : "=r"(channels[0]), "=r"(channels[1]), "=r"(channels[2]), "=r"(channels[3])
+                   : "r"(address));
+    } else {
+      asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                   : "=r"(channels[0]), "=r"(channels[1])
+                   : "r"(address));
+    }
+  }
+
+  // The first factor: for each of 16 listed rows and each of the 16 patterns of a tile, 1 or -1
+  // where the row is listed for the pattern, else 0.
+  __device__ uint4 ListedSigns(int first, int tile) const {
+    const auto* list = reinterpret_cast<const uint2*>(List() + first);
+    const uint2 low = list[place_.lane % 4], high = list[4 + place_.lane % 4];
+    const int pattern = tile * kMmaPatterns + place_.lane / 4;
+    return {SignPair(low, pattern), SignPair(low, pattern + 8), SignPair(high, pattern),
+            SignPair(high, pattern + 8)};
+  }
+  __device__ static uint32_t SignPair(uint2 entries, int pattern) {
+    constexpr uint32_t kOne = 0x3c00;  // fp16
+    const auto sign = [&](uint32_t entry) {
+      const bool is_listed = static_cast<int>(entry >> 16 & 0xffu) == pattern;
+      return is_listed ? (entry >> 16 & 0x8000u) | kOne : 0u;
+    };
+    return sign(entries.x) | sign(entries.y) << 16;
+  }
+
+  __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp][4]) const {
+    const int row = place_.lane / 4;
+    uint4 patterns[kChunkTiles][kSteps];
+    float biases[kChunkTiles][2];
+#pragma unroll
+    for (int n = 0; n < kChunkTiles; ++n) {
+      const int tile = chunk * kChunkTiles + n;
+      biases[n][0] = shared_.biases[tile * kMmaPatterns + row];
+      biases[n][1] = shared_.biases[tile * kMmaPatterns + row + 8];
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        patterns[n][step] = shared_.centroids[(tile * kSteps + step) * 32 + place_.lane];
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+      if (place_.TileRow(tile) >= place_.num_own) continue;
+      // Tiles one after another: their loads would take all registers.
+      asm volatile("" ::: "memory");
+      float scores[2][kChunkTiles][4];
+      ScoreTile(patterns, biases, place_.TileRow(tile), scores);
+#pragma unroll
+      for (int n = 0; n < kChunkTiles; ++n) {
+        const int number = 2 * (chunk * kChunkTiles + n);
+#pragma unroll
+        for (int token = 0; token < 4; ++token) {
+          best[tile][token].Take(scores[token / 2][n][token % 2], number);
+          best[tile][token].Take(scores[token / 2][n][2 + token % 2], number + 1);
+        }
+      }
+    }
+  }
+
+  __device__ void ScoreTile(const uint4 (&patterns)[kChunkTiles][kSteps],
+                            const float (&biases)[kChunkTiles][2], int first,
+                            float (&scores)[2][kChunkTiles][4]) const {
+#pragma unroll
+    for (int n = 0; n < kChunkTiles; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        scores[half][n][0] = scores[half][n][1] = biases[n][0];
+        scores[half][n][2] = scores[half][n][3] = biases[n][1];
+      }
+    }
+    const int row = first + place_.lane / 4;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int piece = group * 4 + place_.lane % 4;
+      const uint4 x[2] = {shared_.tokens[SwizzledPiece(row, piece, kPieces)],
+                          shared_.tokens[SwizzledPiece(row + kMmaTokens, piece, kPieces)]};
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+#pragma unroll
+        for (int n = 0; n < kChunkTiles; ++n) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            MultiplyAdd(scores[half][n], patterns[n][2 * group + step],
+                        step == 0 ? x[half].x : x[half].z, step == 0 ? x[half].y : x[half].w);
+          }
+        }
+      }
+    }
+  }
+
+  // The sums of all CTAs of the patterns that this warp moves, and the count of pattern `thread`.
+  __device__ int LoadTotals(float (&sums)[kOwnPatterns][kOwn]) const {
+    using Vector = std::conditional_t<kOwn == 4, float4, float2>;
+    constexpr int kShift = kOwn == 4 ? 1 : 2;  // of SumPair(), in vectors
+    const int last = place_.num_patterns - 1;
+    int count = 0;
+#pragma unroll
+    for (int rank = 0; rank < kClusterCtas; ++rank) {
+      count += Load(Counts(rank) + min(place_.thread, last), rank);
+    }
+#pragma unroll
+    for (int i = 0; i < kOwnPatterns; ++i) {
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) sums[i][j] = 0;
+      if (!IsOwn(i)) continue;
+      const int pattern = OwnPattern(i);
+      const int at = pattern * 32 + (place_.lane ^ (pattern & 3) << kShift);
+#pragma unroll
+      for (int rank = 0; rank < kClusterCtas; ++rank) {
+        const Vector part = Load(reinterpret_cast<const Vector*>(Sums(rank)) + at, rank);
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) sums[i][j] += reinterpret_cast<const float*>(&part)[j];
+      }
+    }
+    return count;
+  }
+  // `at` of the CTA of `rank`.
+  template <typename T>
+  __device__ static T Load(const T* at, int rank) {
+    if constexpr (kWide) {
+      return __ldcg(at);
+    } else {
+      return LoadPeer(at, rank);
+    }
+  }
+
+  __device__ bool IsOwn(int i) const {
+    return i * kMineWarps + place_.warp < share_ && OwnPattern(i) < place_.num_patterns;
+  }
+  __device__ int OwnPattern(int i) const {
+    return place_.rank * share_ + i * kMineWarps + place_.warp;
+  }
+
+  // Writes them, rounded to fp16, to all CTAs.
+  __device__ void MoveOwnCentroids(const float (&sums)[kOwnPatterns][kOwn]) {
+    float move = 0;
+#pragma unroll
+    for (int i = 0; i < kOwnPatterns; ++i) {
+      if (!IsOwn(i)) continue;
+      const int pattern = OwnPattern(i), count = shared_.total_counts[pattern];
+      float values[kOwn];
+      if (count > 0) {
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          values[j] = __fdiv_rn(sums[i][j], static_cast<float>(count));
+        }
+      } else {
+        ToFloats(LoadRow<kHeadDim>(Row(RefillToken(pattern)), place_.lane), values);
+      }
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        move = fmaxf(move, fabsf(values[j] - centroids_[i][j]));
+        centroids_[i][j] = values[j];
+      }
+      const LaneWords<kHeadDim> words = RoundToHalves(values);
+#pragma unroll
+      for (int rank = 0; rank < kClusterCtas; ++rank) StoreCentroid(pattern, words, rank);
+      const float bias = Bias(words);
+      if (place_.lane < kClusterCtas) StorePeer(&shared_.biases[pattern], place_.lane, bias);
+    }
+    move = WarpMax(move);
+    if (place_.lane < kClusterCtas) {
+      StorePeer(&shared_.moves[place_.rank * kMineWarps + place_.warp], place_.lane, move);
+    }
+  }
+
+  __device__ void WriteHistory(int iteration) const {
+    const int64_t first =
+        (int64_t{place_.problem} * task_.args.iterations + iteration) * task_.max_patterns;
+#pragma unroll
+    for (int i = 0; i < kOwnPatterns; ++i) {
+      if (!IsOwn(i)) continue;
+      auto* row = task_.history + (first + OwnPattern(i)) * kHeadDim;
+      reinterpret_cast<LaneWords<kHeadDim>*>(row)[place_.lane] = RoundToHalves(centroids_[i]);
+    }
+  }
+
+  // The n-th empty cluster takes the n-th of them.
+  __device__ int RefillToken(int pattern) const {
+    int num_before = 0;
+    for (int m = place_.lane; m < pattern; m += 32) {
+      num_before += shared_.total_counts[m] == 0 ? 1 : 0;
+    }
+    return shared_.refill_tokens[__reduce_add_sync(~0u, num_before)];
+  }
+
+  const MineTask& task_;
+  Shared& shared_;
+  const cg::cluster_group cluster_;
+  const MinePlace place_;
+  const int num_chunks_;
+  const int share_;  // patterns that a CTA moves, from rank * share_ on
+  TileIds tiles_;
+  float centroids_[kOwnPatterns][kOwn] = {};  // fp32, of the patterns that this warp moves
+};
+
+template <int kHeadDim, bool kWide>
+__global__ void __launch_bounds__(kMineThreads, 1)
+    MineKernel(const __grid_constant__ MineTask task) {
+  extern __shared__ uint4 dynamic[];
+  Miner<kHeadDim, kWide> miner(task, *reinterpret_cast<MineShared<kHeadDim, kWide>*>(dynamic));
+  if (miner.num_patterns() == 0) return;
+  miner.Start();
+  int iteration = 0;
+  while (iteration < task.args.iterations && miner.Iterate(iteration)) ++iteration;
+  miner.Finish(min(iteration + 1, task.args.iterations));
+}
+
+// Grid: problems. Copies the patterns of the iteration after which the heads of a tensor stop.
+__global__ void __launch_bounds__(kMineThreads)
+    SelectKernel(const __grid_constant__ MineTask task) {
+  __shared__ int stop;
+  const KMeansKernelArgs& args = task.args;
+  const int problem = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  const bool is_v = problem >= args.num_kv_heads;
+  const int wanted = is_v ? args.num_patterns_v : args.num_patterns_k;
+  const int num_patterns = min(wanted, args.num_tokens);
+  if (num_patterns == 0) return;
+  if (thread == 0) stop = args.iterations - 1;
+  __syncthreads();
+  const float* moves = task.moves + int64_t{is_v ? args.num_kv_heads : 0} * args.iterations;
+  for (int i = 1 + thread; i < args.iterations; i += kMineThreads) {
+    bool still = true;
+    for (int head = 0; head < args.num_kv_heads; ++head) {
+      still = still && moves[head * args.iterations + i] <= args.tolerance;
+    }
+    if (still) atomicMin(&stop, i);
+  }
+  __syncthreads();
+  const int iteration = min(stop, task.iterations[problem] - 1);
+  const int64_t from = int64_t{problem} * args.iterations + iteration;
+  const auto* source =
+      reinterpret_cast<const uint4*>(task.history + from * task.max_patterns * args.head_dim);
+  auto* out =
+      reinterpret_cast<uint4*>(args.bank + int64_t{problem} * args.bank_capacity * args.head_dim);
+  for (int i = thread; i < num_patterns * args.head_dim / 8; i += kMineThreads) out[i] = source[i];
+}
+
+int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
+
+// The parts of a workspace, and its size.
+int64_t PlaceWorkspace(const KMeansKernelArgs& args, MineTask& task) {
+  const int64_t problems = 2 * int64_t{args.num_kv_heads};
+  task.args = args;
+  task.max_patterns = std::max(args.num_patterns_k, args.num_patterns_v);
+  const bool is_wide = task.max_patterns > kMaxPatternsOnChip;
+  const int64_t lists = problems * task.max_patterns;
+  int64_t at = 0;
+  const auto place = [&](auto*& part, int64_t count) {
+    part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(args.workspace + at);
+    at += RoundUp(count * static_cast<int64_t>(sizeof(*part)));
+  };
+  place(task.history, lists * args.iterations * args.head_dim);
+  place(task.moves, problems * args.iterations);
+  place(task.iterations, problems);
+  place(task.farthest, problems * kClusterCtas * kMaxBankPatterns);
+  const int64_t wide_ctas = is_wide ? problems * kClusterCtas : 0;
+  place(task.sums, wide_ctas * kMaxBankPatterns * args.head_dim);
+  place(task.counts, wide_ctas * kMaxBankPatterns);
+  place(task.lists, wide_ctas * kCtaTokens);
+  return at;
+}
+
+template <int kHeadDim, bool kWide>
+cudaError_t LaunchMine(const MineTask& task, cudaStream_t stream) {
+  constexpr int kSharedBytes = static_cast<int>(sizeof(MineShared<kHeadDim, kWide>));
+  const cudaError_t error = cudaFuncSetAttribute(
+      MineKernel<kHeadDim, kWide>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
+  cluster.val.clusterDim = {kClusterCtas, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(2 * task.args.num_kv_heads * kClusterCtas);
+  config.blockDim = dim3(kMineThreads);
+  config.dynamicSmemBytes = kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, MineKernel<kHeadDim, kWide>, task);
+}
+
+}  // namespace
+
+int64_t KMeansWorkspaceBytes(const KMeansKernelArgs& args) {
+  MineTask task;
+  return PlaceWorkspace(args, task);
+}
+
+cudaError_t LaunchMinePatterns(const KMeansKernelArgs& args, cudaStream_t stream) {
+  MineTask task;
+  PlaceWorkspace(args, task);
+  if (args.num_tokens == 0 || task.max_patterns == 0) return cudaSuccess;
+  const bool is_wide = task.max_patterns > kMaxPatternsOnChip;
+  cudaError_t error;
+  if (args.head_dim == 128) {
+    error = is_wide ? LaunchMine<128, true>(task, stream) : LaunchMine<128, false>(task, stream);
+  } else {
+    error = is_wide ? LaunchMine<64, true>(task, stream) : LaunchMine<64, false>(task, stream);
+  }
+  if (error != cudaSuccess) return error;
+  SelectKernel<<<2 * args.num_kv_heads, kMineThreads, 0, stream>>>(task);
+  return cudaGetLastError();
+}
+
+}  // namespace pkv
