@@ -1,11 +1,10 @@
-#include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/block_codec_kernels.h"
 #include "kernels/codec/head_frame.h"
-#include "kernels/codec/key_encoder.h"
+#include "kernels/codec/layer_encode.h"
 #include "kernels/device/cuda_status.h"
 #include "kernels/device/device_buffer.h"
 #include "kernels/pattern/finite_check.h"
@@ -22,7 +21,7 @@ struct CallBuffers {
   std::vector<HeadSections<std::byte>> frames;
   std::vector<uint16_t> k_patterns, v_patterns;
   DeviceBuffer frames_device, k_patterns_device, v_patterns_device, k_ids, v_ids, k_order,
-      k_weights;
+      k_weights, residuals;
 };
 
 template <typename T>
@@ -30,23 +29,8 @@ std::span<const std::byte> Bytes(const std::vector<T>& values) {
   return std::as_bytes(std::span<const T>(values));
 }
 
-// Fills what encoding and decoding share.
-absl::StatusOr<CodecKernelArgs> Upload(const ObjectHeader& header, std::byte* frame,
-                                       const Codebook& codebook, void* stream,
-                                       CallBuffers& buffers) {
-  CodecKernelArgs args;
-  args.encoding = header.encoding();
-  args.num_kv_heads = header.num_kv_heads;
-  args.head_dim = header.head_dim;
-  args.num_sinks = header.num_sinks;
-  const PayloadLayout layout = PayloadLayout::Of(header);
-  for (int head = 0; head < args.num_kv_heads; ++head) {
-    buffers.frames.push_back(HeadFrame<std::byte>(header, layout, frame, head));
-  }
-  PKV_ASSIGN_OR_RETURN(buffers.frames_device, DeviceBuffer::CopyOf(Bytes(buffers.frames), stream));
-  args.frames = buffers.frames_device.As<HeadSections<std::byte>>();
-  if (!args.encoding.has_patterns) return args;
-  for (int head = 0; head < args.num_kv_heads; ++head) {
+absl::Status UploadPatterns(const Codebook& codebook, void* stream, CallBuffers& buffers) {
+  for (int head = 0; head < codebook.num_kv_heads(); ++head) {
     const auto k = codebook.k(head), v = codebook.v(head);
     buffers.k_patterns.insert(buffers.k_patterns.end(), k.begin(), k.end());
     buffers.v_patterns.insert(buffers.v_patterns.end(), v.begin(), v.end());
@@ -55,6 +39,25 @@ absl::StatusOr<CodecKernelArgs> Upload(const ObjectHeader& header, std::byte* fr
                        DeviceBuffer::CopyOf(Bytes(buffers.k_patterns), stream));
   PKV_ASSIGN_OR_RETURN(buffers.v_patterns_device,
                        DeviceBuffer::CopyOf(Bytes(buffers.v_patterns), stream));
+  return absl::OkStatus();
+}
+
+// What the decoder reads, but for where it writes.
+absl::StatusOr<CodecKernelArgs> DecodeArgs(const ObjectHeader& header, std::byte* frame,
+                                           const Codebook& codebook, void* stream,
+                                           CallBuffers& buffers) {
+  CodecKernelArgs args;
+  args.encoding = header.encoding();
+  args.num_kv_heads = header.num_kv_heads;
+  args.head_dim = header.head_dim;
+  const PayloadLayout layout = PayloadLayout::Of(header);
+  for (int head = 0; head < args.num_kv_heads; ++head) {
+    buffers.frames.push_back(HeadFrame<std::byte>(header, layout, frame, head));
+  }
+  PKV_ASSIGN_OR_RETURN(buffers.frames_device, DeviceBuffer::CopyOf(Bytes(buffers.frames), stream));
+  args.frames = buffers.frames_device.As<HeadSections<std::byte>>();
+  if (!args.encoding.has_patterns) return args;
+  PKV_RETURN_IF_ERROR(UploadPatterns(codebook, stream, buffers));
   args.k_patterns = buffers.k_patterns_device.As<uint16_t>();
   args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
   args.num_k = codebook.num_k();
@@ -62,15 +65,21 @@ absl::StatusOr<CodecKernelArgs> Upload(const ObjectHeader& header, std::byte* fr
   return args;
 }
 
-// Adds what is chosen about a block.
-absl::Status UploadAssignment(const PatternAssignment& assignment, void* stream,
-                              CallBuffers& buffers, CodecKernelArgs& args) {
-  if (args.encoding.is_fp16()) return absl::OkStatus();
-  if (args.encoding.has_patterns) {
+// Adds patterns and what is chosen about the block.
+absl::Status UploadAssignment(const PatternAssignment& assignment, const Codebook& codebook,
+                              void* stream, CallBuffers& buffers, LayerEncodeArgs& args) {
+  if (args.layout.encoding.is_fp16()) return absl::OkStatus();
+  if (args.layout.encoding.has_patterns) {
+    PKV_RETURN_IF_ERROR(UploadPatterns(codebook, stream, buffers));
     PKV_ASSIGN_OR_RETURN(buffers.k_ids, DeviceBuffer::CopyOf(Bytes(assignment.k), stream));
     PKV_ASSIGN_OR_RETURN(buffers.v_ids, DeviceBuffer::CopyOf(Bytes(assignment.v), stream));
+    args.k_patterns = buffers.k_patterns_device.As<uint16_t>();
+    args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
+    args.k_bank_head_stride = int64_t{codebook.num_k()} * codebook.head_dim();
+    args.v_bank_head_stride = int64_t{codebook.num_v()} * codebook.head_dim();
     args.k_ids = buffers.k_ids.As<uint8_t>();
     args.v_ids = buffers.v_ids.As<uint8_t>();
+    args.ids_head_stride = kBlockTokens;
   }
   if (assignment.feedback == nullptr) return absl::OkStatus();
   const KeyFeedback& feedback = *assignment.feedback;
@@ -81,8 +90,34 @@ absl::Status UploadAssignment(const PatternAssignment& assignment, void* stream,
   return absl::OkStatus();
 }
 
-absl::Status CheckFiniteOnDevice(const CodecKernelArgs& args, const KvTensorView& kv,
-                                 cudaStream_t stream) {
+// The last pattern of each head into the frame, K and then V.
+absl::Status CopyAppended(const ObjectHeader& header, const Codebook& codebook,
+                          CallBuffers& buffers, std::byte* frame, cudaStream_t stream) {
+  const PayloadLayout layout = PayloadLayout::Of(header);
+  const size_t row_bytes = header.head_dim * sizeof(uint16_t);
+  std::byte* out = frame + layout.appended;
+  const auto copy = [&](DeviceBuffer& patterns, int num) {
+    const std::byte* last = patterns.data() + (num - 1) * row_bytes;
+    const cudaError_t error = cudaMemcpy2DAsync(
+        out, static_cast<size_t>(layout.appended_head_bytes), last, num * row_bytes, row_bytes,
+        header.num_kv_heads, cudaMemcpyDeviceToDevice, stream);
+    out += row_bytes;
+    return CudaStatus(error, "copy appended patterns");
+  };
+  if ((header.flags & kFlagAppendsK) != 0) {
+    PKV_RETURN_IF_ERROR(copy(buffers.k_patterns_device, codebook.num_k()));
+  }
+  if ((header.flags & kFlagAppendsV) == 0) return absl::OkStatus();
+  return copy(buffers.v_patterns_device, codebook.num_v());
+}
+
+absl::Status CheckFiniteOnDevice(const KvTensorView& kv, cudaStream_t stream) {
+  CodecKernelArgs args;
+  args.num_kv_heads = kv.num_kv_heads;
+  args.head_dim = kv.head_dim;
+  args.k_in = kv.k;
+  args.v_in = kv.v;
+  args.head_stride = kv.head_stride;
   unsigned long long place = kAllFinite;
   const std::span<std::byte> bytes = std::as_writable_bytes(std::span(&place, 1));
   PKV_ASSIGN_OR_RETURN(DeviceBuffer place_device, DeviceBuffer::CopyOf(bytes, stream));
@@ -115,21 +150,25 @@ class BlockCodecCuda final : public BlockCodec {
     PKV_RETURN_IF_ERROR(
         CheckEncodeArguments(shape_, params_, header, kv, assignment, codebook, frame));
     const auto stream = static_cast<cudaStream_t>(ctx.stream);
-    CallBuffers buffers;
-    PKV_ASSIGN_OR_RETURN(CodecKernelArgs args,
-                         Upload(header, frame.data(), codebook, stream, buffers));
-    PKV_RETURN_IF_ERROR(UploadAssignment(assignment, stream, buffers, args));
-    args.k_in = kv.k;
-    args.v_in = kv.v;
-    args.head_stride = kv.head_stride;
-    args.num_ratios_k = NumKeyRatios(params_);
-    args.num_ratios_v = params_.clip_v == Clip::kSearch ? kNumShrinkRatios : 1;
-    args.unbiased_k = params_.unbiased_k;
-    args.unbiased_v = params_.unbiased_v;
-    PKV_RETURN_IF_ERROR(CheckFiniteOnDevice(args, kv, stream));
+    PKV_RETURN_IF_ERROR(CheckFiniteOnDevice(kv, stream));
     PKV_RETURN_IF_ERROR(
         CudaStatus(cudaMemsetAsync(frame.data(), 0, frame.size(), stream), "clear frame"));
-    PKV_RETURN_IF_ERROR(CudaStatus(LaunchEncode(args, stream), "launch encode"));
+    CallBuffers buffers;
+    LayerEncodeArgs args = EncodeArgsFor(shape_, params_);
+    args.num_blocks = 1;
+    args.num_sinks = header.num_sinks;
+    args.k = kv.k;
+    args.v = kv.v;
+    args.head_stride = kv.head_stride;
+    args.pages = frame.data();
+    args.sinks = reinterpret_cast<uint16_t*>(frame.data() + PayloadLayout::Of(header).sinks);
+    PKV_RETURN_IF_ERROR(UploadAssignment(assignment, codebook, stream, buffers, args));
+    PKV_ASSIGN_OR_RETURN(
+        buffers.residuals,
+        DeviceBuffer::Make(KeySearchBytes(1, shape_.num_kv_heads, shape_.head_dim), stream));
+    args.residuals = buffers.residuals.As<float>();
+    PKV_RETURN_IF_ERROR(CudaStatus(LaunchLayerEncode(args, stream), "launch encode"));
+    PKV_RETURN_IF_ERROR(CopyAppended(header, codebook, buffers, frame.data(), stream));
     return CudaStatus(cudaStreamSynchronize(stream), "encode");
   }
 
@@ -140,8 +179,9 @@ class BlockCodecCuda final : public BlockCodec {
     const auto stream = static_cast<cudaStream_t>(ctx.stream);
     CallBuffers buffers;
     // The decoder writes no frame; one kernel argument type serves both directions.
-    PKV_ASSIGN_OR_RETURN(CodecKernelArgs args, Upload(header, const_cast<std::byte*>(frame.data()),
-                                                      codebook, stream, buffers));
+    PKV_ASSIGN_OR_RETURN(
+        CodecKernelArgs args,
+        DecodeArgs(header, const_cast<std::byte*>(frame.data()), codebook, stream, buffers));
     args.k_out = kv_out.k;
     args.v_out = kv_out.v;
     args.head_stride = kv_out.head_stride;

@@ -1,14 +1,17 @@
-// The CUDA codec: one CTA of 128 threads a kv head, in the order of block_codec_cpu.cc.
+// The plain CUDA codec: one CTA of 128 threads a kv head of a block, in the order of
+// block_codec_cpu.cc. It encodes every variant, and is what other encoders are held to on a device.
 //
 // A thread owns a slot or a channel in turn: K slot (channel after channel, fitted by the threads
-// of the slot's group together, key_fit_math.h), V token (scale, zero point over channels), V
-// channel (codes). Values are read again from L1 for every use instead of being staged: this kernel
-// is the plain one. Compiled with --fmad=false: equal bytes to the CPU.
+// of the slot's group together, key_fit_math.h), V slot (scale, zero point over channels), V
+// channel (codes). Values are read again from L1 for every use instead of being staged. Compiled
+// with --fmad=false: equal bytes to the CPU.
 
 #include "kernels/codec/block_codec_kernels.h"
 #include "kernels/codec/codec_math.h"
 #include "kernels/codec/group_lanes_math.h"
 #include "kernels/codec/key_fit_math.h"
+#include "kernels/codec/layer_encode.h"
+#include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 
 namespace pkv {
@@ -18,19 +21,22 @@ constexpr int kThreads = kBlockTokens;
 constexpr int kMaxHeadDim = 128;
 constexpr int kMaxGroupsV = kMaxHeadDim / 32;
 
-// K or V of one kv head on its way into a frame.
-struct DeviceSource {
-  const uint16_t* rows;      // [128][head_dim]
-  const uint16_t* patterns;  // [num][head_dim]
-  const uint8_t* ids;        // [128]; null without patterns
-  int head_dim;
-
-  PKV_HOST_DEVICE float Residual(int token, int channel) const {
-    const float value = Float16ToFloat(rows[token * head_dim + channel]);
-    if (ids == nullptr || ids[token] == kRawPatternId) return value;
-    return value - Float16ToFloat(patterns[ids[token] * head_dim + channel]);
-  }
-};
+// The sections of one head of a quantized page.
+__device__ HeadSections<std::byte> SectionsOf(const LayerEncodeArgs& args, int block, int head) {
+  const PayloadLayout& layout = args.layout;
+  std::byte* at = args.HeadOf(block, head);
+  HeadSections<std::byte> out;
+  out.k_codes = reinterpret_cast<uint32_t*>(at + layout.k_codes);
+  out.k_fine_codes = reinterpret_cast<uint32_t*>(at + layout.k_fine_codes);
+  out.v_codes = reinterpret_cast<uint32_t*>(at + layout.v_codes);
+  out.k_scales = reinterpret_cast<Float16Bits*>(at + layout.k_scales);
+  out.k_zeros = reinterpret_cast<Float16Bits*>(at + layout.k_zeros);
+  out.v_scales = reinterpret_cast<Float16Bits*>(at + layout.v_scales);
+  out.v_zeros = reinterpret_cast<Float16Bits*>(at + layout.v_zeros);
+  out.k_ids = reinterpret_cast<uint8_t*>(at + layout.k_ids);
+  out.v_ids = reinterpret_cast<uint8_t*>(at + layout.v_ids);
+  return out;
+}
 
 // The threads of this CTA, from inside one of them.
 struct ThisCta {
@@ -53,27 +59,25 @@ __device__ float FeedbackSum(const float* weights, const float* errors, int step
 }
 
 // A thread owns a slot, and its column of the errors [step][slot]; without feedback there are none.
-__device__ void EncodeK(const DeviceSource& k, const CodecKernelArgs& args, int head,
+__device__ void EncodeK(const SlotRows& k, const LayerEncodeArgs& args, int block, int head,
                         const HeadSections<std::byte>& frame, KeyFitShared& shared, float* errors) {
-  const int slot = static_cast<int>(threadIdx.x), d = k.head_dim, bits = args.encoding.bits_k;
+  const Encoding& encoding = args.layout.encoding;
+  const int slot = static_cast<int>(threadIdx.x), d = k.head_dim, bits = encoding.bits_k;
   const bool has_feedback = args.k_order != nullptr;
-  if (k.ids != nullptr) frame.k_ids[RowPosition(slot, kBlockTokens)] = k.ids[slot];
-  const KeyFitRule rule = {
-      args.encoding.k_group_tokens,
-      args.num_sinks,
-      args.encoding.k_fine_tokens,
-      bits,
-      args.num_ratios_k,
-      args.unbiased_k,
-  };
+  const int64_t feedback_at = int64_t{head} * d;
+  if (k.ids != nullptr) {
+    frame.k_ids[RowPosition(slot, kBlockTokens)] = static_cast<uint8_t>(k.Id(slot));
+  }
+  const KeyFitRule rule = {encoding.k_group_tokens, args.FirstSlot(block),
+                           encoding.k_fine_tokens,  bits,
+                           args.num_ratios_k,       args.unbiased_k};
   KeyFitThread thread(rule, slot, shared);
   for (int step = 0; step < d; ++step) {
-    const int channel = has_feedback ? args.k_order[head * d + step] : step;
+    const int channel = has_feedback ? args.k_order[feedback_at + step] : step;
     const float original = thread.is_coded() ? k.Residual(slot, channel) : 0.0f;
     float target = original;
     if (has_feedback && thread.is_coded()) {
-      target = target - FeedbackSum(args.k_weights + (static_cast<int64_t>(head) * d + step) * d,
-                                    errors + slot, step);
+      target = target - FeedbackSum(args.k_weights + (feedback_at + step) * d, errors + slot, step);
     }
     thread.PutTarget(target);
     __syncthreads();
@@ -98,87 +102,152 @@ __device__ void EncodeK(const DeviceSource& k, const CodecKernelArgs& args, int 
   }
 }
 
-// A V group of one token.
-struct TokenGroup {
-  const DeviceSource& v;
-  int token, first;
+// A V group of one slot.
+struct SlotGroup {
+  const SlotRows& v;
+  int slot, first;
 
-  PKV_HOST_DEVICE float operator()(int i) const { return v.Residual(token, first + i); }
+  PKV_HOST_DEVICE float operator()(int i) const { return v.Residual(slot, first + i); }
 };
 
 // Scale and zero point that the codes of V come from, when the frame holds corrected ones.
 struct SearchedV {
   GroupParams params[kMaxGroupsV][kBlockTokens];
+  uint8_t ids[kBlockTokens];  // by row, gated
 };
 
-__device__ void EncodeVParams(const DeviceSource& v, const CodecKernelArgs& args,
+// Error of a slot's V as searched, all groups.
+__device__ float SearchedError(const SlotRows& v, const LayerEncodeArgs& args, int slot) {
+  const Encoding& encoding = args.layout.encoding;
+  const int channels = encoding.v_group_channels;
+  float error = 0;
+  for (int first = 0; first < v.head_dim; first += channels) {
+    const SlotGroup values = {v, slot, first};
+    const GroupParams params = SearchLanes(values, channels, encoding.bits_v, args.num_ratios_v);
+    float sums[kErrorSums];
+    for (int lane = 0; lane < kErrorSums; ++lane) {
+      sums[lane] = ErrorLane(values, lane, channels, params, encoding.bits_v);
+    }
+    error = error + FoldErrorSums(sums);
+  }
+  return error;
+}
+
+__device__ float RangeOfRow(const SlotRows& v, int slot) {
+  float low = v.Residual(slot, 0), high = low;
+  for (int channel = 1; channel < v.head_dim; ++channel) {
+    const float value = v.Residual(slot, channel);
+    low = fminf(low, value);
+    high = fmaxf(high, value);
+  }
+  return high - low;
+}
+
+// Whether the gate lets the slot's pattern be subtracted.
+__device__ bool GateAccepts(const SlotRows& v, const LayerEncodeArgs& args, int slot) {
+  SlotRows raw = v;
+  raw.ids = nullptr;
+  switch (args.gate_v) {
+    case Gate::kNone:
+      return true;
+    case Gate::kZTest:
+      return ZTestAccepts(RangeOfRow(v, slot), RangeOfRow(raw, slot), args.gate_threshold);
+    case Gate::kExactMse:
+      return SearchedError(v, args, slot) < SearchedError(raw, args, slot);
+  }
+  return true;
+}
+
+__device__ void EncodeVParams(const SlotRows& v, const LayerEncodeArgs& args, int first_slot,
                               const HeadSections<std::byte>& frame, SearchedV& searched) {
-  const int token = static_cast<int>(threadIdx.x), channels = args.encoding.v_group_channels;
-  const int bits = args.encoding.bits_v;
-  if (v.ids != nullptr) frame.v_ids[ColumnPosition(token, kBlockTokens)] = v.ids[token];
-  if (token < args.num_sinks) return;
+  const Encoding& encoding = args.layout.encoding;
+  const int slot = static_cast<int>(threadIdx.x), channels = encoding.v_group_channels;
+  const int bits = encoding.bits_v;
+  if (v.ids != nullptr) {
+    frame.v_ids[ColumnPosition(slot, kBlockTokens)] = static_cast<uint8_t>(v.Id(slot));
+  }
+  if (slot < first_slot) return;
   for (int group = 0; group < v.head_dim / channels; ++group) {
-    const TokenGroup values = {v, token, group * channels};
+    const SlotGroup values = {v, slot, group * channels};
     const GroupParams found = SearchLanes(values, channels, bits, args.num_ratios_v);
     const GroupParams stored =
         args.unbiased_v ? CorrectLanes(values, channels, bits, found) : found;
-    searched.params[group][token] = found;
-    frame.v_scales[group * kBlockTokens + RowPosition(token, kBlockTokens)] = stored.scale;
-    frame.v_zeros[group * kBlockTokens + ColumnPosition(token, kBlockTokens)] = stored.zero;
+    searched.params[group][slot] = found;
+    frame.v_scales[group * kBlockTokens + RowPosition(slot, kBlockTokens)] = stored.scale;
+    frame.v_zeros[group * kBlockTokens + ColumnPosition(slot, kBlockTokens)] = stored.zero;
   }
 }
 
-__device__ void EncodeVCodes(const DeviceSource& v, const CodecKernelArgs& args,
+__device__ void EncodeVCodes(const SlotRows& v, const LayerEncodeArgs& args, int first_slot,
                              const HeadSections<std::byte>& frame, const SearchedV& searched) {
-  const int channel = static_cast<int>(threadIdx.x), bits = args.encoding.bits_v;
+  const Encoding& encoding = args.layout.encoding;
+  const int channel = static_cast<int>(threadIdx.x), bits = encoding.bits_v;
   if (channel >= v.head_dim) return;
-  const int group = channel / args.encoding.v_group_channels;
-  for (int token = args.num_sinks; token < kBlockTokens; ++token) {
-    const GroupParams params = searched.params[group][token];
-    const float code = QuantizeOne(v.Residual(token, channel), Float16ToFloat(params.scale),
+  const int group = channel / encoding.v_group_channels;
+  for (int slot = first_slot; slot < kBlockTokens; ++slot) {
+    const GroupParams params = searched.params[group][slot];
+    const float code = QuantizeOne(v.Residual(slot, channel), Float16ToFloat(params.scale),
                                    Float16ToFloat(params.zero), MaxCode(bits));
-    const CodePosition place = LocateCode(channel, token, kBlockTokens, bits);
+    const CodePosition place = LocateCode(channel, slot, kBlockTokens, bits);
     frame.v_codes[place.word_index] |= static_cast<uint32_t>(code) << place.shift;
   }
 }
 
-__device__ void CopyRows(const CodecKernelArgs& args, int head,
-                         const HeadSections<std::byte>& frame) {
-  const int64_t at = head * args.head_stride;
-  const int d = args.head_dim, thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < frame.num_rows * d; i += kThreads) {
-    frame.k_rows[i] = args.k_in[at + i];
-    frame.v_rows[i] = args.v_in[at + i];
-  }
-  if (thread >= d) return;
-  if (frame.k_appended != nullptr) {
-    frame.k_appended[thread] = args.k_patterns[((head + 1) * args.num_k - 1) * d + thread];
-  }
-  if (frame.v_appended != nullptr) {
-    frame.v_appended[thread] = args.v_patterns[((head + 1) * args.num_v - 1) * d + thread];
-  }
+// Clears [begin, end) of a head.
+__device__ void Clear(std::byte* head, int64_t begin, int64_t end) {
+  auto* words = reinterpret_cast<uint32_t*>(head);
+  for (int64_t i = begin / 4 + threadIdx.x; i < end / 4; i += kThreads) words[i] = 0;
 }
 
-// Dynamic shared memory: with feedback, KeyErrorBytes(head_dim).
-__global__ void __launch_bounds__(kThreads) EncodeKernel(CodecKernelArgs args) {
+// Grid: kv heads x blocks. Dynamic shared memory: with feedback, KeyErrorBytes(head_dim).
+__global__ void __launch_bounds__(kThreads) PlainKeysKernel(LayerEncodeArgs args) {
   extern __shared__ float key_errors[];
   __shared__ KeyFitShared key_fit;
-  __shared__ SearchedV searched_v;
-  const int head = static_cast<int>(blockIdx.x), d = args.head_dim;
-  const HeadSections<std::byte> frame = args.frames[head];
-  CopyRows(args, head, frame);
-  if (frame.k_codes == nullptr) return;  // fp16
-  const bool has_patterns = args.k_ids != nullptr;
-  const DeviceSource k = {args.k_in + head * args.head_stride,
-                          has_patterns ? args.k_patterns + head * args.num_k * d : nullptr,
-                          has_patterns ? args.k_ids + head * kBlockTokens : nullptr, d};
-  const DeviceSource v = {args.v_in + head * args.head_stride,
-                          has_patterns ? args.v_patterns + head * args.num_v * d : nullptr,
-                          has_patterns ? args.v_ids + head * kBlockTokens : nullptr, d};
-  EncodeVParams(v, args, frame, searched_v);
-  EncodeK(k, args, head, frame, key_fit, key_errors);
+  const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
+  const PayloadLayout& layout = args.layout;
+  Clear(args.HeadOf(block, head), layout.k_codes, layout.v_codes);
+  Clear(args.HeadOf(block, head), layout.k_scales, layout.v_scales);
   __syncthreads();
-  EncodeVCodes(v, args, frame, searched_v);
+  EncodeK(SlotRows::Keys(args, block, head), args, block, head, SectionsOf(args, block, head),
+          key_fit, key_errors);
+}
+
+// Grid: kv heads x blocks.
+__global__ void __launch_bounds__(kThreads) PlainValuesKernel(LayerEncodeArgs args) {
+  __shared__ SearchedV searched;
+  const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
+  const int slot = static_cast<int>(threadIdx.x), first_slot = args.FirstSlot(block);
+  const PayloadLayout& layout = args.layout;
+  Clear(args.HeadOf(block, head), layout.v_codes, layout.k_scales);
+  Clear(args.HeadOf(block, head), layout.v_scales, layout.k_ids);
+  SlotRows v = SlotRows::Values(args, block, head);
+  const int id = v.Id(slot);
+  const bool has_pattern = id != kRawPatternId && GateAccepts(v, args, slot);
+  searched.ids[v.RowOf(slot)] = has_pattern ? static_cast<uint8_t>(id) : kRawPatternId;
+  __syncthreads();
+  if (v.ids != nullptr) v.ids = searched.ids;
+  const HeadSections<std::byte> frame = SectionsOf(args, block, head);
+  EncodeVParams(v, args, first_slot, frame, searched);
+  __syncthreads();
+  EncodeVCodes(v, args, first_slot, frame, searched);
+}
+
+// Grid: kv heads x blocks. `count` rows a head to `at`, K and then V; heads head_elements apart,
+// blocks as pages are.
+__global__ void __launch_bounds__(kThreads)
+    RowCopyKernel(LayerEncodeArgs args, int count, uint16_t* at, int64_t head_elements) {
+  const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
+  const int d = args.head_dim();
+  uint16_t* out = at != nullptr ? at + head * head_elements
+                                : reinterpret_cast<uint16_t*>(args.HeadOf(block, head));
+  const int64_t from = args.RowsAt(block, head);
+  bool is_finite = true;
+  for (int i = static_cast<int>(threadIdx.x); i < count * d; i += kThreads) {
+    out[i] = args.k[from + i];
+    out[count * d + i] = args.v[from + i];
+    is_finite = is_finite && IsFiniteFloat16(out[i]) && IsFiniteFloat16(out[count * d + i]);
+  }
+  if (!is_finite && args.has_non_finite != nullptr) *args.has_non_finite = 1;
 }
 
 __device__ uint32_t CodeAt(const uint32_t* codes, int row, int column, int num_columns, int bits) {
@@ -262,16 +331,35 @@ cudaError_t LaunchFiniteCheck(const CodecKernelArgs& args, unsigned long long* p
   return cudaGetLastError();
 }
 
-cudaError_t LaunchEncode(const CodecKernelArgs& args, cudaStream_t stream) {
+cudaError_t LaunchPlainKeys(const LayerEncodeArgs& args, cudaStream_t stream) {
   int shared_bytes = 0;
   if (args.k_order != nullptr) {
-    shared_bytes = KeyErrorBytes(args.head_dim);
+    shared_bytes = KeyErrorBytes(args.head_dim());
     // The limit is one for all threads of the process, so every call sets the same.
     const cudaError_t error = cudaFuncSetAttribute(
-        EncodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, KeyErrorBytes(kMaxHeadDim));
+        PlainKeysKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, KeyErrorBytes(kMaxHeadDim));
     if (error != cudaSuccess) return error;
   }
-  EncodeKernel<<<args.num_kv_heads, kThreads, shared_bytes, stream>>>(args);
+  const dim3 grid(args.num_kv_heads(), args.num_blocks);
+  PlainKeysKernel<<<grid, kThreads, shared_bytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchPlainValues(const LayerEncodeArgs& args, cudaStream_t stream) {
+  const dim3 grid(args.num_kv_heads(), args.num_blocks);
+  PlainValuesKernel<<<grid, kThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchRowCopy(const LayerEncodeArgs& args, cudaStream_t stream) {
+  if (args.layout.encoding.is_fp16()) {
+    const dim3 grid(args.num_kv_heads(), args.num_blocks);
+    RowCopyKernel<<<grid, kThreads, 0, stream>>>(args, kBlockTokens, nullptr, 0);
+  } else {
+    const int64_t head_elements = int64_t{2} * args.num_sinks * args.head_dim();
+    RowCopyKernel<<<args.num_kv_heads(), kThreads, 0, stream>>>(args, args.num_sinks, args.sinks,
+                                                                head_elements);
+  }
   return cudaGetLastError();
 }
 

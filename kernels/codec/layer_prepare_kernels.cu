@@ -1,0 +1,183 @@
+// Rotation, finite check and slots of a layer. Compiled with --fmad=false: equal bits to the CPU.
+
+#include <cmath>
+
+#include "kernels/codec/code_steps_math.h"
+#include "kernels/codec/layer_prepare.h"
+#include "pkv/block/kv_shape.h"
+
+namespace pkv {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kOctet = 8;  // channels of a thread
+constexpr int kCtasPerSm = 8;
+
+// The halves of an aligned 16-byte word.
+struct alignas(16) Halves {
+  uint16_t bits[kOctet];
+};
+
+__device__ Halves LoadStreaming(const uint16_t* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at));
+  return reinterpret_cast<const Halves&>(v);
+}
+
+__device__ bool AreFinite(const Halves& row) {
+  bool is_finite = true;
+#pragma unroll
+  for (int j = 0; j < kOctet; ++j) is_finite = is_finite && IsFiniteFloat16(row.bits[j]);
+  return is_finite;
+}
+
+// RotateRow() of rotation.cc: butterflies over distances 1, 2, 4 in a thread, then between lanes.
+template <int kHeadDim>
+__device__ void Rotate(float (&x)[kOctet], int octet, float norm) {
+#pragma unroll
+  for (int half = 1; half < kOctet; half *= 2) {
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      if ((i & half) != 0) continue;
+      const float a = x[i], b = x[i + half];
+      x[i] = a + b;
+      x[i + half] = a - b;
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < kHeadDim / kOctet; step *= 2) {
+    const bool is_upper = (octet & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      const float other = __shfl_xor_sync(~0u, x[i], step);
+      x[i] = is_upper ? other - x[i] : x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOctet; ++i) x[i] = x[i] * norm;
+}
+
+// Where the octets of a tensor with `num_tokens` rows a head stand.
+struct Rows {
+  const uint16_t* in;
+  uint16_t* out;
+};
+
+// Grid: any number of CTAs x heads x {K, V}; a thread owns 8 channels of a row at a time. Moves 4
+// bytes a value.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kThreads)
+    RotateRowsKernel(KvTensorView in, MutableKvTensorView out, float norm,
+                     uint32_t* has_non_finite) {
+  constexpr int kLanes = kHeadDim / kOctet;
+  const int head = static_cast<int>(blockIdx.y);
+  const Rows rows = blockIdx.z == 0
+                        ? Rows{in.k + head * in.head_stride, out.k + head * out.head_stride}
+                        : Rows{in.v + head * in.head_stride, out.v + head * out.head_stride};
+  const int64_t count = static_cast<int64_t>(in.num_tokens) * kLanes;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  bool is_finite = true;
+  // Whole warps go round together: rows do not end inside a group of kLanes, so lanes past the end
+  // only follow.
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads; first < count;
+       first += stride) {
+    const int64_t i = first + threadIdx.x;
+    const bool is_inside = i < count;
+    Halves halves = {};
+    if (is_inside) halves = LoadStreaming(rows.in + i * kOctet);
+    is_finite = is_finite && AreFinite(halves);
+    float x[kOctet];
+#pragma unroll
+    for (int j = 0; j < kOctet; ++j) x[j] = StoredToFloat(halves.bits[j]);
+    Rotate<kHeadDim>(x, static_cast<int>(threadIdx.x) % kLanes, norm);
+#pragma unroll
+    for (int j = 0; j < kOctet; ++j) halves.bits[j] = ToStored(x[j]);
+    if (is_inside) reinterpret_cast<Halves*>(rows.out)[i] = halves;
+  }
+  if (!is_finite) *has_non_finite = 1;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    FiniteFlagKernel(KvTensorView kv, uint32_t* has_non_finite) {
+  const int head = static_cast<int>(blockIdx.y);
+  const uint16_t* rows = (blockIdx.z == 0 ? kv.k : kv.v) + head * kv.head_stride;
+  const int64_t count = static_cast<int64_t>(kv.num_tokens) * kv.head_dim / kOctet;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  bool is_finite = true;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += stride) {
+    is_finite = is_finite && AreFinite(LoadStreaming(rows + i * kOctet));
+  }
+  if (!is_finite) *has_non_finite = 1;
+}
+
+// Grid: kv heads x blocks, a thread a token. A token's rank is the number of those that come before
+// it by importance; its slot that of those of its kind that stand before it.
+__global__ void __launch_bounds__(kBlockTokens) ArrangeSlotsKernel(SlotKernelArgs args) {
+  __shared__ float importance[kBlockTokens];
+  __shared__ bool is_fine[kBlockTokens];
+  const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
+  const int token = static_cast<int>(threadIdx.x);
+  const int num_sinks = block == 0 ? args.num_sinks : 0;
+  importance[token] =
+      args.importance[head * args.head_stride + static_cast<int64_t>(block) * kBlockTokens + token];
+  __syncthreads();
+  int rank = 0;
+  for (int other = num_sinks; other < kBlockTokens; ++other) {
+    const bool is_before = importance[other] > importance[token] ||
+                           (importance[other] == importance[token] && other < token);
+    rank += is_before ? 1 : 0;
+  }
+  is_fine[token] = token >= num_sinks && rank < args.num_fine;
+  __syncthreads();
+  int slot = is_fine[token] ? kBlockTokens - args.num_fine : 0;
+  for (int other = 0; other < token; ++other) slot += is_fine[other] == is_fine[token] ? 1 : 0;
+  const int64_t at = (static_cast<int64_t>(block) * args.num_kv_heads + head) * kBlockTokens;
+  args.slots[at + slot] = static_cast<uint8_t>(token);
+}
+
+// Enough CTAs to fill the device, at most one octet a thread.
+dim3 RowGrid(const KvTensorView& kv) {
+  int device = 0, num_sms = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    num_sms = 1;
+  }
+  const int64_t octets = static_cast<int64_t>(kv.num_tokens) * kv.head_dim / kOctet;
+  const int64_t needed = (octets + kThreads - 1) / kThreads;
+  const int64_t wanted =
+      (int64_t{num_sms} * kCtasPerSm + 2 * kv.num_kv_heads - 1) / (2 * int64_t{kv.num_kv_heads});
+  return dim3(static_cast<unsigned>(needed < wanted ? needed : wanted), kv.num_kv_heads, 2);
+}
+
+}  // namespace
+
+cudaError_t LaunchRotateRows(const KvTensorView& in, const MutableKvTensorView& out,
+                             uint32_t* has_non_finite, cudaStream_t stream) {
+  if (in.num_tokens == 0) return cudaSuccess;
+  const float norm = 1.0f / std::sqrt(static_cast<float>(in.head_dim));
+  if (in.head_dim == 64) {
+    RotateRowsKernel<64><<<RowGrid(in), kThreads, 0, stream>>>(in, out, norm, has_non_finite);
+  } else {
+    RotateRowsKernel<128><<<RowGrid(in), kThreads, 0, stream>>>(in, out, norm, has_non_finite);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchFiniteFlag(const KvTensorView& kv, uint32_t* has_non_finite,
+                             cudaStream_t stream) {
+  if (kv.num_tokens == 0) return cudaSuccess;
+  FiniteFlagKernel<<<RowGrid(kv), kThreads, 0, stream>>>(kv, has_non_finite);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchArrangeSlots(const SlotKernelArgs& args, cudaStream_t stream) {
+  if (args.num_blocks == 0) return cudaSuccess;
+  const dim3 grid(args.num_kv_heads, args.num_blocks);
+  ArrangeSlotsKernel<<<grid, kBlockTokens, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+}  // namespace pkv
