@@ -19,6 +19,7 @@
 #ifdef PKV_WITH_CUDA
 #include "kernels/device/stream.h"
 #include "tests/bench/attention_section.h"
+#include "tests/bench/compression_section.h"
 #include "tests/bench/gpu_timing.h"
 #endif
 
@@ -33,7 +34,7 @@ struct KernelsFlags {
   std::vector<std::string> presets = {"fp16", "kivi2",   "kivi4",   "pkv2",
                                       "pkv4", "default", "default4"};
   std::vector<std::string> data = {kRandomData};
-  std::vector<std::string> sections = {"ceilings", "attention"};
+  std::vector<std::string> sections = {"ceilings", "attention", "compression"};
   std::string kernel = "tensor-core", query_type = "fp16";
   int window_tokens = kBlockTokens;
   int blocks = 256;
@@ -138,6 +139,31 @@ absl::Status RunAttention(const KernelsFlags& flags, const std::vector<Attention
       });
 }
 
+// Of the first case's heads; fp16 blocks are only copied, and left out.
+absl::Status RunCompression(const KernelsFlags& flags, const std::vector<AttentionCase>& cases,
+                            const Stream& stream, ThreadPool& pool, BenchReport& report) {
+  const CompressionTiming timing = {.repetitions = flags.repetitions,
+                                    .l2_bytes = report.device->l2_bytes};
+  KernelsFlags coded = flags;
+  std::erase(coded.presets, "fp16");
+  const auto visit = [&](const std::string& data, const SampleKv& sample,
+                         const EncodedSample& encoded, const auto&) -> absl::Status {
+    absl::StatusOr<std::vector<CompressionRow>> rows =
+        TimeCompression(sample, encoded, timing, stream.handle());
+    if (absl::IsUnimplemented(rows.status())) {
+      LeftOut("compression", encoded, rows.status());
+      return absl::OkStatus();
+    }
+    PKV_RETURN_IF_ERROR(rows.status());
+    for (CompressionRow& row : *rows) {
+      row.data = data;
+      report.compression.push_back(std::move(row));
+    }
+    return absl::OkStatus();
+  };
+  return ForEachSample(coded, {cases[0]}, pool, report, visit);
+}
+
 absl::Status RunGpu(const KernelsFlags& flags, const std::vector<AttentionCase>& cases,
                     ThreadPool& pool, BenchReport& report) {
   absl::StatusOr<Stream> made = Stream::Make();
@@ -152,6 +178,9 @@ absl::Status RunGpu(const KernelsFlags& flags, const std::vector<AttentionCase>&
   }
   if (flags.Runs("attention")) {
     PKV_RETURN_IF_ERROR(RunAttention(flags, cases, stream, pool, report));
+  }
+  if (flags.Runs("compression")) {
+    PKV_RETURN_IF_ERROR(RunCompression(flags, cases, stream, pool, report));
   }
   return absl::OkStatus();
 }
@@ -213,7 +242,7 @@ void AddOptions(CLI::App& command, KernelsFlags& flags) {
                   "random, or a file of pkvctl eval --dump; more than one is possible")
       ->capture_default_str();
   command.add_option("--section", flags.sections, "what to time on the GPU")
-      ->check(CLI::IsMember({"ceilings", "attention"}))
+      ->check(CLI::IsMember({"ceilings", "attention", "compression"}))
       ->capture_default_str();
   command.add_option("--kernel", flags.kernel, "decode attention")
       ->check(CLI::IsMember({"tensor-core", "cuda-core"}))
