@@ -82,13 +82,6 @@ struct WarpState {
       to.s[0] = acc[0], to.s[1] = acc[2];
     }
   }
-  __device__ __forceinline__ static void StartScores(const TileScores& from, float (&acc)[4]) {
-    if constexpr (C::kWide) {
-      acc[0] = from.s[0], acc[1] = from.s[1], acc[2] = from.s[2], acc[3] = from.s[3];
-    } else {
-      acc[0] = from.s[0], acc[2] = from.s[1], acc[1] = acc[3] = 0;
-    }
-  }
   // Of scores times score_unit times `unit`: makes them weights, and moves the reference when
   // needed. `spare_bits`: how far below 2^kSlackBits weights must stay.
   template <int kCount>
