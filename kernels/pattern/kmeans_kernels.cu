@@ -274,9 +274,8 @@ class Miner {
     const auto address = static_cast<uint32_t>(
         __cvta_generic_to_shared(shared_.tokens + SwizzledPiece(row, piece, kPieces)));
     if constexpr (kSumTiles == 2) {
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                   : "=r"(channels[0]), "=r"(channels[1]), "=r"(channels[2]), "=r"(channels[3])
-                   : "r"(address));
+      const uint4 words = ptx::LoadMatricesTransposed(address);
+      channels[0] = words.x, channels[1] = words.y, channels[2] = words.z, channels[3] = words.w;
     } else {
       asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                    : "=r"(channels[0]), "=r"(channels[1])

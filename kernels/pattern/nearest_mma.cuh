@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/device/ptx.cuh"
+
 namespace pkv {
 
 inline constexpr int kMmaPatterns = 16;  // rows of a product
@@ -31,10 +33,7 @@ __device__ inline int PatternWord(int pattern, int word) {
 // tokens 2 q and 2 q + 1 of pattern g, then of g + 8.
 __device__ inline void MultiplyAdd(float (&sums)[4], const uint4& first, uint32_t second_low,
                                    uint32_t second_high) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(first.x), "r"(first.y), "r"(first.z), "r"(first.w), "r"(second_low), "r"(second_high));
+  ptx::Mma(sums, first.x, first.y, first.z, first.w, second_low, second_high);
 }
 
 // The best pattern of one token so far. A lane sees patterns g and g + 8 of every 16, numbered here

@@ -37,7 +37,7 @@ struct DecodeAttentionShape {
 // the first block's sinks make the order of the block table matter.
 struct DecodeAttentionArgs {
   int batch = 0;
-  float sm_scale = 0;       // usually 1 / sqrt(head_dim)
+  float sm_scale = 0;       // above 0, usually 1 / sqrt(head_dim)
   const void* q = nullptr;  // [batch, num_qo_heads, head_dim], after RoPE, query_type
   void* out = nullptr;      // the same shape and type
   float* lse = nullptr;     // optional [batch, num_qo_heads]: log of the sum of exp, natural base
@@ -92,7 +92,7 @@ class DecodeAttention {
 
   //   InvalidArgument     head counts, head_dim, encoding or num_sinks are not valid together
   //   Unimplemented       a build without CUDA; kTensorCore for more than 8 query heads a kv head,
-  //                       or for an encoding whose K and V have different bits
+  //                       for K and V of different bits, or for fine K codes with several groups
   //   FailedPrecondition  no CUDA device
   static absl::StatusOr<std::unique_ptr<DecodeAttention>> Make(const DecodeAttentionShape& shape,
                                                                const ComputeContext& ctx);
@@ -100,7 +100,8 @@ class DecodeAttention {
   // Enqueues the launch on ctx.stream and returns. A request without tokens gets 0, and -infinity
   // as lse. What the device arrays hold is not checked: lengths must be within the capacities, and
   // ids and pages within the pools.
-  //   InvalidArgument  a missing pointer, a misaligned pool or a stride that is too short
+  //   InvalidArgument  a missing pointer, a misaligned pool, a stride that is too short, a
+  //                    negative batch, or an sm_scale that is not finite and above 0
   //   Internal         the launch failed
   virtual absl::Status Run(const DecodeAttentionArgs& args, const ComputeContext& ctx) = 0;
 };

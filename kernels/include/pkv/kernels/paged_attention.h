@@ -42,7 +42,7 @@ struct AttentionArgs {
 // likewise (kernels/README.md, "Attend"). What meets codes is rounded to 16 bits, all else is fp32.
 // No token at all: out is 0 and lse -infinity. Equal bits for any thread pool and instruction set.
 //   InvalidArgument  head counts or head_dim disagree; num_qo_heads is no multiple of num_kv_heads
-//   Unimplemented    ctx.device is kCuda (until the CUDA kernel exists)
+//   Unimplemented    ctx.device is kCuda: decode_attention.h has the GPU's
 absl::Status PagedAttention(const AttentionArgs& args, const ComputeContext& ctx);
 
 }  // namespace pkv
