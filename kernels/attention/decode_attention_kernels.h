@@ -15,26 +15,31 @@ struct DecodeLaunch {
   DecodeAttentionArgs args;
   DecodeUnitRule rule;
   int num_qo_heads = 0, num_kv_heads = 0, heads_per_kv = 0;
-  bool is_rotated = false, is_bfloat16 = false, has_patterns = false;
+  bool is_rotated = false, is_bfloat16 = false, has_patterns = false, overlaps_previous = false;
   // Of the page of one kv head (PayloadLayout).
   int head_bytes = 0, v_codes = 0, k_scales = 0, k_zeros = 0, v_scales = 0, v_zeros = 0, k_ids = 0,
       v_ids = 0;
   int k_groups = 1, v_groups = 1;
-  // Scratch: [slice][first or last item][query head] { max, sum, out[head_dim] } fp32, and one
-  // ticket a slice, 0 between launches.
+  // Scratch: [CTA][first or last item][query head] { reference, sum, padding, out[head_dim] } fp32;
+  // a ticket for every CTA and query head, 0 between launches; two parts of items a warp.
   float* partials = nullptr;
   uint32_t* tickets = nullptr;
-  int num_ctas = 0;
+  float* warp_parts = nullptr;
+  // Of a warp's shared memory: pattern ids that its list of scores has room for, a power of two,
+  // and bytes; and all else.
+  int table_ids = 0, table_bytes = 0, warp_bytes = 0;
 };
 
 // One instance of the kernel.
 struct DecodeKernelInfo {
   const void* kernel = nullptr;
-  int threads = 0;
-  int shared_bytes = 0;
-  int register_patterns = 0;  // with a bank_capacity above it,
-  int many_bytes = 0;         // so much more shared memory
+  int warps = 0;              // at most, of a CTA
+  int warp_bytes = 0;         // shared memory of a warp, and on top of it
+  int id_bytes = 0;           // what a list takes for every pattern id
+  int register_patterns = 0;  // V patterns that need no list
   int tile_tokens = 0;        // DecodeUnitRule
+  int heads = 0;              // query heads a kv head that it has room for
+  int part_floats = 0;        // of a warp's part of an item
 };
 
 // What tells instances apart.

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <bit>
 #include <utility>
 
 #include <cuda_runtime_api.h>
@@ -13,8 +15,8 @@
 namespace pkv {
 namespace {
 
-constexpr int kNarrowHeads = 4, kWideHeads = 8;  // query heads a kv head that an instance takes
-constexpr int kPartialPadding = 32;              // floats of a partial result besides its output
+constexpr int kNarrowHeads = 4;      // query heads a kv head that narrow instances take
+constexpr int kPartialPadding = 32;  // floats of a partial result besides its output
 
 DecodeKernelInfo FindKernel(const DecodeAttentionShape& shape) {
   const Encoding& encoding = shape.encoding;
@@ -45,47 +47,95 @@ void SetLayout(const DecodeAttentionShape& shape, DecodeLaunch& launch) {
   launch.v_groups = layout.v_groups();
 }
 
+// What of a device decides about a launch.
+struct DeviceLimits {
+  int num_sms = 0, shared_bytes = 0;  // of a CTA
+};
+absl::StatusOr<DeviceLimits> LimitsOfDevice() {
+  int device = 0;
+  DeviceLimits limits;
+  PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
+  PKV_RETURN_IF_ERROR(CudaStatus(
+      cudaDeviceGetAttribute(&limits.num_sms, cudaDevAttrMultiProcessorCount, device), "its SMs"));
+  PKV_RETURN_IF_ERROR(CudaStatus(
+      cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+      "its shared memory"));
+  return limits;
+}
+
 class DecodeAttentionTensorCore : public DecodeAttention {
  public:
   DecodeAttentionTensorCore(const DecodeAttentionShape& shape, const DecodeKernelInfo& kernel,
-                            int num_ctas, DeviceBuffer partials, DeviceBuffer tickets)
-      : shape_(shape),
-        kernel_(kernel),
-        partials_(std::move(partials)),
-        tickets_(std::move(tickets)) {
+                            const DeviceLimits& limits)
+      : shape_(shape), kernel_(kernel), limits_(limits) {
     SetLayout(shape, launch_);
     launch_.num_qo_heads = shape.num_qo_heads;
     launch_.num_kv_heads = shape.num_kv_heads;
     launch_.heads_per_kv = shape.num_qo_heads / shape.num_kv_heads;
     launch_.is_rotated = shape.encoding.rotated;
+    launch_.overlaps_previous = shape.overlaps_previous;
     launch_.is_bfloat16 = shape.query_type == QueryType::kBfloat16;
     launch_.has_patterns = shape.encoding.has_patterns;
     launch_.rule.tile_tokens = kernel.tile_tokens;
     launch_.rule.units_per_block = shape.encoding.is_fp16() ? kBlockTokens / kernel.tile_tokens : 1;
     launch_.rule.num_sinks = shape.num_sinks;
+  }
+
+  // Scratch, and the kernel's leave to use the device's shared memory.
+  absl::Status Prepare(void* stream) {
+    PKV_RETURN_IF_ERROR(
+        CudaStatus(cudaFuncSetAttribute(kernel_.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        limits_.shared_bytes),
+                   "decode attention's shared memory"));
+    const size_t ctas = limits_.num_sms, heads = ctas * kernel_.heads;
+    PKV_ASSIGN_OR_RETURN(
+        partials_, DeviceBuffer::Make(
+                       2 * heads * (shape_.head_dim + kPartialPadding) * sizeof(float), stream));
+    PKV_ASSIGN_OR_RETURN(
+        warp_parts_,
+        DeviceBuffer::Make(2 * ctas * kernel_.warps * kernel_.part_floats * sizeof(float), stream));
+    PKV_ASSIGN_OR_RETURN(tickets_, DeviceBuffer::Make(heads * sizeof(uint32_t), stream));
     launch_.partials = partials_.As<float>();
+    launch_.warp_parts = warp_parts_.As<float>();
     launch_.tickets = tickets_.As<uint32_t>();
-    launch_.num_ctas = num_ctas;
+    return CudaStatus(
+        cudaMemsetAsync(tickets_.data(), 0, tickets_.size(), static_cast<cudaStream_t>(stream)),
+        "clearing tickets");
   }
 
   absl::Status Run(const DecodeAttentionArgs& args, const ComputeContext& ctx) override {
     PKV_RETURN_IF_ERROR(CheckDecodeArgs(shape_, args));
     if (args.batch == 0) return absl::OkStatus();
     launch_.args = args;
-    const bool may_have_many =
-        launch_.has_patterns && args.bank_capacity > kernel_.register_patterns;
-    const int shared_bytes = kernel_.shared_bytes + (may_have_many ? kernel_.many_bytes : 0);
+    // One id more than there are patterns: that of none.
+    const int ids = launch_.has_patterns ? args.bank_capacity + 1 : 1;
+    launch_.table_ids = std::max(kernel_.register_patterns,
+                                 static_cast<int>(std::bit_ceil(static_cast<unsigned>(ids))));
+    launch_.table_bytes = launch_.table_ids * kernel_.id_bytes;
+    launch_.warp_bytes =
+        kernel_.warp_bytes + (launch_.table_ids - kernel_.register_patterns) * kernel_.id_bytes;
+    const int bytes = launch_.table_bytes + launch_.warp_bytes;
+    // Lists are aligned to their size.
+    const int warps = std::min(kernel_.warps, (limits_.shared_bytes - launch_.table_bytes) / bytes);
     void* parameters[] = {&launch_};
-    return CudaStatus(
-        cudaLaunchKernel(kernel_.kernel, dim3(launch_.num_ctas), dim3(kernel_.threads), parameters,
-                         shared_bytes, static_cast<cudaStream_t>(ctx.stream)),
-        "decode attention");
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(limits_.num_sms);
+    config.blockDim = dim3(32 * warps);
+    config.dynamicSmemBytes = warps * bytes + launch_.table_bytes;
+    config.stream = static_cast<cudaStream_t>(ctx.stream);
+    config.attrs = &early;
+    config.numAttrs = shape_.overlaps_previous ? 1 : 0;
+    return CudaStatus(cudaLaunchKernelExC(&config, kernel_.kernel, parameters), "decode attention");
   }
 
  private:
   const DecodeAttentionShape shape_;
   const DecodeKernelInfo kernel_;
-  DeviceBuffer partials_, tickets_;
+  const DeviceLimits limits_;
+  DeviceBuffer partials_, warp_parts_, tickets_;
   DecodeLaunch launch_;
 };
 
@@ -97,31 +147,10 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> MakeDecodeAttentionTensorCore(
   if (kernel.kernel == nullptr) {
     return absl::UnimplementedError("kTensorCore: no kernel for this encoding");
   }
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaFuncSetAttribute(kernel.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      kernel.shared_bytes + kernel.many_bytes),
-                 "decode attention's shared memory"));
-  int device = 0, num_sms = 0, ctas_per_sm = 0;
-  PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
-  PKV_RETURN_IF_ERROR(CudaStatus(
-      cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device), "its SMs"));
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas_per_sm, kernel.kernel,
-                                                               kernel.threads, kernel.shared_bytes),
-                 "decode attention's occupancy"));
-  const int num_ctas = num_sms * ctas_per_sm;
-  const int heads =
-      shape.num_qo_heads / shape.num_kv_heads > kNarrowHeads ? kWideHeads : kNarrowHeads;
-  const size_t floats = size_t{2} * num_ctas * heads * (shape.head_dim + kPartialPadding);
-  PKV_ASSIGN_OR_RETURN(DeviceBuffer partials,
-                       DeviceBuffer::Make(floats * sizeof(float), ctx.stream));
-  PKV_ASSIGN_OR_RETURN(DeviceBuffer tickets,
-                       DeviceBuffer::Make(num_ctas * sizeof(uint32_t), ctx.stream));
-  PKV_RETURN_IF_ERROR(CudaStatus(
-      cudaMemsetAsync(tickets.data(), 0, tickets.size(), static_cast<cudaStream_t>(ctx.stream)),
-      "clearing tickets"));
-  return std::make_unique<DecodeAttentionTensorCore>(shape, kernel, num_ctas, std::move(partials),
-                                                     std::move(tickets));
+  PKV_ASSIGN_OR_RETURN(const DeviceLimits limits, LimitsOfDevice());
+  auto attention = std::make_unique<DecodeAttentionTensorCore>(shape, kernel, limits);
+  PKV_RETURN_IF_ERROR(attention->Prepare(ctx.stream));
+  return attention;
 }
 
 }  // namespace pkv

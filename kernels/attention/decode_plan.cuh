@@ -1,36 +1,86 @@
 #ifndef PKV_KERNELS_ATTENTION_DECODE_PLAN_CUH_
 #define PKV_KERNELS_ATTENTION_DECODE_PLAN_CUH_
 
-// The plan of a launch, made by every CTA for itself (decode_plan_math.h).
+// The plan of a launch, made by every warp for itself (decode_plan_math.h): no warp waits for
+// another, and a captured graph follows the lengths.
 
 #include "kernels/attention/decode_ring.cuh"
 
 namespace pkv {
 
-// What one CTA does; in shared memory.
-struct SlicePlan {
-  UnitCursor first;  // the slice's first unit
-  DecodeSlices slices;
-  int end;  // of the slice
-};
-
 template <typename C>
 struct SlicePlanner {
   const DecodeLaunch& launch;
-  std::byte* shared;
+  WarpFeed* feed;
+  int warp, lane, num_warps;
 
-  // All threads; each adds up requests of its own. The ring is not in use yet.
-  __device__ void Plan() const {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-    const int batch = launch.args.batch, share = (batch + C::kThreads - 1) / C::kThreads;
-    const int begin = min(batch, thread * share), end = min(batch, begin + share);
+  // Units and items before the lane's requests, and with them.
+  struct LaneSums {
+    int begin;  // the lane's first request
+    int2 before, with;
+
+    __device__ static int Cost(int2 sum) { return sum.x + sum.y * C::kItemCost; }
+  };
+
+  // Fills in the feed; false when the warp has no unit.
+  __device__ bool Plan() const {
+    const LaneSums sums = SumRequests();
+    const int total = __shfl_sync(0xffffffffu, LaneSums::Cost(sums.with), 31);
+    // As few warps of a CTA as leave the longest slice as long: they are in each other's way.
+    const int ctas = static_cast<int>(gridDim.x), of_cta = (total + ctas - 1) / ctas;
+    const int longest = (of_cta + num_warps - 1) / num_warps;
+    const int active_warps = total == 0 ? 1 : (of_cta + longest - 1) / longest;
+    const DecodeSlices slices = CutDecodeUnits(total, ctas * active_warps, 1);
+    const int slice = static_cast<int>(blockIdx.x) * active_warps + warp;
+    if (warp >= active_warps || slice >= slices.count) return false;
+    int item_at;
+    const UnitCursor first = Locate(slices.CostBegin(slice), sums, item_at);
+    // Most slices end in the item that they begin in.
+    const int end_cost = slices.CostBegin(slice + 1), units = first.item.total();
+    const int end =
+        end_cost <= item_at + C::kItemCost + units
+            ? first.unit - first.unit_in_item + DecodeUnitAt(end_cost, item_at, C::kItemCost, units)
+            : Locate(end_cost, sums, item_at).unit;
+    if (first.unit >= end) return false;
+    if (lane == 0) {
+      feed->consumed = first;
+      feed->slices = slices;
+      feed->begin = first.unit;
+      feed->end = end;
+      feed->active_warps = active_warps;
+    }
+    __syncwarp();
+    return true;
+  }
+
+  // The outputs of requests without tokens, of one warp a CTA.
+  __device__ void WriteEmptyRequests() const {
     UnitCursor at;
-    int2 mine = {0, 0};  // units, items
-    for (at.request = begin; at.request < end; ++at.request) {
+    for (at.request = blockIdx.x; at.request < launch.args.batch; at.request += gridDim.x) {
       at.Count(launch);
-      mine.x += at.item.total() * launch.num_kv_heads;
-      mine.y += at.item.total() > 0 ? launch.num_kv_heads : 0;
-      if (at.item.total() == 0) WriteEmptyRequest(at.request);
+      if (at.item.total() > 0) continue;
+      const int64_t first = int64_t{at.request} * launch.num_qo_heads;
+      auto* out = static_cast<uint16_t*>(launch.args.out) + first * C::kHeadDim;
+      for (int i = lane; i < launch.num_qo_heads * C::kHeadDim; i += 32) out[i] = 0;
+      if (launch.args.lse == nullptr) continue;
+      for (int i = lane; i < launch.num_qo_heads; i += 32) launch.args.lse[first + i] = -INFINITY;
+    }
+  }
+
+ private:
+  // Every lane adds up requests of its own.
+  __device__ LaneSums SumRequests() const {
+    const int batch = launch.args.batch, share = (batch + 31) / 32;
+    LaneSums sums;
+    sums.begin = min(batch, lane * share);
+    const int end = min(batch, sums.begin + share);
+    int2 mine = {0, 0};
+    UnitCursor at;
+    for (at.request = sums.begin; at.request < end; ++at.request) {
+      at.Count(launch);
+      const int units = at.item.total();
+      mine.x += units * launch.num_kv_heads;
+      mine.y += units > 0 ? launch.num_kv_heads : 0;
     }
     int2 sum = mine;
 #pragma unroll
@@ -39,38 +89,21 @@ struct SlicePlanner {
                           __shfl_up_sync(0xffffffffu, sum.y, distance)};
       if (lane >= distance) sum.x += below.x, sum.y += below.y;
     }
-    auto* warp_sums = reinterpret_cast<int2*>(shared);
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    int2 total = {0, 0};
-#pragma unroll
-    for (int w = 0; w < C::kWarps; ++w) {
-      if (w == warp) sum.x += total.x, sum.y += total.y;
-      total.x += warp_sums[w].x, total.y += warp_sums[w].y;
-    }
-    const DecodeSlices slices =
-        CutDecodeUnits(total.x + total.y * C::kItemCost, launch.num_ctas, C::kMinSliceCost);
-    auto& plan = *reinterpret_cast<SlicePlan*>(shared + C::kPlanAt);
-    if (thread == 0) plan.slices = slices;
-    const int slice = static_cast<int>(blockIdx.x);
-    if (slice < slices.count) {
-      const int2 before = {sum.x - mine.x, sum.y - mine.y};
-      const int from = before.x + before.y * C::kItemCost, to = sum.x + sum.y * C::kItemCost;
-      const int first = slices.CostBegin(slice), last = slices.CostBegin(slice + 1);
-      if (first >= from && first < to) plan.first = Locate(first, begin, before);
-      if (last > from && last <= to) plan.end = Locate(last, begin, before).unit;
-    }
-    __syncthreads();
+    sums.with = sum;
+    sums.before = {sum.x - mine.x, sum.y - mine.y};
+    return sums;
   }
 
-  // The first unit at `cost` or behind. `before`: units and items before `request`; the line of
-  // costs reaches `cost` in this request or one of the next.
-  __device__ __forceinline__ UnitCursor Locate(int cost, int request, int2 before) const {
+  // The first unit at `cost` or behind, 0 <= cost <= the whole; item_at: where the gap of its item
+  // begins. All lanes walk alike.
+  __device__ __forceinline__ UnitCursor Locate(int cost, const LaneSums& sums, int& item_at) const {
+    const bool reaches = cost <= LaneSums::Cost(sums.with);
+    const int owner = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, reaches))) - 1;
     UnitCursor at;
-    at.request = request;
-    at.unit = before.x;
-    at.items_before = before.y;
-    int from = before.x + before.y * C::kItemCost, item_cost;
+    at.request = __shfl_sync(0xffffffffu, sums.begin, owner);
+    at.unit = __shfl_sync(0xffffffffu, sums.before.x, owner);
+    at.items_before = __shfl_sync(0xffffffffu, sums.before.y, owner);
+    int from = LaneSums::Cost({at.unit, at.items_before}), item_cost;
     for (;; ++at.request) {
       at.Count(launch);
       item_cost = at.item.total() > 0 ? at.item.total() + C::kItemCost : 0;
@@ -79,26 +112,15 @@ struct SlicePlanner {
       at.unit += at.item.total() * launch.num_kv_heads;
       at.items_before += at.item.total() > 0 ? launch.num_kv_heads : 0;
     }
+    item_at = from;
     // Empty requests may stand at the same place of the line.
     if (item_cost == 0) return at;
     at.kv_head = min((cost - from) / item_cost, launch.num_kv_heads - 1);
-    from += at.kv_head * item_cost;
+    item_at = from += at.kv_head * item_cost;
     at.items_before += at.kv_head;
     at.unit_in_item = DecodeUnitAt(cost, from, C::kItemCost, at.item.total());
     at.unit += at.kv_head * at.item.total() + at.unit_in_item;
     return at;
-  }
-
-  // One thread of one CTA: such requests are few.
-  __device__ void WriteEmptyRequest(int request) const {
-    if (request % gridDim.x != blockIdx.x) return;
-    const int64_t first = int64_t{request} * launch.num_qo_heads;
-    auto* out = static_cast<uint16_t*>(launch.args.out) + first * C::kHeadDim;
-#pragma unroll 1
-    for (int i = 0; i < launch.num_qo_heads * C::kHeadDim; ++i) out[i] = 0;
-    if (launch.args.lse == nullptr) return;
-#pragma unroll 1
-    for (int i = 0; i < launch.num_qo_heads; ++i) launch.args.lse[first + i] = -INFINITY;
   }
 };
 

@@ -1,12 +1,14 @@
 #ifndef PKV_KERNELS_ATTENTION_DECODE_PLAN_MATH_H_
 #define PKV_KERNELS_ATTENTION_DECODE_PLAN_MATH_H_
 
-// How one launch of decode attention is cut into slices, one a CTA. Every CTA does this arithmetic
-// for itself from the lengths, so there is no planning pass and a captured graph follows them.
+// How one launch of decode attention is cut into slices, one a warp. Every warp does this
+// arithmetic for itself from the lengths, so there is no planning pass and a captured graph follows
+// them.
 //
 // The work is a line of units of about equal bytes: request after request, kv head after kv head,
 // and for each of them (an "item") its blocks, its sinks' and its window's tiles of dense tokens.
-// Every CTA takes an equal run of it, within one unit.
+// Every warp takes an equal run of it, within one unit. Neighbouring warps so share an item, which
+// their CTA merges before other CTAs see it.
 
 #include "proto/base/host_device.h"
 
@@ -37,7 +39,7 @@ PKV_HOST_DEVICE inline DecodeItemUnits CountDecodeUnits(const DecodeUnitRule& ru
           (window_tokens + tile - 1) / tile};
 }
 
-// Where slices begin. Starting an item costs a CTA what `item_cost` units do (query, pattern
+// Where slices begin. Starting an item costs a warp what `item_cost` units do (query, pattern
 // scores, merging), so slices are of equal cost: on the line of costs every item stands behind a
 // gap of item_cost, and a slice has the units that lie in its part of that line.
 //
@@ -56,12 +58,12 @@ struct DecodeSlices {
   }
 };
 
-// As many slices as there are CTAs, or fewer of cost `min_cost` and more.
-PKV_HOST_DEVICE inline DecodeSlices CutDecodeUnits(int total_cost, int num_ctas, int min_cost) {
+// `num_slices` slices, or fewer of cost `min_cost` and more.
+PKV_HOST_DEVICE inline DecodeSlices CutDecodeUnits(int total_cost, int num_slices, int min_cost) {
   DecodeSlices slices;
   if (total_cost == 0) return slices;
   const int most = total_cost < min_cost ? 1 : total_cost / min_cost;
-  slices.count = most < num_ctas ? most : num_ctas;
+  slices.count = most < num_slices ? most : num_slices;
   slices.share = total_cost / slices.count;
   slices.long_slices = total_cost - slices.share * slices.count;
   return slices;

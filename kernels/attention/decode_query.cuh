@@ -1,12 +1,47 @@
 #ifndef PKV_KERNELS_ATTENTION_DECODE_QUERY_CUH_
 #define PKV_KERNELS_ATTENTION_DECODE_QUERY_CUH_
 
-// Queries as B operands in shared memory, and their scores against the K patterns of a bank.
+// Queries as B operands in a warp's shared memory, and their scores against the K patterns of a
+// bank.
 
-#include "kernels/attention/decode_merge.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "kernels/attention/decode_ring.cuh"
+#include "kernels/attention/decode_state.cuh"
 
 namespace pkv {
+
+// Values of one row, consecutive ones in consecutive lanes: rotated (kernels/README.md, "Rotate").
+template <int kChannels>
+__device__ __forceinline__ void RotateRow(float (&x)[kChannels], int lane) {
+#pragma unroll
+  for (int distance = 1; distance < kChannels; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      if ((i & distance) != 0) continue;
+      const float a = x[i], b = x[i + distance];
+      x[i] = a + b;
+      x[i + distance] = a - b;
+    }
+  }
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, x[i], mask);
+      x[i] = (lane & mask) != 0 ? other - x[i] : x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) x[i] *= kChannels == 4 ? 0.088388347648318441f : 0.125f;
+}
+
+// Several values of T at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Values {
+  T x[kCount];
+};
 
 // The patterns of one kv head of a request's bank.
 struct PatternRows {
@@ -26,90 +61,134 @@ __device__ PatternRows PatternsOf(const DecodeLaunch& launch, const UnitCursor& 
 
 template <typename C>
 struct QueryMath {
+  static constexpr int kChannels = C::kHeadDim / 32;  // of a lane
+  static constexpr int kChunks = C::kHeadDim / 32;    // of 16 bytes that a lane has of a row
+
   const DecodeLaunch& launch;
-  std::byte* shared;
-  int warp, lane;
+  uint32_t queries;  // shared address of the warp's rows
+  float* table;      // its list of pattern scores
+  int lane;
 
-  // One query head as fp16 in shared memory, times the power of two that brings its largest element
-  // into [16, 32), and what that makes of the score's unit.
-  __device__ void Prepare(int head, int index, bool is_rotated) const {
-    constexpr int kChannels = ItemState<C>::kChannels;
-    float x[kChannels] = {};
-    if (head < launch.heads_per_kv) {
-      const int64_t at = (int64_t{index} * 32 + lane) * kChannels;
-      if (launch.is_bfloat16) {
-        const auto row = *reinterpret_cast<const Values<__nv_bfloat16, kChannels>*>(
-            static_cast<const __nv_bfloat16*>(launch.args.q) + at);
+  // What comes from global memory: asked for at once, used later.
+  struct Rows {
+    Values<uint16_t, kChannels> q[C::kHeads];
+  };
+  __device__ __forceinline__ Rows Load(int first_head) const {
+    Rows rows;
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) x[i] = __bfloat162float(row.x[i]);
-      } else {
-        const auto row = *reinterpret_cast<const Values<__half, kChannels>*>(
-            static_cast<const __half*>(launch.args.q) + at);
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) x[i] = __half2float(row.x[i]);
-      }
+    for (int head = 0; head < C::kHeads; ++head) {
+      if (head >= launch.heads_per_kv) break;
+      rows.q[head] = reinterpret_cast<const Values<uint16_t, kChannels>*>(
+          launch.args.q)[int64_t{first_head + head} * 32 + lane];
     }
-    if (is_rotated) RotateRow(x, lane);
-    float largest = 0;
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) largest = fmaxf(largest, fabsf(x[i]));
-    largest = ReduceLanes(largest, 1, 16, [](float a, float b) { return fmaxf(a, b); });
-    // 2^exponent is the power of two at or below the largest, unless that is next to nothing.
-    constexpr int kLeast = -40;
-    const int exponent = max((__float_as_int(largest) >> 23) - 127, kLeast);
-    const float factor = __int_as_float((127 + 4 - exponent) << 23);
-    auto* row = reinterpret_cast<uint32_t*>(shared + C::kQueriesAt) + head * C::kQueryStride / 2;
-#pragma unroll
-    for (int i = 0; i < kChannels; i += 2) {
-      const int channel = lane * kChannels + i, step = channel / 16, half = channel / 8 % 2;
-      row[channel % 8 / 2 * (C::kHeadDim / 8) + OperandPlace(step, half)] =
-          ptx::PackHalf2(x[i] * factor, x[i + 1] * factor);
-    }
-    constexpr float kLog2E = 1.4426950408889634f;
-    if (lane == 0) {
-      reinterpret_cast<float*>(shared + C::kQueryScalesAt)[head] =
-          launch.args.sm_scale * kLog2E / factor;
-    }
+    return rows;
   }
 
-  __device__ void Load(WarpState<C>& state) const {
-    // Of columns 2 h and 2 h + 1 the second stays 0.
-    const int row = C::kWide ? state.g : state.g % 2 == 0 ? state.g / 2 : C::kHeads;
-    state.query = ptx::SharedAddress(shared + C::kQueriesAt) + row * C::kQueryStride * 2;
+  // The query heads of an item as fp16, each times the power of two that brings its largest element
+  // into [512, 1024), and what that makes of the scores' unit.
+  __device__ __forceinline__ void Prepare(const Rows& rows, bool is_rotated,
+                                          WarpState<C>& state) const {
 #pragma unroll
-    for (int h = 0; h < C::kLaneHeads; ++h) {
-      state.score_unit[h] =
-          reinterpret_cast<const float*>(shared + C::kQueryScalesAt)[state.q * C::kLaneHeads + h];
-    }
-  }
-
-  // q . pattern of every K pattern, in the units of scores of codes.
-  __device__ void ScorePatterns(const WarpState<C>& state, const uint16_t* patterns,
-                                int num_patterns) const {
-    auto* scores = reinterpret_cast<float*>(shared + C::kPatternScoresAt);
-    for (int tile = warp; 16 * tile < num_patterns; tile += C::kWarps) {
-      const int id = 16 * tile + state.g;
-      const auto* row = reinterpret_cast<const uint32_t*>(patterns + id * C::kHeadDim) + state.q;
-      const bool has_low = id < num_patterns, has_high = id + 8 < num_patterns;
-      float acc[4] = {};
+    for (int head = 0; head < C::kHeads; ++head) {
+      float x[kChannels] = {};
+      if (head < launch.heads_per_kv) {
 #pragma unroll
-      for (int i = 0; i < C::kSteps; ++i) {
-        const uint32_t* low = row + 8 * i;
-        const uint32_t* high = low + 8 * C::kHeadDim / 2;
-        const uint4 query = LoadColumns(state.query, C::kHeadDim, state.q, i / 2);
-        ptx::Mma(acc, has_low ? low[0] : 0, has_high ? high[0] : 0, has_low ? low[4] : 0,
-                 has_high ? high[4] : 0, i % 2 == 0 ? query.x : query.y,
-                 i % 2 == 0 ? query.z : query.w);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int h = 0; h < C::kLaneHeads; ++h) {
-          scores[(id + 8 * half) * C::kHeads + state.q * C::kLaneHeads + h] =
-              acc[2 * half + h] * C::kCodeUnit;
+        for (int i = 0; i < kChannels; ++i) {
+          x[i] = launch.is_bfloat16 ? __uint_as_float(uint32_t{rows.q[head].x[i]} << 16)
+                                    : __half2float(__ushort_as_half(rows.q[head].x[i]));
         }
       }
+      if (is_rotated) RotateRow(x, lane);
+      float largest = 0;
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) largest = fmaxf(largest, fabsf(x[i]));
+      largest = ReduceLanes(largest, 1, 16, [](float a, float b) { return fmaxf(a, b); });
+      // 2^exponent is the power of two at or below the largest, unless that is next to nothing.
+      constexpr int kLeast = -40, kQueryBits = 9;
+      const int exponent = max((__float_as_int(largest) >> 23) - 127, kLeast);
+      const float factor = __int_as_float((127 + kQueryBits - exponent) << 23);
+#pragma unroll
+      for (int i = 0; i < kChannels; i += 2) {
+        ptx::StoreShared32(WordAddress(head, (lane * kChannels + i) / 2),
+                           ptx::PackHalf2(x[i] * factor, x[i + 1] * factor));
+      }
+      constexpr float kLog2E = 1.4426950408889634f;
+      if (head / C::kLaneHeads == state.q) {
+        state.score_unit[head % C::kLaneHeads] = launch.args.sm_scale * kLog2E / factor;
+      }
     }
+    __syncwarp();
+    state.query = RowAddress(RowOf(state));
+  }
+
+  // The fragments of 16 K patterns, as A operands; of an id that there is not: zeros. A lane has 8
+  // channels at a time, 32 chunk + 8 q .., in place of those that an operand usually holds: a sum
+  // over channels has no order.
+  struct PatternTile {
+    uint4 low[kChunks], high[kChunks];
+  };
+  __device__ __forceinline__ PatternTile LoadPatterns(const WarpState<C>& state,
+                                                      const PatternRows& patterns, int tile) const {
+    const int id = 16 * tile + state.g;
+    PatternTile rows;
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      rows.low[chunk] = LoadPattern(patterns, id, chunk, state.q);
+      rows.high[chunk] = LoadPattern(patterns, id + 8, chunk, state.q);
+    }
+    return rows;
+  }
+
+  // Their scores, in log2.
+  __device__ __forceinline__ void ScorePatterns(const WarpState<C>& state, const PatternTile& rows,
+                                                int tile) const {
+    float acc[2][4] = {};
+#pragma unroll
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      uint32_t b[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        b[i] = ptx::LoadShared32(WordAddress(RowOf(state), 16 * chunk + 4 * state.q + i));
+      }
+      const uint4 low = rows.low[chunk], high = rows.high[chunk];
+      ptx::Mma(acc[0], low.x, high.x, low.y, high.y, b[0], b[1]);
+      ptx::Mma(acc[1], low.z, high.z, low.w, high.w, b[2], b[3]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int h = 0; h < C::kLaneHeads; ++h) {
+        const int id = 16 * tile + 8 * half + state.g;
+        const float sum =
+            WarpState<C>::SumOf(acc[0], half, h) + WarpState<C>::SumOf(acc[1], half, h);
+        table[id * C::kHeads + state.q * C::kLaneHeads + h] = sum * state.score_unit[h];
+      }
+    }
+  }
+
+  // Where an id of 255 leads.
+  __device__ void ClearRaw() const {
+    __syncwarp();
+    if (lane < C::kHeads) table[(launch.table_ids - 1) * C::kHeads + lane] = 0;
+    __syncwarp();
+  }
+
+ private:
+  __device__ __forceinline__ static int RowOf(const WarpState<C>& state) {
+    return C::kWide ? state.g : state.g / 2;
+  }
+  __device__ __forceinline__ uint32_t RowAddress(int row) const {
+    return queries + row * C::kQueryStride * 2;
+  }
+  // Of channels 2 pair and 2 pair + 1, in the order of B operands.
+  __device__ __forceinline__ uint32_t WordAddress(int row, int pair) const {
+    const int step = pair / 8, half = pair / 4 % 2;
+    return RowAddress(row) + 4 * (pair % 4 * (C::kHeadDim / 8) + OperandPlace(step, half));
+  }
+  __device__ __forceinline__ uint4 LoadPattern(const PatternRows& patterns, int id, int chunk,
+                                               int q) const {
+    if (id >= patterns.num_k) return {0, 0, 0, 0};
+    return reinterpret_cast<const uint4*>(patterns.k + int64_t{id} * C::kHeadDim)[4 * chunk + q];
   }
 };
 

@@ -2,8 +2,8 @@
 #define PKV_KERNELS_ATTENTION_DECODE_RING_CUH_
 
 // What a warp works on, unit after unit, and the copies that bring it into shared memory ahead of
-// use. Every lane runs this code with the same values; they live in shared memory in between, the
-// registers belong to the products.
+// use. Every lane runs this code with the same values; most of them live in shared memory in
+// between, the registers belong to the products.
 
 #include "kernels/attention/decode_config.cuh"
 #include "kernels/device/ptx.cuh"
@@ -41,7 +41,8 @@ struct alignas(16) UnitCursor {
     item = CountDecodeUnits(launch.rule, blocks, window_tokens);
   }
   __device__ __forceinline__ const int32_t* PageEntry(const DecodeLaunch& launch) const {
-    const int block = unit_in_item / launch.rule.units_per_block;
+    const int per_block = launch.rule.units_per_block;
+    const int block = per_block == 1 ? unit_in_item : unit_in_item / per_block;
     return launch.args.block_table + int64_t{request} * launch.args.block_table_stride + block;
   }
 };
@@ -55,149 +56,143 @@ struct alignas(16) UnitInfo {
   int is_first_block = 0;        // its first slots are the sinks'
 };
 
-// A warp's part of shared memory besides the ring.
+// What a warp knows of its slice; in shared memory.
 struct alignas(16) WarpFeed {
-  // The run of blocks of one item that is being copied; nothing else has to be known from one to
-  // the next.
-  const int32_t* page_entry;  // of the block after the next
-  const std::byte* base;      // what a page's offset is added to: the kv head's part of page 0
-  int left;                   // blocks not yet copied; 0: the next unit is none
-  int is_first_block;         // the next one is
-  int run;                    // units that `ahead` has to move by
-  int end;                    // of the slice
-  UnitCursor ahead;           // the next unit to copy, or the run's first
-  UnitCursor consumed;        // the item that is being worked on
-  UnitInfo units[2];          // those in the K slots
+  UnitCursor ahead;     // the next unit to copy, or the first of the run of blocks that is copied
+  UnitCursor consumed;  // the item that is being worked on
+  UnitInfo units[2];    // those in the K slots
+  DecodeSlices slices;  // of the launch
+  int begin, end;       // of the slice
+  int active_warps;     // slices of a CTA
+  int run;              // units that `ahead` has to move by, when the run is copied
+};
+
+// The run of blocks of one item that is being copied: all that has to be known from one block to
+// the next. In registers, equal in all lanes.
+struct BlockRun {
+  const int32_t* entry = nullptr;  // of the block after the next
+  const std::byte* base =
+      nullptr;             // what a page's offset is added to: the kv head's part of page 0
+  int page = 0;            // of the next block
+  int left = 0;            // blocks not yet copied; 0: the next unit is none
+  int is_first_block = 0;  // the next one is
 };
 
 template <typename C>
 struct Ring {
-  static_assert(sizeof(WarpFeed) <= C::kFeedBytes && C::kKSlots <= 2 && C::kVSlots <= C::kKSlots);
+  static_assert(sizeof(WarpFeed) <= C::kFeedBytes && C::kSlots <= 2);
 
   const DecodeLaunch& launch;
   WarpFeed* feed;
-  uint32_t slots;     // shared address of this warp's ring
-  uint32_t barriers;  // K slots', then V slots'
+  uint32_t warp;  // shared address of the warp's memory
   int lane;
 
-  __device__ Ring(const DecodeLaunch& launch_in, std::byte* shared, int warp, int lane_in)
+  __device__ Ring(const DecodeLaunch& launch_in, std::byte* warp_memory, int lane_in)
       : launch(launch_in),
-        feed(reinterpret_cast<WarpFeed*>(shared + C::kFeedsAt + warp * C::kFeedBytes)),
-        slots(ptx::SharedAddress(shared) + C::kRingsAt + warp * C::kRingBytes),
-        barriers(ptx::SharedAddress(shared) + C::kBarriersAt +
-                 warp * 8 * (C::kKSlots + C::kVSlots)),
+        feed(reinterpret_cast<WarpFeed*>(warp_memory + C::kFeedAt)),
+        warp(ptx::SharedAddress(warp_memory)),
         lane(lane_in) {}
 
-  __device__ uint32_t k_slot(int n) const { return slots + n % C::kKSlots * C::kKSlotBytes; }
-  __device__ uint32_t v_slot(int n) const {
-    return slots + C::kKSlots * C::kKSlotBytes + n % C::kVSlots * C::kVSlotBytes;
+  __device__ uint32_t k_slot(unsigned n) const {
+    return warp + C::kKSlotsAt + n % C::kSlots * C::kKSlotBytes;
   }
-  __device__ uint32_t k_barrier(int n) const { return barriers + 8 * (n % C::kKSlots); }
-  __device__ uint32_t v_barrier(int n) const {
-    return barriers + 8 * (C::kKSlots + n % C::kVSlots);
+  __device__ uint32_t v_slot(unsigned n) const {
+    return warp + C::kVSlotsAt + n % C::kSlots * C::kVSlotBytes;
+  }
+  __device__ uint32_t params(unsigned n) const {
+    return warp + C::kParamsAt + n % 2 * C::kParamBytes;
+  }
+  __device__ uint32_t k_barrier(unsigned n) const {
+    return warp + C::kBarriersAt + 8 * (n % C::kSlots);
+  }
+  __device__ uint32_t v_barrier(unsigned n) const {
+    return warp + C::kBarriersAt + 8 * (C::kSlots + n % C::kSlots);
   }
 
   __device__ void Init() const {
-    if (lane < C::kKSlots + C::kVSlots) ptx::InitBarrier(barriers + 8 * lane, 1);
+    if (lane < 2 * C::kSlots) ptx::InitBarrier(warp + C::kBarriersAt + 8 * lane, 1);
     ptx::FenceBarrierInit();
     __syncwarp();
   }
-  __device__ void WaitK(unsigned n) const { ptx::WaitBarrier(k_barrier(n), n / C::kKSlots & 1); }
-  __device__ void WaitV(unsigned n) const { ptx::WaitBarrier(v_barrier(n), n / C::kVSlots & 1); }
+  __device__ void WaitK(unsigned n) const { ptx::WaitBarrier(k_barrier(n), n / C::kSlots & 1); }
+  __device__ void WaitV(unsigned n) const { ptx::WaitBarrier(v_barrier(n), n / C::kSlots & 1); }
 
-  // Begins with the units at `at`. Returns the page of the first, if it is a block's.
-  __device__ __forceinline__ int Enter(const UnitCursor& at, int end) const {
-    int left = 0, page = 0;
-    const std::byte* base = nullptr;
-    const int32_t* entry = nullptr;
-    if (at.unit < end && at.unit_in_item < at.item.blocks) {
-      const int blocks = at.item.blocks - at.unit_in_item, units = end - at.unit;
-      left = C::kHasCodes ? (min(blocks, units) + C::kWarps - 1) / C::kWarps : 0;
-      entry = at.PageEntry(launch);
-      page = *entry;
-      entry += C::kWarps;
-      base = launch.args.pages + int64_t{at.kv_head} * launch.head_bytes;
+  // Begins with the units at `at`.
+  __device__ __forceinline__ void Enter(const UnitCursor& at, int end, BlockRun& run) const {
+    run.left = 0;
+    if (C::kHasCodes && at.unit < end && at.unit_in_item < at.item.blocks) {
+      run.left = min(at.item.blocks - at.unit_in_item, end - at.unit);
+      run.entry = at.PageEntry(launch);
+      run.page = *run.entry++;
+      run.base = launch.args.pages + int64_t{at.kv_head} * launch.head_bytes;
+      run.is_first_block = at.unit_in_item == 0;
     }
     if (lane == 0) {
-      feed->page_entry = entry;
-      feed->base = base;
-      feed->left = left;
-      feed->is_first_block = at.unit_in_item == 0;
-      feed->run = max(left, 1) * C::kWarps;
-      feed->end = end;
+      feed->run = max(run.left, 1);
       feed->ahead = at;
     }
     __syncwarp();
-    return page;
   }
 
   // Copies the warp's n-th unit, K and what belongs to it; V comes later (IssueV). All lanes are
-  // done with the slot and with unit n - 2's info. `page`: of the next block; becomes that of the
-  // one after it, which is asked for here and is there when it is needed.
-  __device__ __forceinline__ void IssueK(unsigned n, int& page) const {
-    const int left = feed->left;
-    UnitInfo info;
-    if (left > 0) {
-      const std::byte* head = feed->base + page * launch.args.page_stride;
-      info.v = head + launch.v_codes;
-      info.is_first_block = feed->is_first_block;
-      if (left > 1) page = *feed->page_entry;
-      CopyBlock(head, n);
-      __syncwarp();
-      if (lane == 0) {
-        feed->page_entry += C::kWarps;
-        feed->left = left - 1;
-        feed->is_first_block = 0;
-        feed->units[n % 2] = info;
+  // done with the K slot, and with the parameters and info of unit n - 2. The page of the block
+  // after it is asked for here, and is there when it is needed.
+  __device__ __forceinline__ void IssueK(unsigned n, BlockRun& run) const {
+    __syncwarp();
+    if (__builtin_expect(run.left > 0, 1)) {
+      const std::byte* head = run.base + run.page * launch.args.page_stride;
+      if (lane == 0) CopyBlock(head, run.is_first_block, n);
+      run.is_first_block = 0;
+      if (__builtin_expect(--run.left > 0, 1)) {
+        run.page = *run.entry++;
+        return;
       }
-      if (left > 1) return;
     } else {
       const UnitCursor at = feed->ahead;
-      if (at.unit < feed->end) info = IssueRows(at, page, n);
-      __syncwarp();
+      UnitInfo info;
+      if (at.unit < feed->end) info = IssueRows(at, n);
       if (lane == 0) feed->units[n % 2] = info;
       if (at.unit >= feed->end) return;
     }
-    __syncwarp();
     UnitCursor at = feed->ahead;
-    const int end = feed->end, run = feed->run;
+    const int end = feed->end, units = feed->run;
     __syncwarp();
-    if (end - at.unit > run) {
-      at.Advance(launch, run);
+    if (end - at.unit > units) {
+      at.Advance(launch, units);
     } else {
       at.unit = end;
     }
-    page = Enter(at, end);
+    Enter(at, end, run);
   }
   // All lanes are done with the V slot.
   __device__ __forceinline__ void IssueV(unsigned n) const {
     __syncwarp();  // and see what lane 0 wrote of the unit
-    const UnitInfo info = feed->units[n % 2];
-    if (info.v == nullptr) return;
-    if (!C::kHasCodes || info.rows > 0) {
-      CopyRows(info, info.v, launch.args.token_v, v_slot(n), v_barrier(n));
+    const UnitInfo& info = feed->units[n % 2];
+    const std::byte* v = info.v;
+    if (__builtin_expect(v == nullptr, 0)) return;
+    if (!C::kHasCodes || __builtin_expect(info.rows > 0, 0)) {
+      CopyRows(UnitInfo(info), v, launch.args.token_v, v_slot(n), v_barrier(n));
     } else if (lane == 0) {
       ptx::ArriveExpecting(v_barrier(n), C::kCodeBytes);
-      ptx::CopyBulk(v_slot(n), info.v, C::kCodeBytes, v_barrier(n));
+      ptx::CopyBulk(v_slot(n), v, C::kCodeBytes, v_barrier(n));
     }
   }
 
  private:
-  __device__ const std::byte* Head(const UnitCursor& at, int page) const {
-    return launch.args.pages + page * launch.args.page_stride +
-           int64_t{at.kv_head} * launch.head_bytes;
+  // Lane 0.
+  __device__ __forceinline__ void CopyBlock(const std::byte* head, int is_first, unsigned n) const {
+    const int bytes = launch.head_bytes - launch.k_scales;
+    const uint32_t barrier = k_barrier(n);
+    ptx::ArriveExpecting(barrier, C::kKCodeBytes + bytes);
+    ptx::CopyBulk(k_slot(n), head, C::kKCodeBytes, barrier);
+    ptx::CopyBulk(params(n), head + launch.k_scales, bytes, barrier);
+    UnitInfo& info = feed->units[n % 2];
+    info.v = head + launch.v_codes;
+    info.rows = 0;
+    info.is_first_block = is_first;
   }
 
-  __device__ __forceinline__ void CopyBlock(const std::byte* head, unsigned n) const {
-    if (lane != 0) return;
-    const int params = launch.head_bytes - launch.k_scales;
-    const uint32_t barrier = k_barrier(n), slot = k_slot(n);
-    ptx::ArriveExpecting(barrier, C::kKCodeBytes + params);
-    ptx::CopyBulk(slot, head, C::kKCodeBytes, barrier);
-    ptx::CopyBulk(slot + C::kParamsAt, head + launch.k_scales, params, barrier);
-  }
-
-  __device__ __forceinline__ UnitInfo IssueRows(const UnitCursor& at, int page, unsigned n) const {
+  __device__ __forceinline__ UnitInfo IssueRows(const UnitCursor& at, unsigned n) const {
     const DecodeAttentionArgs& args = launch.args;
     UnitInfo info;
     info.item = at.request * launch.num_kv_heads + at.kv_head;
@@ -205,7 +200,8 @@ struct Ring {
     int64_t k_to_v = int64_t{kBlockTokens} * C::kRowBytes;
     const std::byte* k;
     if (!C::kHasCodes && tile < at.item.blocks) {
-      k = Head(at, page);
+      k = launch.args.pages + *at.PageEntry(launch) * launch.args.page_stride +
+          int64_t{at.kv_head} * launch.head_bytes;
       tile %= kBlockTokens / C::kTileTokens;
     } else if (tile < at.item.blocks + at.item.sinks) {
       tile -= at.item.blocks;
@@ -231,26 +227,24 @@ struct Ring {
     return info;
   }
 
-  // A lane copies a row, or fills it with zeros when there is no such token: what is multiplied by
-  // a weight of 0 must be finite.
+  // Rows that there are not become zeros: what is multiplied by a weight of 0 must be finite. By
+  // the lanes, since a bulk copy of every row would cost more than its bytes.
   __device__ __forceinline__ void CopyRows(const UnitInfo& info, const std::byte* rows,
                                            const uint16_t* token_rows, uint32_t slot,
                                            uint32_t barrier) const {
-    if (lane == 0) ptx::ArriveExpecting(barrier, info.rows * C::kRowBytes);
-    __syncwarp();
-    if (lane >= C::kTileTokens) return;
-    const uint32_t to = slot + lane * C::kRowStride;
-    if (lane < info.rows) {
-      const std::byte* from = rows + lane * C::kRowBytes;
-      if (lane == info.token_row) {
-        from = reinterpret_cast<const std::byte*>(token_rows + int64_t{info.item} * C::kHeadDim);
-      }
-      ptx::CopyBulk(to, from, C::kRowBytes, barrier);
-      return;
-    }
+    constexpr int kPieces = C::kRowBytes / 16;  // of a row
+    const auto* token =
+        reinterpret_cast<const std::byte*>(token_rows) + int64_t{info.item} * C::kRowBytes;
 #pragma unroll 1
-    for (int i = 0; i < C::kRowBytes; i += 16) ptx::StoreShared128(to + i, uint4{0, 0, 0, 0});
-    ptx::FenceSharedForCopies();
+    for (int i = 0; i < C::kTileTokens * kPieces; i += 32) {
+      const int row = (i + lane) / kPieces, at = lane % kPieces * 16;
+      const std::byte* from = row == info.token_row ? token : rows + row * C::kRowBytes;
+      const bool is_row = row < info.rows;
+      ptx::CopyAsync16(slot + row * C::kRowStride + at, is_row ? from + at : rows, is_row ? 16 : 0);
+    }
+    ptx::ArriveAfterCopies(barrier);
+    __syncwarp();
+    if (lane == 0) ptx::Arrive(barrier);
   }
 };
 

@@ -16,7 +16,7 @@ struct RowMath {
 
   State& state;
 
-  // Weights of the first `rows` tokens, 0 of the others.
+  // The scores of the first `rows` tokens, in log2.
   __device__ __forceinline__ void Score(uint32_t k_rows, int rows,
                                         TileScores (&scores)[kTiles]) const {
 #pragma unroll
@@ -33,30 +33,21 @@ struct RowMath {
         const uint4 next = ptx::LoadMatrices(from + 32 * i + 32);
         ptx::Mma(acc, next.x, next.y, next.z, next.w, query.y, query.w);
       }
-      State::KeepScores(acc, scores[t]);
 #pragma unroll
       for (int k = 0; k < 2 * C::kLaneHeads; ++k) {
-        if (16 * t + k / C::kLaneHeads * 8 + state.g >= rows) scores[t].s[k] = kMasked;
+        const int half = k / C::kLaneHeads, h = k % C::kLaneHeads;
+        const bool is_token = 16 * t + 8 * half + state.g < rows;
+        scores[t].s[k] = is_token ? State::SumOf(acc, half, h) * state.score_unit[h] : kMasked;
       }
     }
-    state.Weigh(scores, 1.0f, 0);
   }
 
-  // B operands of V, and the sum of weights.
-  __device__ __forceinline__ void Prepare(const TileScores (&scores)[kTiles], uint32_t* b) const {
+  // weights: made of those scores. factor: what they count.
+  __device__ __forceinline__ void Add(uint32_t v_rows, const WeightTile<C> (&weights)[kTiles],
+                                      const float (&factor)[C::kLaneHeads]) const {
+    uint2 b[kTiles];
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      const uint2 plain = WeightTile<C>(scores[t]).Plain();
-      b[2 * t] = plain.x, b[2 * t + 1] = plain.y;
-      float sums[4];
-      State::ClearTile(sums);
-      ptx::Mma(sums, kOnes, kOnes, kOnes, kOnes, plain.x, plain.y);
-#pragma unroll
-      for (int h = 0; h < C::kLaneHeads; ++h) state.sum[h] += sums[C::kWide ? h : 1];
-    }
-  }
-
-  __device__ __forceinline__ void Add(uint32_t v_rows, const uint32_t* b) const {
+    for (int t = 0; t < kTiles; ++t) b[t] = weights[t].Operand();
     const uint32_t from = v_rows + ((state.lane >> 4) * 8 + (state.lane & 7)) * C::kRowStride +
                           (state.lane >> 3 & 1) * 16;
 #pragma unroll
@@ -66,9 +57,9 @@ struct RowMath {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
         const uint4 a = ptx::LoadMatricesTransposed(from + 16 * t * C::kRowStride + 32 * i);
-        ptx::Mma(acc, a.x, a.y, a.z, a.w, b[2 * t], b[2 * t + 1]);
+        ptx::Mma(acc, a.x, a.y, a.z, a.w, b[t].x, b[t].y);
       }
-      State::AddScaled(acc, C::kCodeUnit, state.out[i]);
+      State::AddScaled(acc, factor, state.out[i]);
     }
   }
 };

@@ -7,12 +7,12 @@
 
 namespace pkv {
 
-// Weights are 2^(score - reference) of at most 2^kSlackBits: the reference follows the largest
-// score only when that would be exceeded, so that sums are seldom rescaled.
-inline constexpr int kSlackBits = 5;
-// Scales below 2^kScaleBits keep every fp16 operand finite: |q| < 2^5, weights <= 2^kSlackBits, the
-// largest code weight is 2^8, and 2^(5 + 8 + 3) is the end of fp16.
-inline constexpr int kScaleBits = 3;
+// The weights of a unit are 2^(score - top + kWeightBits), top its largest score: so they, and
+// their products with scales from 2^-11 to 2^6, are in fp16's normal range. Sums over units are
+// relative to a reference, which follows the largest top only when that exceeds it by kSlackBits:
+// so sums are seldom rescaled.
+inline constexpr int kWeightBits = 10;
+inline constexpr int kSlackBits = 16;
 
 template <typename C>
 struct WarpState {
@@ -22,17 +22,18 @@ struct WarpState {
 
   int lane, g, q;
   int num_v_patterns = 0;
-  // Shared address of the sums of weights by V pattern from kRegisterPatterns on, fp32 [id][head],
-  // this warp's; a lane owns the rows and heads of an mma's sums.
+  // Shared address of the weights of V patterns from kRegisterPatterns on, fp32 [id][head]; a lane
+  // owns the rows and heads of an mma's sums.
   uint32_t many = 0;
   uint32_t query;                   // shared address of this lane's row, B of the scores
   float score_unit[C::kLaneHeads];  // what a score of 1 is in log2
-  float reference[C::kLaneHeads];
+  float reference[C::kLaneHeads];   // in log2
   // Sums of one lane's rows g and g + 8 and query heads, [row half][head] as in TileScores.
-  float out[C::kSteps][kLaneValues];  // [channel tile]: of weight times code, in code units
+  float out[C::kSteps][kLaneValues];  // [channel tile]: of weight times code times scale, or row
   float histogram[kPatternTiles][kLaneValues];    // of weights, by V pattern
   float zero_sum[C::kMaxVGroups][C::kLaneHeads];  // of weight times zero point
-  float sum[C::kLaneHeads];                       // of weights
+  // Of this lane's rows alone: sum of weights, and what rounding weights took from the output.
+  float sum[C::kLaneHeads], lost[C::kMaxVGroups][C::kLaneHeads];
 
   __device__ __forceinline__ explicit WarpState(int lane_index)
       : lane(lane_index), g(lane_index >> 2), q(lane_index & 3) {}
@@ -45,7 +46,7 @@ struct WarpState {
 #pragma unroll
     for (int i = 0; i < kPatternTiles * kLaneValues; ++i) histogram[0][i] = 0;
 #pragma unroll
-    for (int i = 0; i < C::kMaxVGroups * C::kLaneHeads; ++i) zero_sum[0][i] = 0;
+    for (int i = 0; i < C::kMaxVGroups * C::kLaneHeads; ++i) zero_sum[0][i] = lost[0][i] = 0;
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) sum[h] = 0;
     const float none[C::kLaneHeads] = {};
@@ -67,56 +68,73 @@ struct WarpState {
     }
   }
 
+  // Takes 10 bits off the queries: products with scales from 64 on would not be finite.
+  __device__ void ShrinkQueries() {
+    __syncwarp();
+    const uint32_t row = query - g / (C::kWide ? 1 : 2) * C::kQueryStride * 2;
+#pragma unroll 1
+    for (int i = lane; i < C::kHeads * C::kQueryStride / 2; i += 32) {
+      ptx::StoreShared32(row + 4 * i,
+                         ptx::MultiplyHalf2(ptx::LoadShared32(row + 4 * i), 0x14001400u));
+    }
+    __syncwarp();
+#pragma unroll
+    for (int h = 0; h < C::kLaneHeads; ++h) score_unit[h] *= 1024.0f;
+  }
+
   __device__ __forceinline__ static void ClearTile(float (&tile)[4]) {
     tile[0] = tile[1] = tile[2] = tile[3] = 0;
   }
 
-  // A lane's scores of one token tile: rows g and g + 8 of its query heads.
+  // A lane's scores of one token tile, in log2: rows g and g + 8 of its query heads.
   struct TileScores {
     float s[2 * C::kLaneHeads];
   };
-  __device__ __forceinline__ static void KeepScores(const float (&acc)[4], TileScores& to) {
-    if constexpr (C::kWide) {
-      to.s[0] = acc[0], to.s[1] = acc[1], to.s[2] = acc[2], to.s[3] = acc[3];
-    } else {
-      to.s[0] = acc[0], to.s[1] = acc[2];
-    }
-  }
-  // Of scores times score_unit times `unit`: makes them weights, and moves the reference when
-  // needed. `spare_bits`: how far below 2^kSlackBits weights must stay.
+
+  // Makes scores weights. common: what all of a head have on top. factor: what weights count in the
+  // sums.
   template <int kCount>
-  __device__ __forceinline__ void Weigh(TileScores (&scores)[kCount], float unit, int spare_bits) {
-    float to_log2[C::kLaneHeads], wanted[C::kLaneHeads];
+  __device__ __forceinline__ void Weigh(TileScores (&scores)[kCount],
+                                        const float (&common)[C::kLaneHeads],
+                                        float (&factor)[C::kLaneHeads]) {
+    float top[C::kLaneHeads], wanted[C::kLaneHeads];
     bool moves = false;
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) {
-      to_log2[h] = score_unit[h] * unit;
-      float largest = scores[0].s[h];
+      float largest = kLowest;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         largest = fmaxf(largest, fmaxf(scores[i].s[h], scores[i].s[C::kLaneHeads + h]));
       }
-      wanted[h] = MaxOverRows(largest) * to_log2[h] + static_cast<float>(spare_bits);
+      top[h] = MaxOverRows(largest);
+      wanted[h] = top[h] + common[h];
       moves |= wanted[h] > reference[h] + kSlackBits;
     }
-    if (__any_sync(0xffffffffu, moves)) MoveReference(wanted);
+    if (__builtin_expect(__any_sync(0xffffffffu, moves), 0)) MoveReference(wanted);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
+    for (int h = 0; h < C::kLaneHeads; ++h) {
+      const float base = top[h] - kWeightBits;
+      factor[h] = ptx::Exp2(wanted[h] - kWeightBits - reference[h]);
+      float total = 0;
 #pragma unroll
-      for (int k = 0; k < 2 * C::kLaneHeads; ++k) {
-        const int h = k % C::kLaneHeads;
-        scores[i].s[k] = ptx::Exp2(fmaf(scores[i].s[k], to_log2[h], -reference[h]));
+      for (int i = 0; i < kCount; ++i) {
+        float& low = scores[i].s[h];
+        float& high = scores[i].s[C::kLaneHeads + h];
+        low = ptx::Exp2(low - base);
+        high = ptx::Exp2(high - base);
+        total += low + high;
       }
+      sum[h] = fmaf(total, factor[h], sum[h]);
     }
   }
 
-  __device__ __forceinline__ void MoveReference(const float (&wanted)[C::kLaneHeads]) {
+  __device__ __forceinline__ void MoveReference(const float (&top)[C::kLaneHeads]) {
     float factor[C::kLaneHeads];
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) {
-      const bool moves = wanted[h] > reference[h] + kSlackBits;
-      factor[h] = moves ? ptx::Exp2(reference[h] - wanted[h]) : 1.0f;
-      if (moves) reference[h] = wanted[h];
+      const bool moves = top[h] > reference[h] + kSlackBits;
+      factor[h] = moves ? ptx::Exp2(reference[h] - top[h]) : 1.0f;
+      if (moves) reference[h] = top[h];
       sum[h] *= factor[h];
     }
 #pragma unroll
@@ -128,65 +146,91 @@ struct WarpState {
 #pragma unroll
     for (int i = 0; i < C::kMaxVGroups * C::kLaneHeads; ++i) {
       zero_sum[0][i] *= factor[i % C::kLaneHeads];
+      lost[0][i] *= factor[i % C::kLaneHeads];
     }
     ScaleMany(factor);
   }
 
-  // to[..] += unit * what an mma's sums hold of this lane's query heads: in the columns that V was
-  // multiplied with, or in those of plain weights (WeightTile).
-  __device__ __forceinline__ static void AddScaled(const float (&acc)[4], float unit,
+  // What an mma's sums hold of row g + 8 half and head h of the lane's: columns 2 q and 2 q + 1 are
+  // one head twice, or two.
+  __device__ __forceinline__ static float SumOf(const float (&acc)[4], int half, int h) {
+    return acc[2 * half + h];
+  }
+  // to += acc * factor.
+  __device__ __forceinline__ static void AddScaled(const float (&acc)[4],
+                                                   const float (&factor)[C::kLaneHeads],
                                                    float (&to)[kLaneValues]) {
 #pragma unroll
     for (int k = 0; k < kLaneValues; ++k) {
-      to[k] = fmaf(acc[C::kWide ? k : 2 * k], unit, to[k]);
+      const int half = k / C::kLaneHeads, h = k % C::kLaneHeads;
+      to[k] = fmaf(SumOf(acc, half, h), factor[h], to[k]);
     }
   }
-  __device__ __forceinline__ static void AddPlain(const float (&acc)[4], float (&to)[kLaneValues]) {
+
+  // The sum so far, rotated (kernels/README.md, "Rotate"): channels are 16 tile +
+  // 8 half + g, so three distances lie between lanes.
+  __device__ __forceinline__ void RotateOut() {
 #pragma unroll
-    for (int k = 0; k < kLaneValues; ++k) to[k] += acc[C::kWide ? k : 2 * k + 1];
+    for (int mask = 4; mask <= 16; mask *= 2) {
+#pragma unroll
+      for (int i = 0; i < C::kSteps * kLaneValues; ++i) {
+        const float other = __shfl_xor_sync(0xffffffffu, out[0][i], mask);
+        out[0][i] = (lane & mask) != 0 ? other - out[0][i] : out[0][i] + other;
+      }
+    }
+#pragma unroll
+    for (int distance = C::kLaneHeads; distance < C::kSteps * kLaneValues; distance *= 2) {
+#pragma unroll
+      for (int i = 0; i < C::kSteps * kLaneValues; ++i) {
+        if ((i & distance) != 0) continue;
+        const float a = out[0][i], b = out[0][i + distance];
+        out[0][i] = a + b;
+        out[0][i + distance] = a - b;
+      }
+    }
+    constexpr float kNorm = C::kHeadDim == 128 ? 0.088388347648318441f : 0.125f;
+#pragma unroll
+    for (int i = 0; i < C::kSteps * kLaneValues; ++i) out[0][i] *= kNorm;
+  }
+  // Zero points become part of the output. v_groups: of a block.
+  __device__ __forceinline__ void AddZeros(int v_groups) {
+    const int pairs =
+        C::kMaxVGroups / v_groups;  // of channel tiles, with the zero points of a group
+    float zero[C::kLaneHeads];
+#pragma unroll
+    for (int tile = 0; tile < C::kSteps; ++tile) {
+#pragma unroll
+      for (int h = 0; h < C::kLaneHeads; ++h) {
+        if (C::kGrouped ? tile % 2 == 0 && tile / 2 % pairs == 0 : tile == 0) {
+          constexpr int kGroups = C::kGrouped ? 2 : C::kSteps;  // tiles
+          zero[h] = zero_sum[tile / kGroups][h] + SumOverRows(lost[tile / kGroups][h]);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) out[tile][half * C::kLaneHeads + h] += zero[h];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < C::kMaxVGroups * C::kLaneHeads; ++i) zero_sum[0][i] = lost[0][i] = 0;
   }
 };
 
-// Weights of one token tile as B operands. Wide: columns are heads. Not wide: column 2 h is what V
-// is multiplied with, 2 h + 1 the weights themselves, so one operand serves V and the sums.
+// Weights of one token tile: a query head a word, rows g and g + 8.
 template <typename C>
 struct WeightTile {
-  uint32_t low[C::kLaneHeads];  // fp16x2. Wide: heads of row g, of row g + 8; else rows g, g + 8
+  uint32_t w[C::kLaneHeads];
 
   WeightTile() = default;
   __device__ __forceinline__ explicit WeightTile(const typename WarpState<C>::TileScores& p) {
-    if constexpr (C::kWide) {
-      low[0] = ptx::PackHalf2(p.s[0], p.s[1]);
-      low[1] = ptx::PackHalf2(p.s[2], p.s[3]);
-    } else {
-      low[0] = ptx::PackHalf2(p.s[0], p.s[1]);
+#pragma unroll
+    for (int h = 0; h < C::kLaneHeads; ++h) {
+      w[h] = ptx::PackHalf2(p.s[h], p.s[C::kLaneHeads + h]);
     }
   }
-  // B of the sums: (b0, b1).
-  __device__ __forceinline__ uint2 Plain() const {
-    if constexpr (C::kWide) {
-      return {ptx::Transpose(low[0]), ptx::Transpose(low[1])};
-    } else {
-      return {ptx::Transpose(__byte_perm(low[0], 0, 0x1010)),
-              ptx::Transpose(__byte_perm(low[0], 0, 0x3232))};
-    }
-  }
-  // B of V's codes: times `weights` (rows g, g + 8: powers of two), then times `scales` of rows g
-  // and g + 8.
-  __device__ __forceinline__ uint2 Scaled(uint32_t weights, uint32_t scales) const {
-    if constexpr (C::kWide) {
-      const uint32_t row =
-          ptx::MultiplyHalf2(ptx::MultiplyHalf2(low[0], __byte_perm(weights, 0, 0x1010)),
-                             __byte_perm(scales, 0, 0x1010));
-      const uint32_t row8 =
-          ptx::MultiplyHalf2(ptx::MultiplyHalf2(low[1], __byte_perm(weights, 0, 0x3232)),
-                             __byte_perm(scales, 0, 0x3232));
-      return {ptx::Transpose(row), ptx::Transpose(row8)};
-    } else {
-      const uint32_t scaled = ptx::MultiplyHalf2(ptx::MultiplyHalf2(low[0], weights), scales);
-      return {ptx::Transpose(__byte_perm(scaled, low[0], 0x5410)),
-              ptx::Transpose(__byte_perm(scaled, low[0], 0x7632))};
-    }
+  // As B of sums in fp16: (b0, b1).
+  __device__ __forceinline__ uint2 Operand() const {
+    constexpr int kSecond = C::kLaneHeads - 1;
+    return {ptx::Transpose(__byte_perm(w[0], w[kSecond], 0x5410)),
+            ptx::Transpose(__byte_perm(w[0], w[kSecond], 0x7632))};
   }
 };
 

@@ -17,6 +17,17 @@ __device__ __forceinline__ void Mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// d += a b, m16n8k32, unsigned bytes times signed bytes, 32-bit sums. Lane = 4 g + q holds of a
+// bytes 4 q .. 4 q + 3 of rows g and g + 8 (a0, a1) and of the same rows 16 columns on (a2, a3), of
+// b the same rows of column g, of d columns 2 q and 2 q + 1.
+__device__ __forceinline__ void MmaBytes(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                         uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // Transposes the 8 x 8 matrix of fp16 whose row g, columns 2 q and 2 q + 1 this lane holds.
 __device__ __forceinline__ uint32_t Transpose(uint32_t a) {
   uint32_t d;
@@ -51,6 +62,27 @@ __device__ __forceinline__ uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
   asm("mul.rn.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
+// a b + c, rounded once.
+__device__ __forceinline__ uint32_t FmaHalf2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.f16x2 %0,%1,%2,%3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+__device__ __forceinline__ uint32_t AddHalf2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("add.rn.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+__device__ __forceinline__ uint32_t AbsHalf2(uint32_t a) {
+  uint32_t d;
+  asm("abs.f16x2 %0,%1;" : "=r"(d) : "r"(a));
+  return d;
+}
+__device__ __forceinline__ uint32_t MinHalf2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("min.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
 __device__ __forceinline__ uint32_t MaxHalf2(uint32_t a, uint32_t b) {
   uint32_t d;
   asm("max.f16x2 %0,%1,%2;" : "=r"(d) : "r"(a), "r"(b));
@@ -68,6 +100,15 @@ __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// Programmatic dependent launch: the grid that follows may begin, up to its own wait; the grid
+// before is done and its writes are seen. Nothing without that kind of launch.
+__device__ __forceinline__ void LetNextGridStart() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+__device__ __forceinline__ void WaitForPreviousGrid() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
@@ -92,6 +133,18 @@ __device__ __forceinline__ void ArriveExpecting(uint32_t barrier, uint32_t bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+__device__ __forceinline__ void Arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(barrier) : "memory");
+}
+// Copies 16 bytes from global to shared memory, or writes 16 zeros: `bytes` is 16 or 0.
+__device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, uint32_t bytes) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+// Has the barrier's phase wait for this thread's CopyAsync16() so far.
+__device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t phase) {
   asm volatile(
       "{\n"
@@ -105,13 +158,15 @@ __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t phase) {
       "r"(phase)
       : "memory");
 }
-// Copies `bytes` (a multiple of 16, as are both addresses) from global to shared memory.
+// Copies `bytes` (a multiple of 16, as are both addresses) from global to shared memory. The L2
+// cache is told that nobody reads them again.
 __device__ __forceinline__ void CopyBulk(uint32_t to, const void* from, uint32_t bytes,
                                          uint32_t barrier) {
+  constexpr uint64_t kEvictFirst = 0x12f0000000000000;  // as createpolicy encodes it
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
-          to),
-      "l"(from), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0],[%1],%2,[%3],%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(kEvictFirst)
       : "memory");
 }
 
@@ -126,6 +181,14 @@ __device__ __forceinline__ uint2 LoadShared64(uint32_t address) {
   uint2 r;
   asm volatile("ld.shared.v2.u32 {%0,%1},[%2];" : "=r"(r.x), "=r"(r.y) : "r"(address));
   return r;
+}
+__device__ __forceinline__ uint32_t LoadShared32(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.u32 %0,[%1];" : "=r"(r) : "r"(address));
+  return r;
+}
+__device__ __forceinline__ void StoreShared32(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0],%1;" ::"r"(address), "r"(value) : "memory");
 }
 __device__ __forceinline__ float LoadSharedFloat(uint32_t address) {
   float r;

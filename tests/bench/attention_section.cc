@@ -387,7 +387,8 @@ absl::StatusOr<AttentionRow> TimeAttention(const AttentionCase& attention_case, 
                                               .encoding = sample.params.encoding,
                                               .num_sinks = sample.params.num_sinks,
                                               .query_type = timing.query_type,
-                                              .kernel = timing.kernel},
+                                              .kernel = timing.kernel,
+                                              .overlaps_previous = timing.overlaps_previous},
                                              ctx));
   const HostInputs host = MakeHostInputs(attention_case, kv, sample, lengths, timing);
   std::vector<LaunchBuffers> copies(row.copies);

@@ -15,6 +15,7 @@ struct AttentionTiming {
   int window_tokens = kBlockTokens;  // of a request that is that long
   QueryType query_type = QueryType::kFloat16;
   DecodeKernel kernel = DecodeKernel::kTensorCore;
+  bool overlaps_previous = true;  // DecodeAttentionShape
   int repetitions = 20;
   uint64_t seed = 1;     // of mixed lengths and of the order of pages
   int64_t l2_bytes = 0;  // of the device

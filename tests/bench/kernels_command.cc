@@ -29,7 +29,7 @@ namespace {
 constexpr const char* kRandomData = "random";
 
 struct KernelsFlags {
-  bool cpu = false, quick = false, extra = false, plan = false;
+  bool cpu = false, quick = false, extra = false, plan = false, no_overlap = false;
   std::vector<std::string> cases;
   std::vector<std::string> presets = {"fp16", "kivi2",   "kivi4",   "pkv2",
                                       "pkv4", "default", "default4"};
@@ -120,6 +120,7 @@ absl::Status RunAttention(const KernelsFlags& flags, const std::vector<Attention
                             .l2_bytes = report.device->l2_bytes};
   if (flags.query_type == "bf16") timing.query_type = QueryType::kBfloat16;
   if (flags.kernel == "cuda-core") timing.kernel = DecodeKernel::kCudaCore;
+  timing.overlaps_previous = !flags.no_overlap;
   return ForEachSample(
       flags, cases, pool, report,
       [&](const std::string& data, const SampleKv& sample, const EncodedSample& encoded,
@@ -232,6 +233,8 @@ void AddOptions(CLI::App& command, KernelsFlags& flags) {
   command.add_flag("--cpu", flags.cpu, "one core of the processor instead of the GPU");
   command.add_flag("--quick", flags.quick, "a little of everything: does it run?");
   command.add_flag("--extra", flags.extra, "also 64 query heads, head_dim 64 and mixed lengths");
+  command.add_flag("--no-overlap", flags.no_overlap,
+                   "every launch of attention begins when the one before has ended");
   command.add_flag("--plan", flags.plan, "print the cases as JSON and end");
   command.add_option("--case", flags.cases,
                      "BATCHxCONTEXT[,q=HEADS][,kv=HEADS][,d=HEAD_DIM][,mixed]: in place of the "

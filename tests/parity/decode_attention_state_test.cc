@@ -24,6 +24,7 @@ struct Layout {
   int head_dim;
   int heads_per_kv;
   QueryType query_type;
+  int num_kv_heads = 2;
 };
 
 std::vector<Layout> Layouts() {
@@ -33,6 +34,9 @@ std::vector<Layout> Layouts() {
           {"FourBits", {4, 4, 128, 128, true, 0, true}, 128, 4, kBrain},
           {"FourBitsNarrow", {4, 4, 64, 64, true, 0, false}, 64, 5, kHalf},
           {"Half", {}, 128, 4, kHalf},
+          // More items than a CTA has warps.
+          {"TwoBitsManyHeads", {2, 2, 128, 128, true, kFineTokens, true}, 128, 4, kHalf, 8},
+          {"FourBitsManyHeads", {4, 4, 64, 64, true, 0, false}, 64, 2, kBrain, 16},
           {"MixedBits", {4, 2, 128, 32, true, 0, true}, 128, 9, kHalf}};
 }
 
@@ -48,8 +52,8 @@ DecodeCaseSpec SpecOf(const Case& c) {
   const Layout& layout = c.layout;
   DecodeCaseSpec spec;
   spec.seed = kSeed;
-  spec.shape = {.num_qo_heads = 2 * layout.heads_per_kv,
-                .num_kv_heads = 2,
+  spec.shape = {.num_qo_heads = layout.num_kv_heads * layout.heads_per_kv,
+                .num_kv_heads = layout.num_kv_heads,
                 .head_dim = layout.head_dim,
                 .encoding = layout.encoding,
                 .num_sinks = layout.encoding.is_fp16() ? 0 : 16,
@@ -131,6 +135,27 @@ TEST_P(DecodeAttentionStateTest, EqualInputsGiveEqualBits) {
     ExpectEqualOutputs(of, device.Read(), want, testing::PrintToString(i));
     if (HasFailure()) return;
   }
+}
+
+// Launches of two cases in turn, each beginning while the one before ends.
+TEST_P(DecodeAttentionStateTest, OverlappingLaunchesGiveTheSameBits) {
+  constexpr int kTimes = 50;
+  DecodeCaseSpec spec = SpecOf(GetParam());
+  const DecodeCase first(spec);
+  spec.seed += 1;
+  std::reverse(spec.requests.begin(), spec.requests.end());
+  const DecodeCase second(spec);
+  const auto serial = Make();
+  const Memory want_first = Launch(*serial, first), want_second = Launch(*serial, second);
+  spec.shape.overlaps_previous = true;
+  const auto overlapping = MakeDecode(spec.shape, GetParam().kernel, stream());
+  DecodeOnDevice first_device(first, stream()), second_device(second, stream());
+  for (int i = 0; i < kTimes; ++i) {
+    ASSERT_TRUE(first_device.Run(*overlapping).ok());
+    ASSERT_TRUE(second_device.Run(*overlapping).ok());
+  }
+  ExpectEqualOutputs(first, first_device.Read(), want_first, "first");
+  ExpectEqualOutputs(second, second_device.Read(), want_second, "second");
 }
 
 // The object's scratch holds what other batches left there.

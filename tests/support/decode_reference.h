@@ -17,8 +17,15 @@
 // sum of weights. In a rotated page those errors stand in rotated channels: rotating back, an
 // element gets sum |error_j| / sqrt(d) at most, while the 2-norm stays as it is; both are given.
 //
+// A kernel that makes integers of vectors that meet codes moves their elements by a step that the
+// largest one decides (CodeStep()), so it is added up apart: of q * scale, times a token's codes,
+// to the error of its score; of weight * scale, times a channel's codes, to that of an output. A
+// small element can move by all of itself.
+//
 // Those bounds add up magnitudes. What independent errors add up to is given as the standard
-// deviation of a row's error: of every token's score and weight for itself.
+// deviation of a row's error: of every token's score and weight for itself. Weights times scales
+// that are less than half a step are the exception: all of them become 0, and codes are not
+// negative, so these errors add up as they are. Of q * scale the signs are q's.
 
 #include <algorithm>
 #include <cmath>
@@ -53,6 +60,9 @@ namespace decode_reference_internal {
 struct TokenRows {
   // [token][channel] of a tile. `code`: of step * code; `other`: of zero point, pattern, or row.
   std::vector<double> value, code, other;
+  // The group's scale, as stored, and what its product with a vector is multiplied with: a code, or
+  // of a fine one a third, less 1 for the start of its grid. 0 where there is no code.
+  std::vector<double> scale, factor;
   std::vector<double> sum_codes, sum_others;  // [token] sums of codes, and of `other`
   int count = 0;
 
@@ -62,6 +72,8 @@ struct TokenRows {
     value.assign(size, 0.0);
     code.assign(size, 0.0);
     other.assign(size, 0.0);
+    scale.assign(size, 0.0);
+    factor.assign(size, 0.0);
     sum_codes.assign(tokens, 0.0);
     sum_others.assign(tokens, 0.0);
   }
@@ -112,12 +124,10 @@ class HeadReader {
           Pattern(tile, layout_.k_ids + RowPosition(slot, kBlockTokens), k_bank_);
       for (int j = 0; j < d; ++j) {
         const int at = slot / e.k_group_tokens * d + ColumnPosition(j, d);
-        double scale = Half(tile, layout_.k_scales, at), zero = Half(tile, layout_.k_zeros, at);
-        if (is_fine) {
-          zero -= scale;
-          scale /= 3;
-        }
-        Put(Code(words, map, row, j, bits), scale, zero, pattern, slot, j, rows);
+        const double scale = Half(tile, layout_.k_scales, at);
+        const double zero = Half(tile, layout_.k_zeros, at);
+        const StoredCode value = {Code(words, map, row, j, bits), scale, zero, is_fine};
+        Put(value, pattern, slot, j, rows);
       }
     }
   }
@@ -137,7 +147,7 @@ class HeadReader {
         const int group = j / e.v_group_channels * kBlockTokens;
         const double scale = Half(tile, layout_.v_scales, group + RowPosition(slot, kBlockTokens));
         const double zero = Half(tile, layout_.v_zeros, group + column);
-        Put(Code(words, v_map_, j, slot, e.bits_v), scale, zero, pattern, slot, j, rows);
+        Put({Code(words, v_map_, j, slot, e.bits_v), scale, zero}, pattern, slot, j, rows);
       }
     }
   }
@@ -206,16 +216,23 @@ class HeadReader {
     return id == kRawPatternId ? nullptr : bank + int64_t{id} * layout_.head_dim;
   }
 
-  void Put(double code, double step, double zero, const uint16_t* pattern, int token, int channel,
-           TokenRows& rows) {
+  struct StoredCode {
+    double code, scale, zero;  // of the group, as stored
+    bool is_fine = false;
+  };
+  void Put(const StoredCode& of, const uint16_t* pattern, int token, int channel, TokenRows& rows) {
     const size_t at = static_cast<size_t>(token) * layout_.head_dim + channel;
     const double base = pattern == nullptr ? 0.0 : double{Float16ToFloat(pattern[channel])};
-    rows.value[at] = step * code + zero + base;
-    rows.code[at] = step * code;
+    const double step = of.is_fine ? of.scale / 3 : of.scale;
+    const double zero = of.is_fine ? of.zero - of.scale : of.zero;
+    rows.value[at] = step * of.code + zero + base;
+    rows.code[at] = step * of.code;
     rows.other[at] = std::abs(zero) + std::abs(base);
-    rows.sum_codes[token] += code;
+    rows.scale[at] = of.scale;
+    rows.factor[at] = of.is_fine ? std::abs(of.code / 3 - 1) : of.code;
+    rows.sum_codes[token] += of.code;
     rows.sum_others[token] += rows.other[at];
-    largest_scale_ = std::max(largest_scale_, step);
+    largest_scale_ = std::max(largest_scale_, of.scale);
   }
 
   void ReadRows(const uint16_t* from, int count, TokenRows& rows) const {
@@ -252,11 +269,12 @@ class QueryHead {
         sm_scale_(std::abs(sm_scale)),
         sign_(sm_scale < 0 ? -1.0 : 1.0),
         arithmetics_(arithmetics),
-        any_rotated_(shape.encoding.rotated),
+        encoding_(shape.encoding),
         score_errors_(arithmetics.size()),
         score_variances_(arithmetics.size()),
         coded_(d_),
         dense_(d_),
+        steps_(arithmetics.size(), StepTerms(d_)),
         out_(d_) {
     for (const uint16_t x : bits) {
       plain_.push_back(shape.query_type == QueryType::kFloat16
@@ -285,7 +303,7 @@ class QueryHead {
       const double small =
           largest_q * (std::max(1.0, largest_scale) * k.sum_codes[t] + k.sum_others[t]);
       double rotation = 0;
-      if (any_rotated_) {
+      if (encoding_.rotated) {
         const double norm = std::sqrt(Dot(&k.value[at], &k.value[at], d_));
         rotation = 2 * RotationBound(d_, Norm(plain_) * norm);
       }
@@ -300,6 +318,9 @@ class QueryHead {
         score_variances_[a].push_back(sm_scale_ * sm_scale_ *
                                       (operands * operands * square + sums * sums));
       }
+    }
+    for (size_t a = 0; a < arithmetics_.size(); ++a) {
+      if (arithmetics_[a].code_step > 0) AddScoreSteps(a, tile, k, q_abs, largest_scale);
     }
   }
 
@@ -342,6 +363,9 @@ class QueryHead {
       }
       squares_ += weight * weight * square;
     }
+    for (size_t a = 0; a < arithmetics_.size(); ++a) {
+      if (arithmetics_[a].code_step > 0) AddValueSteps(a, tile, first, v, largest_scale);
+    }
   }
 
   // Second pass over all values, once out_ is known.
@@ -377,7 +401,7 @@ class QueryHead {
       for (int j = 0; j < d_; ++j) moved[a][j] = std::min(moved[a][j] / remaining[a], hull[j]);
       moved_norm[a] = std::min(moved_norm[a] / remaining[a], hull_norm);
     }
-    Combine(moved, moved_norm, variance, any_rotated_ ? 2 * RotationBound(d_, longest) : 0.0);
+    Combine(moved, moved_norm, variance, encoding_.rotated ? 2 * RotationBound(d_, longest) : 0.0);
   }
 
   const std::vector<double>& out() const { return out_; }
@@ -401,6 +425,80 @@ class QueryHead {
     std::vector<double> magnitude;  // weights times magnitudes
     std::vector<double> small;      // what operand_floor is multiplied with
   };
+
+  // What the steps of integers add to an output, [channel]. Weights have their sum.
+  struct StepTerms {
+    explicit StepTerms(int d) : bound(d), lost(d) {}
+    std::vector<double> bound;
+    std::vector<double> lost;  // what becomes 0
+    double variance = 0;       // of the row
+  };
+
+  // To the errors of the tile's scores, which are the last ones.
+  void AddScoreSteps(size_t a, const TokenTile& tile, const TokenRows& k,
+                     const std::vector<double>& q_abs, double largest_scale) {
+    const DecodeArithmetic& r = arithmetics_[a];
+    const double largest_q = *std::max_element(q_abs.begin(), q_abs.end());
+    // What an element is rounded by before.
+    const double rounding = 1 + kDecodeOperandRoundings * r.operand;
+    const size_t first = score_errors_[a].size() - k.count;
+    std::vector<double> bound(d_), variance(d_);  // of the group's elements
+    for (int t = tile.num_rows; t < k.count; ++t) {
+      const size_t at = static_cast<size_t>(t) * d_;
+      if (t == tile.num_rows || t % encoding_.k_group_tokens == 0) {
+        double largest = 0;
+        for (int j = 0; j < d_; ++j) largest = std::max(largest, q_abs[j] * k.scale[at + j]);
+        const double unit = CodeStep(r, largest * rounding, largest_q, largest_scale);
+        for (int j = 0; j < d_; ++j) {
+          const double element = q_abs[j] * k.scale[at + j];
+          const double step = unit * CodeStepUnits(encoding_.bits_k, j);
+          bound[j] = CodeStepBound(step, element * rounding);
+          variance[j] = std::min(CodeStepVariance(step), element * element);
+        }
+      }
+      double sum = 0, square = 0;
+      for (int j = 0; j < d_; ++j) {
+        const double factor = k.factor[at + j];
+        sum += bound[j] * factor;
+        square += variance[j] * factor * factor;
+      }
+      score_errors_[a][first + t] += sm_scale_ * sum;
+      score_variances_[a][first + t] += sm_scale_ * sm_scale_ * square;
+    }
+  }
+
+  void AddValueSteps(size_t a, const TokenTile& tile, int first, const TokenRows& v,
+                     double largest_scale) {
+    StepTerms& terms = steps_[a];
+    double heaviest = 0;
+    for (int t = tile.num_rows; t < v.count; ++t) {
+      heaviest = std::max(heaviest, weights_[first + t]);
+    }
+    // No codes, no groups.
+    const int group_channels = tile.num_rows < v.count ? encoding_.v_group_channels : d_;
+    for (int group = 0; group < d_; group += group_channels) {
+      const auto element = [&](int t) {
+        return weights_[first + t] * v.scale[static_cast<size_t>(t) * d_ + group];
+      };
+      double largest = 0;
+      for (int t = tile.num_rows; t < v.count; ++t) largest = std::max(largest, element(t));
+      const double unit = CodeStep(arithmetics_[a], largest, heaviest, largest_scale);
+      for (int t = tile.num_rows; t < v.count; ++t) {
+        const double step = unit * CodeStepUnits(encoding_.bits_v, t);
+        const double bound = CodeStepBound(step, element(t));
+        const bool is_lost = element(t) < step / 2;
+        const double lost = is_lost ? element(t) : 0.0;
+        double square = 0;
+        for (int j = group; j < group + group_channels; ++j) {
+          const double factor = v.factor[static_cast<size_t>(t) * d_ + j];
+          terms.bound[j] += bound * factor;
+          terms.lost[j] += lost * factor;
+          square += factor * factor;
+        }
+        if (!is_lost) terms.variance += CodeStepVariance(step) * square;
+      }
+    }
+  }
 
   int num_tokens() const { return static_cast<int>(scores_.size()); }
   // Sums over a tile's tokens or, of one that goes on, over all; over tiles, and over the parts
@@ -426,11 +524,13 @@ class QueryHead {
       const DecodeArithmetic& r = arithmetics_[a];
       const double weights = SumOfWeightsError(r), relative = RelativeSumError(r);
       const double floor = r.operand_floor / weight_sum_;
+      const StepTerms& steps = steps_[a];
       std::vector<double> bound(d_);
       double spread = 0, square = 0, small = 0, magnitude = 0;
       for (int j = 0; j < d_; ++j) {
-        const double coded = relative * coded_.magnitude[j] + floor * coded_.small[j];
-        const double dense = relative * dense_.magnitude[j] + floor * dense_.small[j];
+        double coded = relative * coded_.magnitude[j] + floor * coded_.small[j];
+        double dense = relative * dense_.magnitude[j] + floor * dense_.small[j];
+        (encoding_.rotated ? coded : dense) += steps.bound[j];
         spread += coded / root;
         bound[j] = dense;
         square += (coded + dense) * (coded + dense);
@@ -446,19 +546,21 @@ class QueryHead {
                                              weights * Norm(out_) + rotation * root));
       const double operands = DecodeOperandDeviation(r) * std::sqrt(squares_);
       const double sums = DecodeSumDeviation(r, products(r), merges()) * magnitude + floor * small;
-      deviations_.push_back(
-          std::sqrt(variance[a] + operands * operands + sums * sums + rotation * rotation));
+      const double lost = Norm(steps.lost);
+      deviations_.push_back(std::sqrt(variance[a] + operands * operands + sums * sums +
+                                      rotation * rotation + steps.variance + lost * lost));
     }
   }
 
   const int d_;
   const double sm_scale_, sign_;
   const std::span<const DecodeArithmetic> arithmetics_;
-  const bool any_rotated_;
+  const Encoding encoding_;
   std::vector<double> plain_, rotated_, plain_abs_, rotated_abs_;
   std::vector<double> scores_, weights_;
   std::vector<std::vector<double>> score_errors_, score_variances_;  // [arithmetic][token]
-  Terms coded_, dense_;  // of rotated pages, and of all else
+  Terms coded_, dense_;           // of rotated pages, and of all else
+  std::vector<StepTerms> steps_;  // [arithmetic]
   std::vector<double> out_;
   double squares_ = 0;  // sum over tokens and channels of (weight times magnitude)^2
   std::vector<std::vector<double>> bounds_;

@@ -92,6 +92,10 @@ struct DecodeArithmetic {
   double operand = 0;
   // Smallest step of an operand, absolute, when the largest one is about 1.
   double operand_floor = 0;
+  // Vectors that meet codes become integers: the step, relative to the vector's largest element,
+  // and its least size, relative to the largest of what scales were multiplied with (CodeStep()).
+  double code_step = 0;
+  double code_step_floor = 0;
   // Relative rounding of one accumulation, and how many products it takes in.
   double step = kFloatUnit;
   int products_per_step = 1;
@@ -100,18 +104,48 @@ struct DecodeArithmetic {
 // fp32 throughout.
 inline constexpr DecodeArithmetic kCudaCoreArithmetic = {};
 
-// q * scale, rotated q, weights p and p * scale are rounded to fp16 before they meet codes, zero
-// points, patterns and rows in mma.m16n8k16: a rotated q times a fine step, itself rounded, is the
-// worst, with three. Vectors keep a power of two apart, taken from their largest element or 1, so
-// an operand that is small beside the largest has fp16's subnormal step, half of 2^-24. Products
-// are exact; an instruction adds 16 of them and truncates at 2^-22 of the larger of sum and terms.
+// Rotated q, weights p, q * scale and p * scale are rounded to fp16. q and p meet zero points,
+// patterns and rows in mma.m16n8k16: products are exact; an instruction adds 16 of them and
+// truncates at 2^-22 of the larger of sum and terms. Vectors keep a power of two apart, taken from
+// their largest element or 1, so an operand that is small beside the largest has fp16's subnormal
+// step, half of 2^-24. A product with a scale has two roundings, its own and that of the rotated q
+// or of p; a fine code multiplies a third of the same product.
+//
+// q * scale and p * scale then become 16-bit integers, in units of a power of two u. With m the
+// largest of a block, group and head, m / u is 2^14 (1 - 2^-6) at least: u is 2^-14 64/63 m at
+// most. 1 / u is a number of fp16, so u is no less than 2^-15, where the largest q is 2^9 at least
+// and the largest p 2^10: 2^-24 of these. Products with codes are exact, later sums are in fp32.
 inline constexpr DecodeArithmetic kTensorCoreArithmetic = {
     .operand = kFloat16Unit,
     .operand_floor = 0x1.0p-24,
+    .code_step = 0x1.0p-14 * 64 / 63,
+    .code_step_floor = 0x1.0p-24,
     .step = 0x1.0p-22,
     .products_per_step = 16,
 };
-inline constexpr int kDecodeOperandRoundings = 3;
+inline constexpr int kDecodeOperandRoundings = 2;
+
+// The most that u is, of a vector with elements of up to `largest`, which are what scales of up to
+// `largest_scale` make of numbers of up to `source`. Products of 2^10 with scales of 64 and more
+// would exceed fp16: when there are such scales, `source` may be taken 2^10 times smaller.
+inline double CodeStep(const DecodeArithmetic& arithmetic, double largest, double source,
+                       double largest_scale) {
+  const double shrink = largest_scale < 64 ? 1.0 : 1024.0;
+  return std::max(arithmetic.code_step * largest, arithmetic.code_step_floor * shrink * source);
+}
+
+// How many u apart the integers of an element of the vector are. index: channel of K, slot of V.
+// Codes of 2 bits are multiplied where they stand in a byte: half of them, as 4 times themselves,
+// meet a quarter of the element.
+inline int CodeStepUnits(int bits, int index) { return bits == 2 && index % 16 >= 8 ? 4 : 1; }
+
+// The nearest integer n is 256 h + l, h the nearest too; l may be 128 and is cut to 127. So an
+// element moves by one step of its own at most; and by itself at most, as no |n| < 128 is cut.
+inline double CodeStepBound(double step, double element) { return std::min(step, element); }
+
+// Even over half a step to both sides. Elements of 2^10 steps and more are multiples of the step in
+// fp16 and move only when cut, by a step, one in 32 of them at most: that varies less.
+inline double CodeStepVariance(double step) { return step * step / 12; }
 
 // Rounding of a chain of sums over `products` terms, and `others` more, of magnitude 1.
 inline double DecodeSumBound(const DecodeArithmetic& arithmetic, int products, int others) {
@@ -144,7 +178,7 @@ inline constexpr double kDecodeDeviations = 6;
 // The relative error, in the Frobenius norm, that the tensor-core kernel is to keep over a case of
 // model-like numbers with fp16 output: 2^-11 = 4.9e-4 by rounding a score's operands when scores
 // have deviation 1, as much by rounding weights, and half as much by rounding the output, to which
-// patterns and rotation add. Twice the sum of 1e-3.
+// the steps of integers, patterns and rotation add. Twice the sum of 1e-3.
 inline constexpr double kDecodeFrobenius = 2e-3;
 
 // What the product of a row of codes and a vector loses when the vector's elements, `largest` at

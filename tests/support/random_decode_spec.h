@@ -18,7 +18,7 @@ class RandomDecodeSpec {
   DecodeCaseSpec Draw() {
     DecodeAttentionShape& shape = spec_.shape;
     shape.head_dim = Pick({64, 128, 128, 128});
-    shape.num_kv_heads = Pick({1, 1, 2, 3});
+    shape.num_kv_heads = Pick({1, 1, 2, 3, 8, 24});
     shape.num_qo_heads = shape.num_kv_heads * (OneIn(16) ? Pick({9, 12, 16}) : 1 + Below(8));
     shape.query_type = OneIn(2) ? QueryType::kFloat16 : QueryType::kBfloat16;
     DrawEncoding();

@@ -27,6 +27,10 @@ struct DecodeAttentionShape {
   int num_sinks = 0;  // fp16 tokens of a request's first block (its slots [0, num_sinks))
   QueryType query_type = QueryType::kFloat16;
   DecodeKernel kernel = DecodeKernel::kTensorCore;
+  // kTensorCore: a launch may begin while the kernel before it in the stream ends (programmatic
+  // dependent launch; captured graphs keep it). REQUIRES: that kernel writes neither block tables
+  // and lengths nor pages; what else `args` lead to it may write.
+  bool overlaps_previous = false;
 };
 
 // One layer of one decode step: one query token for each of `batch` requests. All pointers are on

@@ -1,0 +1,292 @@
+#ifndef PKV_KERNELS_ATTENTION_DECODE_WARP_CUH_
+#define PKV_KERNELS_ATTENTION_DECODE_WARP_CUH_
+
+// A warp's way over its slice: item by item, unit by unit, with copies of its own that run ahead.
+
+#include "kernels/attention/decode_memory.cuh"
+#include "kernels/attention/decode_plan.cuh"
+#include "kernels/attention/decode_rows.cuh"
+#include "kernels/attention/decode_values.cuh"
+
+namespace pkv {
+
+template <typename C>
+class DecodeWarp {
+ public:
+  __device__ DecodeWarp(const DecodeLaunch& launch, std::byte* shared)
+      : launch_(launch),
+        memory_(launch, shared),
+        warp_(static_cast<int>(threadIdx.x) / 32),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  // The warp's slice.
+  __device__ void Run() {
+    if (lane_ == 0) memory_.Ends(warp_).has_head = memory_.Ends(warp_).has_tail = 0;
+    const SlicePlanner<C> planner = {launch_, &memory_.Feed(warp_), warp_, lane_,
+                                     memory_.num_warps};
+    const bool has_units = planner.Plan();
+    if (has_units) {
+      ring().Init();
+      // A slice that begins behind an item's last unit begins with the next item.
+      UnitCursor at = consumed();
+      at.Advance(launch_, 0);
+      SetConsumed(at);
+      ring().Enter(at, memory_.Feed(warp_).end, run_);
+      if (launch_.overlaps_previous && run_.left > 0) StartFeed();
+    }
+    ptx::WaitForPreviousGrid();
+    if (warp_ == 0) planner.WriteEmptyRequests();
+    if (!has_units) return;
+    unsigned n = 0;
+    while (RunItem(n)) {
+    }
+  }
+
+ private:
+  __device__ Ring<C> ring() const { return Ring<C>(launch_, memory_.At(warp_), lane_); }
+  __device__ UnitCursor consumed() const { return memory_.Feed(warp_).consumed; }
+  __device__ void SetConsumed(const UnitCursor& at) const {
+    __syncwarp();
+    if (lane_ == 0) memory_.Feed(warp_).consumed = at;
+    __syncwarp();
+  }
+
+  // The copies of the slice's first units.
+  __device__ void StartFeed() {
+    const Ring<C> mine = ring();
+    for (unsigned n = 0; n < C::kSlots; ++n) {
+      mine.IssueK(n, run_);
+      if (!C::kHasCodes) mine.IssueV(n);
+    }
+    has_started_ = true;
+  }
+
+  // The part of an item that the slice holds; false behind the slice's last. n: units used.
+  __device__ bool RunItem(unsigned& n) {
+    WarpState<C> state(lane_);
+    // Rotated blocks and sinks meet a rotated query, the window does not.
+    int unit = consumed().unit;
+#pragma unroll 1
+    for (bool is_first = true, goes_on = true; goes_on; is_first = false) {
+      int left;
+      bool is_rotated;
+      {
+        const ItemRange item = {consumed(), {}};
+        const int stop = min(item.end(), memory_.Feed(warp_).end);
+        const int turn = item.end() - (launch_.is_rotated ? item.at.item.window : 0);
+        is_rotated = launch_.is_rotated && unit < turn;
+        const int until = unit < turn ? min(stop, turn) : stop;
+        const bool has_blocks = unit < item.begin() + item.at.item.blocks;
+        PrepareQueries(item.at, is_first, is_rotated, has_blocks, state);
+        left = until - unit;
+        unit = until;
+        goes_on = until < stop;
+      }
+#pragma unroll 1
+      for (; left > 0; --left) {
+        RunUnit(state, n);
+        ++n;
+      }
+      state.AddZeros(launch_.v_groups);
+      if (is_rotated) state.RotateOut();
+    }
+    return FinishItem(state);
+  }
+
+  // The queries that an item's next units meet, and with blocks the scores of K patterns; before
+  // the item's first units also clears the state. Everything from global memory is asked for before
+  // the first copies, which would be in its way.
+  __device__ __forceinline__ void PrepareQueries(const UnitCursor& at, bool is_first,
+                                                 bool is_rotated, bool has_blocks,
+                                                 WarpState<C>& state) {
+    const QueryMath<C> query = {launch_, ring().warp + C::kQueriesAt, memory_.Table(warp_), lane_};
+    const auto rows =
+        query.Load(at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv);
+    PatternRows patterns = PatternsOf<C>(launch_, at);
+    if (is_first) {
+      state.num_v_patterns = patterns.num_v;
+      state.many = ring().warp + C::kWarpBytes;
+      state.Clear();
+    }
+    if (!has_blocks) patterns.num_k = 0;
+    if constexpr (C::kHasCodes) {
+      auto tile = query.LoadPatterns(state, patterns, 0);
+      auto next = query.LoadPatterns(state, patterns, 1);
+      if (!has_started_) StartFeed();
+      query.Prepare(rows, is_rotated, state);
+#pragma unroll 1
+      for (int i = 0; 16 * i < patterns.num_k; ++i) {
+        query.ScorePatterns(state, tile, i);
+        tile = next;
+        next = query.LoadPatterns(state, patterns, i + 2);
+      }
+      query.ClearRaw();
+    } else {
+      if (!has_started_) StartFeed();
+      query.Prepare(rows, is_rotated, state);
+    }
+  }
+
+  __device__ __forceinline__ void RunUnit(WarpState<C>& state, unsigned n) {
+    const Ring<C> ring = this->ring();
+    const UnitInfo& info = ring.feed->units[n % 2];
+    const int rows = info.rows;
+    ring.WaitK(n);
+    if (C::kHasCodes) ring.IssueV(n);
+    if (C::kHasCodes && rows == 0) {
+      if constexpr (C::kHasCodes) RunBlock(ring, info.is_first_block, state, n);
+    } else {
+      RunRows(ring, info, rows, state, n);
+    }
+  }
+
+  __device__ __forceinline__ void RunRows(const Ring<C>& ring, const UnitInfo& info, int rows,
+                                          WarpState<C>& state, unsigned n) {
+    using Math = RowMath<C>;
+    if (info.token_row >= 0) AppendToWindow(info.item);
+    typename WarpState<C>::TileScores scores[Math::kTiles];
+    Math{state}.Score(ring.k_slot(n), rows, scores);
+    ptx::FenceSharedForCopies();  // what follows in the slot may be a bulk copy
+    ring.IssueK(n + C::kSlots, run_);
+    constexpr float kNothing[C::kLaneHeads] = {};
+    float factor[C::kLaneHeads];
+    state.Weigh(scores, kNothing, factor);
+    WeightTile<C> weights[Math::kTiles];
+#pragma unroll
+    for (int t = 0; t < Math::kTiles; ++t) weights[t] = WeightTile<C>(scores[t]);
+    ring.WaitV(n);
+    Math{state}.Add(ring.v_slot(n), weights, factor);
+    ptx::FenceSharedForCopies();
+    if (!C::kHasCodes) ring.IssueV(n + C::kSlots);
+  }
+
+  __device__ __forceinline__ void RunBlock(const Ring<C>& ring, bool is_first_block,
+                                           WarpState<C>& state, unsigned n) {
+    BlockParams params(launch_, ring.params(n));
+    params.pattern_scores = ptx::SharedAddress(memory_.Table(warp_)) + state.q * C::kLaneHeads * 4;
+    params.id_mask = launch_.table_bytes - C::kIdBytes;
+    params.num_masked = is_first_block ? launch_.rule.num_sinks : 0;
+    float factor[C::kLaneHeads];
+    WeightTile<C> weights[C::kTiles];
+    {
+      typename WarpState<C>::TileScores scores[C::kTiles];
+      float common[C::kLaneHeads];
+      KeyMath<C>{state, params}.Score(ring.k_slot(n), scores, common);
+      ring.IssueK(n + 1, run_);
+      state.Weigh(scores, common, factor);
+#pragma unroll
+      for (int t = 0; t < C::kTiles; ++t) weights[t] = WeightTile<C>(scores[t]);
+    }
+    const ValueMath<C> math = {state, params, factor};
+    using Math = ValueMath<C>;
+    typename Math::ValueGroup value;
+    if constexpr (C::kGrouped) {
+      const typename Math::PlainWeights plain(weights);
+      math.AddPatterns(plain);
+      ring.WaitV(n);
+      math.template AddGroups<0>(ring.v_slot(n), weights, plain, value);
+    } else {
+      {
+        const typename Math::PlainWeights plain(weights);
+        math.AddPatterns(plain);
+        math.template AddZeros<0>(0, plain);
+      }
+      math.template LoadValueGroup<0>(0, weights, value);
+      ring.WaitV(n);
+      math.AddCodes(ring.v_slot(n), value);
+    }
+  }
+
+  // The new token's row of K and V, behind the window's others.
+  __device__ void AppendToWindow(int item) const {
+    using Row = Values<uint16_t, QueryMath<C>::kChannels>;
+    const DecodeAttentionArgs& args = launch_.args;
+    const int request = item / launch_.num_kv_heads, kv_head = item % launch_.num_kv_heads;
+    const int64_t row = int64_t{kv_head} * args.window_capacity + args.num_window_tokens[request];
+    auto* k = reinterpret_cast<Row*>(args.windows + args.window_ids[request] * args.window_stride +
+                                     row * C::kHeadDim);
+    auto* v = k + int64_t{launch_.num_kv_heads} * args.window_capacity * 32;
+    k[lane_] = reinterpret_cast<const Row*>(args.token_k)[int64_t{item} * 32 + lane_];
+    v[lane_] = reinterpret_cast<const Row*>(args.token_v)[int64_t{item} * 32 + lane_];
+  }
+
+  // Writes the item's output, or leaves the slice's part of it to the merge. Moves to the next
+  // item; false when there is none in the slice.
+  __device__ bool FinishItem(WarpState<C>& state) const {
+    ItemRange item = {consumed(), {}};
+    item.patterns = PatternsOf<C>(launch_, item.at);
+    const int begin = memory_.Feed(warp_).begin, end = memory_.Feed(warp_).end;
+    const bool begins = item.begin() >= begin, ends = item.end() <= end;
+    const DecodePart<C> part = !ends    ? memory_.Tail(warp_)
+                               : begins ? memory_.Whole(warp_)
+                                        : memory_.Head(warp_);
+    part.Write(state);
+    const PatternRows& patterns = item.patterns;
+    if constexpr (C::kHasCodes) AddManyPatterns(patterns, part);
+    SliceEnds& mine = memory_.Ends(warp_);
+    if (lane_ == 0 && !ends) mine.tail = item, mine.has_tail = 1;
+    if (lane_ == 0 && ends && !begins) mine.head = item, mine.has_head = 1;
+    if (begins && ends) {
+      WriteWhole(item.at, patterns, part);
+    } else {
+      PrefetchRows(patterns.v, patterns.num_v);
+    }
+    if (item.end() >= end) return false;
+    UnitCursor next = item.at;
+    next.Advance(launch_, item.end() - next.unit);
+    SetConsumed(next);
+    return true;
+  }
+
+  // For the merge.
+  __device__ void PrefetchRows(const uint16_t* rows, int count) const {
+    for (int at = lane_ * 128; at < count * C::kRowBytes; at += 32 * 128) {
+      asm volatile("prefetch.global.L1 [%0];" ::"l"(reinterpret_cast<const std::byte*>(rows) + at));
+    }
+  }
+
+  __device__ void WriteWhole(const UnitCursor& at, const PatternRows& patterns,
+                             const DecodePart<C>& part) const {
+    const int first = at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv;
+#pragma unroll 1
+    for (int head = 0; head < launch_.heads_per_kv; ++head) {
+      HeadSum<C> total(head, lane_);
+      total.AddParts(part.memory, 1, patterns.num_v);
+      total.AddPatterns(patterns, launch_.is_rotated);
+      total.Write(launch_, first + head);
+    }
+    __syncwarp();
+  }
+
+  // V patterns whose weights are not in registers: into the part's output.
+  __device__ void AddManyPatterns(const PatternRows& patterns, const DecodePart<C>& part) const {
+    if (patterns.num_v <= C::kRegisterPatterns) return;
+    constexpr int kChannels = HeadSum<C>::kChannels;
+    const auto* many = reinterpret_cast<const float*>(memory_.At(warp_) + C::kWarpBytes);
+    __syncwarp();
+#pragma unroll 1
+    for (int head = 0; head < launch_.heads_per_kv; ++head) {
+      const HeadSum<C> sum(head, lane_);
+      float x[kChannels] = {};
+#pragma unroll 4
+      for (int id = C::kRegisterPatterns; id < patterns.num_v; ++id) {
+        sum.AddRow(patterns.v + int64_t{id} * C::kHeadDim,
+                   many[(id - C::kRegisterPatterns) * C::kHeads + head], x);
+      }
+      if (launch_.is_rotated) RotateRow(x, lane_);
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) part.out(head)[lane_ * kChannels + i] += x[i];
+    }
+    __syncwarp();
+  }
+
+  const DecodeLaunch& launch_;
+  const WarpMemory<C> memory_;
+  const int warp_, lane_;
+  BlockRun run_;
+  bool has_started_ = false;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_KERNELS_ATTENTION_DECODE_WARP_CUH_
