@@ -1,6 +1,6 @@
 // Times the compression of one layer on a GPU, and a device copy of the bytes that it moves.
 //
-//   pkv-layer-timing [PRESET...]      default: kivi2 pkv2 pkv4 default default4
+//   pkv-layer-timing [PRESET[:KEY=VALUE,...]...]      default: kivi2 pkv2 pkv4 default default4
 //
 // 32,768 tokens, 8 kv heads, head_dim 128, clustered random data; rotates over four layers (512
 // MiB); median microseconds of CUDA events over 21 calls after 3. "ids": patterns are given and
@@ -15,6 +15,7 @@
 
 #include "kernels/device/device_buffer.h"
 #include "kernels/device/stream.h"
+#include "pkv/kernels/codec_params_text.h"
 #include "pkv/kernels/key_feedback.h"
 #include "pkv/kernels/layer_compressor.h"
 #include "proto/base/float16.h"
@@ -32,6 +33,23 @@ template <typename T>
 T Value(absl::StatusOr<T> value) {
   PKV_CHECK(value.ok(), value.status().ToString());
   return *std::move(value);
+}
+
+// A preset, with the changes that follow its name.
+CodecParams ParamsOf(const std::string& text) {
+  const size_t colon = std::min(text.find(':'), text.size());
+  CodecParams params = Value(PresetByName(text.substr(0, colon), kShape));
+  for (size_t at = colon; at < text.size();) {
+    const size_t end = std::min(text.find(',', at + 1), text.size());
+    const std::string change = text.substr(at + 1, end - at - 1);
+    const size_t equals = change.find('=');
+    PKV_CHECK(equals != std::string::npos, change);
+    const absl::Status status =
+        SetCodecParam(params, change.substr(0, equals), change.substr(equals + 1));
+    PKV_CHECK(status.ok(), status.ToString());
+    at = end;
+  }
+  return params;
 }
 
 // Xorshift; the sum of four uniform numbers stands for a normal one.
@@ -195,7 +213,7 @@ void Run(const std::vector<std::string>& presets) {
   std::printf("%-10s %10s %8s %9s %12s %10s\n", "preset", "ids us", "TB/s", "% copy", "feedback us",
               "all us");
   for (const std::string& name : presets) {
-    const CodecParams params = Value(PresetByName(name, kShape));
+    const CodecParams params = ParamsOf(name);
     const PayloadLayout layout = PayloadLayout::OfBlock(kShape, params.encoding);
     const double bytes = 2.0 * kTensorBytes + double(layout.page_bytes) * kTokens / kBlockTokens;
     const double ids = TimePreset(params, false, false, layers, stream);
