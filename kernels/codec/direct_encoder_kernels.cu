@@ -1,12 +1,16 @@
 // The encoder of variants whose scales come from minimum and maximum alone, and whose K has coarse
 // codes only: kivi*, pkv*.
 //
-// Grid: (block, kv head) x {K, V}; a CTA owns one 128 x head_dim tile in registers, 4 rows of 8
+// Grid: (block, kv head) x {K, V}; a CTA owns one 128 x head_dim tile in registers, 8 rows of 8
 // channels a thread, loaded by 16 bytes a lane: every value is read from device memory once and
-// converted once. K: threads own rows of the block in order, so that minimum and maximum over rows
-// go through shared memory, and codes, 8 of a row at a time, are transposed bit by bit into words.
-// V: a warp owns the rows that share a word, so that each thread has whole bytes of it. Words pass
-// through shared memory, so that pages are written by 16 bytes a lane.
+// converted once. What lanes find together they find by halving: of the values that a lane has, it
+// sends half to its neighbour and keeps the other half.
+//
+// K: a warp owns 16 channels of all rows, so that minimum and maximum over rows stay in the warp;
+// codes, 8 of a row at a time, meet those of the other channels of their words in shared memory,
+// and are transposed bit by bit. V: a warp owns the rows that share words, each thread whole half
+// words, and lanes of a row its range, its gate and its parameters; nothing waits for other warps.
+// Words pass through shared memory, so that pages are written by 16 bytes a lane.
 //
 // Bytes moved per token and head at head_dim 128, 2 bits: 512 read, 74 written. Compiled with
 // --fmad=false: equal bytes to the CPU.
@@ -15,140 +19,24 @@
 
 #include "kernels/codec/code_items.cuh"
 #include "kernels/codec/code_steps_math.h"
+#include "kernels/codec/direct_rows.cuh"
 #include "kernels/codec/layer_encode.h"
+#include "kernels/codec/least_over_lanes.cuh"
 #include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 
 namespace pkv {
 namespace {
 
-constexpr int kRows = 4;       // of a thread
-constexpr int kOctet = 8;      // channels of a thread
 constexpr int kMaxGroups = 4;  // groups of 32 of 128
 constexpr int kTileWords = 4;  // words between the row tiles of a staged matrix, against conflicts
-
-// How the CTA's threads share a tile.
-template <int kHeadDim>
-struct Tile {
-  static constexpr int kLanes = kHeadDim / kOctet;  // of a row
-  static constexpr int kRowsPerLoad = 32 / kLanes;  // rows of a warp at a time
-  static constexpr int kThreads = kBlockTokens / kRows * kLanes;
-  static constexpr int kWarps = kThreads / 32;
-  static constexpr int kWarpRows = kRows * kRowsPerLoad;
-
-  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
-  __device__ static int warp() { return thread() / 32; }
-  // The lane's octet of the row, and which of the rows loaded at a time.
-  __device__ static int octet() { return thread() % kLanes; }
-  __device__ static int sub() { return thread() % 32 / kLanes; }
-};
 
 template <int kHeadDim, int kBits>
 constexpr int kTileCodeWords = 16 * kHeadDim* kBits / 32;
 
-struct Octet {
-  float values[kOctet];
-};
-
-__device__ uint4 LoadStreaming(const uint16_t* at) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(at));
-  return v;
-}
-
-__device__ Octet ToFloats(const uint4& bits) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-  Octet out;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[i]));
-    out.values[2 * i] = pair.x;
-    out.values[2 * i + 1] = pair.y;
-  }
-  return out;
-}
-
-// Keeps the largest magnitude of each half; NaN stays.
-__device__ void KeepLargest(const uint4& bits, __half2& largest) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    largest = __hmax2_nan(largest, __habs2(reinterpret_cast<const __half2&>(words[i])));
-  }
-}
-
-// A thread's rows as they stand in memory. `slot_of(i)` is the slot of row i.
-struct LoadedRows {
-  uint4 bits[kRows];
-  int ids[kRows];
-
-  template <typename SlotOf>
-  __device__ void Load(const SlotRows& source, int channel, const SlotOf& slot_of) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = slot_of(i);  // DirectEncodeCovers(): no slots but the rows themselves
-      bits[i] = LoadStreaming(source.rows + row * source.head_dim + channel);
-      ids[i] = source.ids == nullptr ? kRawPatternId : source.ids[row];
-    }
-  }
-
-  // Less its pattern.
-  __device__ Octet Residual(const SlotRows& source, int channel, int i) const {
-    Octet row = ToFloats(bits[i]);
-    if (ids[i] == kRawPatternId) return row;
-    const uint16_t* at = source.patterns + ids[i] * source.head_dim + channel;
-    const Octet pattern = ToFloats(*reinterpret_cast<const uint4*>(at));
-#pragma unroll
-    for (int j = 0; j < kOctet; ++j) row.values[j] = row.values[j] - pattern.values[j];
-    return row;
-  }
-
-  __device__ void CheckFinite(uint32_t* has_non_finite) const {
-    __half2 largest = __float2half2_rn(0.0f);
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) KeepLargest(bits[i], largest);
-    const auto magnitudes = reinterpret_cast<const uint32_t&>(largest);
-    const bool is_finite =
-        (magnitudes & 0x7fffu) < 0x7c00u && (magnitudes >> 16 & 0x7fffu) < 0x7c00u;
-    if (!is_finite && has_non_finite != nullptr) *has_non_finite = 1;
-  }
-};
-
-// The lanes of this lane's row.
-template <int kLanes>
-__device__ unsigned RowMask() {
-  return ((1u << kLanes) - 1u) << (threadIdx.x % 32 / kLanes * kLanes);
-}
-
-__device__ float2 RangeOf(const Octet& row) {
-  float low = row.values[0], high = low;
-#pragma unroll
-  for (int j = 1; j < kOctet; ++j) {
-    low = fminf(low, row.values[j]);
-    high = fmaxf(high, row.values[j]);
-  }
-  return make_float2(low, high);
-}
-__device__ float2 RangeOf(const uint4& bits) {
-  const auto half2_of = [](const uint32_t& word) { return reinterpret_cast<const __half2&>(word); };
-  const __half2 low = __hmin2(__hmin2(half2_of(bits.x), half2_of(bits.y)),
-                              __hmin2(half2_of(bits.z), half2_of(bits.w)));
-  const __half2 high = __hmax2(__hmax2(half2_of(bits.x), half2_of(bits.y)),
-                               __hmax2(half2_of(bits.z), half2_of(bits.w)));
-  return make_float2(__half2float(__hmin(low.x, low.y)), __half2float(__hmax(high.x, high.y)));
-}
-
-// Over kLanes neighbouring lanes. All lanes of `mask` come together.
-template <int kLanes>
-__device__ float2 Reduced(float2 range, unsigned mask) {
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-    range.x = fminf(range.x, __shfl_xor_sync(mask, range.x, step));
-    range.y = fmaxf(range.y, __shfl_xor_sync(mask, range.y, step));
-  }
-  return range;
+// A range in fp32 tells of values that are not finite: its minima let NaN through.
+__device__ void CheckFinite(float low, float high, uint32_t* has_non_finite) {
+  if (!(high - low < INFINITY) && has_non_finite != nullptr) *has_non_finite = 1;
 }
 
 // The CPU keeps the first of equal values, and 0 and -0 are equal. The machine's minimum is -0
@@ -164,18 +52,19 @@ __device__ float SignedLikeFirstZero(float low, int count, const ValueAt& value_
 }
 
 // Copies 16-byte pieces; staged codes have kTileWords more words a row tile.
-template <int kThreads, int kBytes>
+template <int kNumThreads, int kBytes>
 __device__ void CopyOut(std::byte* out, const void* staged) {
-  static_assert(kBytes <= 16 * kThreads);
-  const int i = static_cast<int>(threadIdx.x);
-  if (i < kBytes / 16) reinterpret_cast<uint4*>(out)[i] = static_cast<const uint4*>(staged)[i];
+  static_assert(kBytes <= 16 * kNumThreads);
+  if (Thread() < kBytes / 16) {
+    reinterpret_cast<uint4*>(out)[Thread()] = static_cast<const uint4*>(staged)[Thread()];
+  }
 }
-template <int kThreads, int kTileCodes, int kCodes>
+template <int kNumThreads, int kTileCodes, int kCodes>
 __device__ void CopyCodesOut(std::byte* out, const uint32_t* staged) {
 #pragma unroll
-  for (int first = 0; first < kCodes; first += 4 * kThreads) {
-    const int i = first + 4 * static_cast<int>(threadIdx.x);
-    if (kCodes % (4 * kThreads) != 0 && i >= kCodes) break;
+  for (int first = 0; first < kCodes; first += 4 * kNumThreads) {
+    const int i = first + 4 * Thread();
+    if (kCodes % (4 * kNumThreads) != 0 && i >= kCodes) break;
     reinterpret_cast<uint4*>(out)[i / 4] =
         *reinterpret_cast<const uint4*>(staged + i + i / kTileCodes * kTileWords);
   }
@@ -185,37 +74,41 @@ struct alignas(16) Staged {
   Float16Bits scales[kMaxGroups * kBlockTokens];
   Float16Bits zeros[kMaxGroups * kBlockTokens];
   uint8_t ids[kBlockTokens];
-
-  __device__ void Put(int scale_at, Float16Bits scale, int zero_at, Float16Bits zero) {
-    scales[scale_at] = scale;
-    zeros[zero_at] = zero;
-  }
 };
 
-// CodeSteps as one 16-byte value.
 template <int kBits>
-__device__ float4 Steps(GroupParams params) {
-  const CodeSteps steps =
-      MakeCodeSteps(StoredToFloat(params.scale), StoredToFloat(params.zero), kBits);
-  return make_float4(steps.zero, steps.inverse, steps.residue, 0.0f);
+__device__ CodeSteps StepsOf(GroupParams params) {
+  return MakeCodeSteps(StoredToFloat(params.scale), StoredToFloat(params.zero), kBits);
+}
+
+// Codes of kBits, packed from the lowest bits on, come as sums of numbers on kCodeBase: what the
+// bases of `count` of them add up to.
+template <int kBits>
+__device__ constexpr uint32_t PackedBases(int count) {
+  uint32_t sum = 0;
+  for (int i = 0; i < count; ++i) sum += kCodeBase << (kBits * i);
+  return sum;
 }
 
 template <int kHeadDim, int kBits>
 struct alignas(16) KeyShared {
   static constexpr int kItemBytes = kHeadDim * kBits / 8;  // of a row
-  static constexpr int kPadBytes = 16;                     // every 16 rows
-  float2 ranges[Tile<kHeadDim>::kWarps][kHeadDim];
+  static constexpr int kPadBytes = 16;                     // every 4 rows, against conflicts
   float4 steps[kMaxGroups][kHeadDim];
-  std::byte items[kBlockTokens * kItemBytes + 8 * kPadBytes];
+  std::byte items[kBlockTokens * kItemBytes + kBlockTokens / 4 * kPadBytes];
   uint32_t codes[8 * (kTileCodeWords<kHeadDim, kBits> + kTileWords)];
   Staged staged;
+
+  __device__ std::byte* Row(int slot) {
+    return items + slot * kItemBytes + (slot >> 2) * kPadBytes;
+  }
 };
 
-// What a CTA does with K of one head of one block, in this order, with a barrier after each step.
+// What a CTA does with K of one head of one block. Two lanes of a warp share a row.
 template <int kHeadDim, int kBits, int kGroup>
 struct KeyEncoder {
-  using T = Tile<kHeadDim>;
   using Shared = KeyShared<kHeadDim, kBits>;
+  static constexpr int kGroups = kBlockTokens / kGroup, kGroupRows = kRows / kGroups;
   static constexpr int kColumns = 128 / kBits;  // that share words
   static constexpr int kTileWordsStaged = kTileCodeWords<kHeadDim, kBits> + kTileWords;
 
@@ -231,97 +124,89 @@ struct KeyEncoder {
         first_slot(launch.FirstSlot(block)),
         shared(cta) {}
 
-  __device__ int Slot(int i) const {
-    return T::warp() * T::kWarpRows + i * T::kRowsPerLoad + T::sub();
-  }
-  __device__ static constexpr int group_tokens() { return kGroup; }
+  __device__ static int Slot(int i) { return 16 * i + Lane() / 2; }
+  __device__ static int FirstChannel() { return 16 * Warp() + kOctet * (Lane() % 2); }
 
-  // Channel j of an octet stands at j * kLanes + octet, so that a warp's accesses are contiguous.
-  __device__ void PutRanges() {
-    LoadedRows loaded;
-    loaded.Load(source, T::octet() * kOctet, [&](int i) { return Slot(i); });
-    loaded.CheckFinite(args.has_non_finite);
+  __device__ void TakeRows() {
+    LoadedRows<kHeadDim, 16> loaded;
+    loaded.Load(source, Slot(0), FirstChannel());
+    // Sinks have no part in ranges.
+    if (first_slot > 0) loaded.CheckFinite(args.has_non_finite);
+    loaded.TakeResiduals(source, FirstChannel(), rows);
+  }
+
+  // Of a group, this lane finds the least value of one channel, or the largest.
+  __device__ void PutParams(int group) {
+    Numbers<2 * kOctet> least;
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) rows[i] = loaded.Residual(source, T::octet() * kOctet, i);
+    for (float& x : least.x) x = INFINITY;
 #pragma unroll
-    for (int j = 0; j < kOctet; ++j) {
-      float low = INFINITY, high = -INFINITY;
+    for (int i = 0; i < kGroupRows; ++i) {
+      const Octet& row = rows[group * kGroupRows + i];
+      if (first_slot > 0 && Slot(group * kGroupRows + i) < first_slot) continue;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        if (Slot(i) < first_slot) continue;
-        low = fminf(low, rows[i].values[j]);
-        high = fmaxf(high, rows[i].values[j]);
+      for (int j = 0; j < kOctet; ++j) {
+        least.x[2 * j] = Least(least.x[2 * j], row.x[j]);
+        least.x[2 * j + 1] = Least(least.x[2 * j + 1], -row.x[j]);
       }
-#pragma unroll
-      for (int step = T::kLanes; step < 32; step *= 2) {
-        low = fminf(low, __shfl_xor_sync(~0u, low, step));
-        high = fmaxf(high, __shfl_xor_sync(~0u, high, step));
-      }
-      if (T::sub() == 0)
-        shared.ranges[T::warp()][j * T::kLanes + T::octet()] = make_float2(low, high);
+    }
+    const float own = LeastOverLanes<16, 2>(least).x[0];
+    const float other = __shfl_xor_sync(~0u, own, 2);
+    const bool is_high = Lane() / 2 % 2 != 0;
+    const float low = is_high ? other : own, high = is_high ? -own : -other;
+    CheckFinite(low, high, args.has_non_finite);
+    const int channel = FirstChannel() + Lane() / 4;
+    const GroupParams params = ParamsOf(group, channel, low, high);
+    const int at = group * kHeadDim + ColumnPosition(channel, kHeadDim);
+    if (is_high) {
+      shared.staged.zeros[at] = params.zero;
+    } else {
+      const CodeSteps steps = StepsOf<kBits>(params);
+      shared.staged.scales[at] = params.scale;
+      shared.steps[group][channel] = make_float4(steps.zero, steps.inverse, steps.residue, 0.0f);
     }
   }
 
-  __device__ GroupParams ParamsOf(int group, int channel) const {
-    const int place = channel % kOctet * T::kLanes + channel / kOctet;
-    const int warps = group_tokens() / T::kWarpRows;
-    float low = INFINITY, high = -INFINITY;
-    for (int w = group * warps; w < (group + 1) * warps; ++w) {
-      low = fminf(low, shared.ranges[w][place].x);
-      high = fmaxf(high, shared.ranges[w][place].y);
-    }
-    const int begin = max(group * group_tokens(), first_slot);
-    const int count = (group + 1) * group_tokens() - begin;
+  __device__ GroupParams ParamsOf(int group, int channel, float low, float high) const {
+    const int begin = max(group * kGroup, first_slot), count = (group + 1) * kGroup - begin;
     if (count <= 0) return {};
     low =
         SignedLikeFirstZero(low, count, [&](int t) { return source.Residual(begin + t, channel); });
     return GroupParamsOf<kBits>(low, high);
   }
 
-  __device__ void PutParams() {
-    for (int i = T::thread(); i < kBlockTokens / group_tokens() * kHeadDim; i += T::kThreads) {
-      const int group = i / kHeadDim, channel = i % kHeadDim;
-      const GroupParams params = ParamsOf(group, channel);
-      shared.staged.Put(group * kHeadDim + ColumnPosition(channel, kHeadDim), params.scale,
-                        group * kHeadDim + ColumnPosition(channel, kHeadDim), params.zero);
-      shared.steps[group][channel % kOctet * T::kLanes + channel / kOctet] = Steps<kBits>(params);
-    }
-    if (source.ids != nullptr && T::thread() < kBlockTokens) {
-      shared.staged.ids[RowPosition(T::thread(), kBlockTokens)] =
-          static_cast<uint8_t>(source.Id(T::thread()));
-    }
-  }
-
   __device__ void PutItems() {
-    uint32_t items[kRows] = {};
-    const float4* steps = shared.steps[T::warp() * T::kWarpRows / group_tokens()];
+    uint32_t items[kRows];
+#pragma unroll
+    for (uint32_t& item : items) item = 0u - PackedBases<kBits>(kOctet);
 #pragma unroll
     for (int j = 0; j < kOctet; ++j) {
-      const float4 s = steps[j * T::kLanes + T::octet()];
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const uint32_t bits = CodeBitsOnBase<kBits>(rows[i].values[j], {s.x, s.y, s.z});
-        items[i] += (bits - kCodeBase) << (kBits * j);
+      for (int group = 0; group < kGroups; ++group) {
+        const float4 s = shared.steps[group][FirstChannel() + j];
+#pragma unroll
+        for (int i = group * kGroupRows; i < (group + 1) * kGroupRows; ++i) {
+          items[i] += CodeBitsOnBase<kBits>(rows[i].x[j], {s.x, s.y, s.z}) << (kBits * j);
+        }
       }
     }
     using Item = std::conditional_t<kBits == 2, uint16_t, uint32_t>;
+    std::byte* first = shared.Row(Slot(0)) + FirstChannel() / kOctet * sizeof(Item);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int slot = Slot(i);
-      std::byte* row = shared.items + slot * Shared::kItemBytes + slot / 16 * Shared::kPadBytes;
-      reinterpret_cast<Item*>(row)[T::octet()] =
-          slot < first_slot ? 0 : static_cast<Item>(items[i]);
+      if (first_slot > 0 && Slot(i) < first_slot) items[i] = 0;
+      *reinterpret_cast<Item*>(first + i * (16 * Shared::kItemBytes + 4 * Shared::kPadBytes)) =
+          static_cast<Item>(items[i]);
     }
   }
 
   // Four words of one row at a time: those of kColumns columns.
   __device__ void PutWords() {
     constexpr int kParts = kHeadDim / kColumns;
-    for (int i = T::thread(); i < kBlockTokens * kParts; i += T::kThreads) {
+    for (int i = Thread(); i < kBlockTokens * kParts; i += kThreads<kHeadDim>) {
       const int tile = i % 8, row_in_tile = i / 8 % 2 * 8 + i / (16 * kParts);
       const int part = i / 16 % kParts, slot = tile * 16 + row_in_tile;
-      const std::byte* row = shared.items + slot * Shared::kItemBytes + tile * Shared::kPadBytes;
-      const uint4 loaded = reinterpret_cast<const uint4*>(row)[part];
+      const uint4 loaded = reinterpret_cast<const uint4*>(shared.Row(slot))[part];
       uint32_t words[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
       if constexpr (kBits == 2) {
         TransposeItems2(words);
@@ -333,17 +218,21 @@ struct KeyEncoder {
 #pragma unroll
       for (int q = 0; q < 4; ++q) shared.codes[tile * kTileWordsStaged + at + q * next] = words[q];
     }
+    if (source.ids != nullptr && Thread() < kBlockTokens) {
+      shared.staged.ids[RowPosition(Thread(), kBlockTokens)] =
+          static_cast<uint8_t>(source.Id(Thread()));
+    }
   }
 
   __device__ void CopyOutAll(std::byte* out) const {
-    constexpr int kWords = 8 * kTileCodeWords<kHeadDim, kBits>;
-    CopyCodesOut<T::kThreads, kTileCodeWords<kHeadDim, kBits>, kWords>(out + args.layout.k_codes,
-                                                                       shared.codes);
-    constexpr int kParamsBytes = kBlockTokens / group_tokens() * kHeadDim * 2;
-    CopyOut<T::kThreads, kParamsBytes>(out + args.layout.k_scales, shared.staged.scales);
-    CopyOut<T::kThreads, kParamsBytes>(out + args.layout.k_zeros, shared.staged.zeros);
-    if (source.ids != nullptr)
-      CopyOut<T::kThreads, kBlockTokens>(out + args.layout.k_ids, shared.staged.ids);
+    constexpr int kN = kThreads<kHeadDim>, kTile = kTileCodeWords<kHeadDim, kBits>;
+    CopyCodesOut<kN, kTile, 8 * kTile>(out + args.layout.k_codes, shared.codes);
+    constexpr int kParamsBytes = kGroups * kHeadDim * 2;
+    CopyOut<kN, kParamsBytes>(out + args.layout.k_scales, shared.staged.scales);
+    CopyOut<kN, kParamsBytes>(out + args.layout.k_zeros, shared.staged.zeros);
+    if (source.ids != nullptr) {
+      CopyOut<kN, kBlockTokens>(out + args.layout.k_ids, shared.staged.ids);
+    }
   }
 };
 
@@ -351,10 +240,10 @@ template <int kHeadDim, int kBits, int kGroup>
 __device__ void EncodeKeys(const LayerEncodeArgs& args, int block, int head,
                            KeyShared<kHeadDim, kBits>& shared) {
   KeyEncoder<kHeadDim, kBits, kGroup> encoder(args, block, head, shared);
-  encoder.PutRanges();
-  __syncthreads();
-  encoder.PutParams();
-  __syncthreads();
+  encoder.TakeRows();
+#pragma unroll
+  for (int group = 0; group < kBlockTokens / kGroup; ++group) encoder.PutParams(group);
+  __syncwarp();
   encoder.PutItems();
   __syncthreads();
   encoder.PutWords();
@@ -364,18 +253,28 @@ __device__ void EncodeKeys(const LayerEncodeArgs& args, int block, int head,
 
 template <int kHeadDim, int kBits>
 struct alignas(16) ValueShared {
-  float2 ranges[kMaxGroups][kBlockTokens];
-  float4 steps[kMaxGroups][kBlockTokens];
   uint32_t codes[kHeadDim / 16 * (kTileCodeWords<kBlockTokens, kBits> + kTileWords)];
-  uint8_t ids[kBlockTokens];  // by row, gated
   Staged staged;
 };
 
-// The same for V. Rows of a thread are 8 slots apart: four consecutive pairs of a word.
+// The same for V. Rows of a thread are 8 slots apart: consecutive pairs of words.
 template <int kHeadDim, int kBits, int kGroup>
 struct ValueEncoder {
-  using T = Tile<kHeadDim>;
+  static constexpr int kLanes = kHeadDim / kOctet;  // of a row
+  static constexpr int kChannels = kGroup < kHeadDim ? kGroup : kHeadDim;
+  static constexpr int kGroupLanes = kChannels / kOctet;
+  // Of the kRows rows that lanes have together each finds the parameters of these.
+  static constexpr int kOwnRows = kRows > kGroupLanes ? kRows / kGroupLanes : 1;
   static constexpr int kTileWordsStaged = kTileCodeWords<kBlockTokens, kBits> + kTileWords;
+
+  using Loaded = LoadedRows<kHeadDim, 8>;
+  struct Ranges {
+    Numbers<kOwnRows> low, high;  // `high` is negative
+  };
+  struct Own {
+    CodeSteps steps[kOwnRows];
+    bool accepts[kOwnRows];
+  };
 
   const LayerEncodeArgs& args;
   SlotRows source;
@@ -389,107 +288,150 @@ struct ValueEncoder {
         source(SlotRows::Values(launch, block, head)),
         first_slot(launch.FirstSlot(block)),
         shared(cta) {
-    const int warp = T::warp(), q = warp % 4;
-    const int quarter = 2 * (warp / 4 % 2) + (kHeadDim == 128 ? warp / 8 : T::sub() / 2);
-    slot0 = 32 * quarter + 2 * q + T::sub() % 2;
+    const int sub = Lane() / kLanes, half = kHeadDim == 128 ? Warp() / 4 : sub / 2;
+    slot0 = 64 * half + 2 * (Warp() % 4) + sub % 2;
   }
 
   __device__ int Slot(int i) const { return slot0 + 8 * i; }
-  __device__ static constexpr int channels() { return kGroup < kHeadDim ? kGroup : kHeadDim; }
-  __device__ int group() const { return T::octet() * kOctet / channels(); }
+  __device__ static int FirstChannel() { return Lane() % kLanes * kOctet; }
+  __device__ static int Group() { return FirstChannel() / kChannels; }
+  __device__ static int OwnRow(int n) { return Lane() % kGroupLanes * kRows / kGroupLanes + n; }
 
-  // Whether the gate lets a pattern be subtracted. The lanes of a row agree: they have one id.
-  __device__ bool Accepts(const uint4& bits, const Octet& flat) const {
-    const unsigned lanes = RowMask<T::kLanes>();
-    const float2 of_raw = Reduced<T::kLanes>(RangeOf(bits), lanes);
-    const float2 of_flat = Reduced<T::kLanes>(RangeOf(flat), lanes);
-    return ZTestAccepts(of_flat.y - of_flat.x, of_raw.y - of_raw.x, args.gate_threshold);
+  __device__ Ranges RangesOfRaw(const Loaded& loaded) const {
+    Numbers<kRows, __half2> least;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) least.x[i] = RangeOf(loaded.bits[i]);
+    const auto own = LeastOverLanes<kGroupLanes, 1>(least);
+    Ranges out;
+#pragma unroll
+    for (int n = 0; n < kOwnRows; ++n) {
+      const float2 pair = __half22float2(own.x[n]);
+      out.low.x[n] = pair.x;
+      out.high.x[n] = pair.y;
+    }
+    return out;
   }
 
-  __device__ void PutRanges() {
-    LoadedRows loaded;
-    loaded.Load(source, T::octet() * kOctet, [&](int i) { return Slot(i); });
-    loaded.CheckFinite(args.has_non_finite);
-    constexpr int kGroupLanes = channels() / kOctet;
+  __device__ Ranges RangesOfRows() const {
+    Numbers<kRows> low, high;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      rows[i] = loaded.Residual(source, T::octet() * kOctet, i);
-      if (args.gate_v != Gate::kNone && loaded.ids[i] != kRawPatternId &&
-          !Accepts(loaded.bits[i], rows[i])) {
-        rows[i] = ToFloats(loaded.bits[i]);
-        loaded.ids[i] = kRawPatternId;
-      }
-      const float2 range = Reduced<kGroupLanes>(RangeOf(rows[i]), ~0u);
-      if (T::octet() % kGroupLanes == 0) shared.ranges[group()][Slot(i)] = range;
-      if (T::octet() == 0) {
-        shared.ids[Slot(i)] = static_cast<uint8_t>(loaded.ids[i]);
+      low.x[i] = high.x[i] = INFINITY;
+#pragma unroll
+      for (const float x : rows[i].x) {
+        low.x[i] = Least(low.x[i], x);
+        high.x[i] = Least(high.x[i], -x);
       }
     }
+    return {LeastOverLanes<kGroupLanes, 1>(low), LeastOverLanes<kGroupLanes, 1>(high)};
   }
 
-  __device__ void PutParams() {
-    if (source.ids != nullptr) source.ids = shared.ids;
-    for (int i = T::thread(); i < kHeadDim / channels() * kBlockTokens; i += T::kThreads) {
-      const int of_group = i / kBlockTokens, slot = i % kBlockTokens;
-      GroupParams params;
-      if (slot >= first_slot) {
-        const float2 range = shared.ranges[of_group][slot];
-        const float low = SignedLikeFirstZero(range.x, channels(), [&](int c) {
-          return source.Residual(slot, of_group * channels() + c);
-        });
-        params = GroupParamsOf<kBits>(low, range.y);
+  // The width of an own row, of all its groups.
+  __device__ static float Width(const Ranges& ranges, int n) {
+    float low = ranges.low.x[n], high = ranges.high.x[n];
+#pragma unroll
+    for (int step = kGroupLanes; step < kLanes; step *= 2) {
+      low = Least(low, __shfl_xor_sync(~0u, low, step));
+      high = Least(high, __shfl_xor_sync(~0u, high, step));
+    }
+    return -high - low;
+  }
+
+  __device__ Own TakeRows(Loaded& loaded) {
+    loaded.Load(source, slot0, FirstChannel());
+    loaded.CheckFinite(args.has_non_finite);
+    const Ranges raw = RangesOfRaw(loaded);
+    loaded.TakeResiduals(source, FirstChannel(), rows);
+    Own own;
+    if (source.ids == nullptr) {
+#pragma unroll
+      for (int n = 0; n < kOwnRows; ++n) {
+        PutParams(n, raw.low.x[n], raw.high.x[n], kRawPatternId, own);
       }
-      const int at = of_group * kBlockTokens;
-      shared.staged.Put(at + RowPosition(slot, kBlockTokens), params.scale,
-                        at + ColumnPosition(slot, kBlockTokens), params.zero);
-      shared.steps[of_group][slot] = Steps<kBits>(params);
+      return own;
     }
-    if (source.ids != nullptr && T::thread() < kBlockTokens) {
-      shared.staged.ids[ColumnPosition(T::thread(), kBlockTokens)] =
-          static_cast<uint8_t>(source.Id(T::thread()));
+    const Ranges flat = RangesOfRows();
+#pragma unroll
+    for (int n = 0; n < kOwnRows; ++n) {
+      int id = source.ids[Slot(OwnRow(n))];
+      if (args.gate_v != Gate::kNone &&
+          !ZTestAccepts(Width(flat, n), Width(raw, n), args.gate_threshold)) {
+        id = kRawPatternId;
+      }
+      const bool is_flat = id != kRawPatternId;
+      PutParams(n, is_flat ? flat.low.x[n] : raw.low.x[n], is_flat ? flat.high.x[n] : raw.high.x[n],
+                id, own);
+      shared.staged.ids[ColumnPosition(Slot(OwnRow(n)), kBlockTokens)] = static_cast<uint8_t>(id);
     }
+    return own;
+  }
+
+  // Lanes that find the same put the same.
+  __device__ void PutParams(int n, float least, float negative_largest, int id, Own& own) {
+    const int slot = Slot(OwnRow(n));
+    GroupParams params;
+    if (slot >= first_slot) {
+      const float low = SignedLikeFirstZero(least, kChannels, [&](int c) {
+        const int channel = Group() * kChannels + c;
+        const float value = StoredToFloat(source.Row(slot)[channel]);
+        if (id == kRawPatternId) return value;
+        return value - StoredToFloat(source.patterns[id * kHeadDim + channel]);
+      });
+      params = GroupParamsOf<kBits>(low, -negative_largest);
+    }
+    shared.staged.scales[Group() * kBlockTokens + RowPosition(slot, kBlockTokens)] = params.scale;
+    shared.staged.zeros[Group() * kBlockTokens + ColumnPosition(slot, kBlockTokens)] = params.zero;
+    own.steps[n] = StepsOf<kBits>(params);
+    own.accepts[n] = id != kRawPatternId;
   }
 
   // Sinks have steps of scale 0, and so code 0.
-  __device__ void PutWords() {
-    uint32_t parts[kOctet] = {};
+  __device__ void PutWords(const Loaded& loaded, const Own& own) {
+    uint32_t accepted[kOwnRows];
+#pragma unroll
+    for (int n = 0; n < kOwnRows; ++n) accepted[n] = __ballot_sync(~0u, own.accepts[n]);
+    uint32_t parts[kOctet];
+#pragma unroll
+    for (uint32_t& part : parts) part = 0u - PackedBases<kBits>(kRows);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const float4 s = shared.steps[group()][Slot(i)];
+      const int n = i % kOwnRows, from = i * kGroupLanes / kRows;  // of the lanes of the group
+      const CodeSteps steps = {__shfl_sync(~0u, own.steps[n].zero, from, kGroupLanes),
+                               __shfl_sync(~0u, own.steps[n].inverse, from, kGroupLanes),
+                               __shfl_sync(~0u, own.steps[n].residue, from, kGroupLanes)};
+      const bool is_flat = (accepted[n] >> (Lane() / kGroupLanes * kGroupLanes + from) & 1) != 0;
+      if (!is_flat && loaded.ids[i] != kRawPatternId) rows[i] = ToFloats(loaded.bits[i]);
 #pragma unroll
       for (int j = 0; j < kOctet; ++j) {
-        const uint32_t bits = CodeBitsOnBase<kBits>(rows[i].values[j], {s.x, s.y, s.z});
-        parts[j] += (bits - kCodeBase) << (kBits * i);
+        parts[j] += CodeBitsOnBase<kBits>(rows[i].x[j], steps) << (kBits * i);
       }
     }
-    // A thread's channels are one half of a row tile, its slots from `slot0 - element` on in a
-    // word.
-    constexpr int kRowWords = LocateCode(1, 0, kBlockTokens, kBits).word_index;
-    const int row = T::octet() % 2 * kOctet, tile = T::octet() / 2, element = slot0 % 2;
-    const CodePosition at = LocateCode(row, slot0 - element, kBlockTokens, kBits);
-    uint32_t* words = shared.codes + tile * kTileWordsStaged + at.word_index;
-    // The pairs of an element fill 16 bits; our first one stands at at.shift.
-    auto* bytes = reinterpret_cast<uint8_t*>(words) + 2 * element + at.shift / 8;
+    // A thread's channels are one half of a row tile; its slots fill the half words of an element.
+    constexpr int kColumns = 128 / kBits,
+                  kRowWords = LocateCode(1, 0, kBlockTokens, kBits).word_index;
+    const int octet = FirstChannel() / kOctet, element = slot0 % 2;
+    uint32_t* tile = shared.codes + octet / 2 * kTileWordsStaged;
 #pragma unroll
-    for (int j = 0; j < kOctet; ++j) {
-      uint8_t* byte = bytes + j * kRowWords * static_cast<int>(sizeof(uint32_t));
-      if constexpr (kBits == 2) {
-        *byte = static_cast<uint8_t>(parts[j]);
-      } else {
-        *reinterpret_cast<uint16_t*>(byte) = static_cast<uint16_t>(parts[j]);
+    for (int word = 0; word < kRows * kBits / 16; ++word) {
+      const int column = slot0 - element + word * kColumns;
+      const int at = LocateCode(octet % 2 * kOctet, column, kBlockTokens, kBits).word_index;
+      auto* halves = reinterpret_cast<uint16_t*>(tile + at) + element;
+#pragma unroll
+      for (int j = 0; j < kOctet; ++j) {
+        halves[j * kRowWords * 2] = static_cast<uint16_t>(parts[j] >> (16 * word));
       }
     }
   }
 
   __device__ void CopyOutAll(std::byte* out) const {
-    constexpr int kTileWordsOut = kTileCodeWords<kBlockTokens, kBits>;
-    CopyCodesOut<T::kThreads, kTileWordsOut, kHeadDim / 16 * kTileWordsOut>(
-        out + args.layout.v_codes, shared.codes);
-    constexpr int kParamsBytes = kHeadDim / channels() * kBlockTokens * 2;
-    CopyOut<T::kThreads, kParamsBytes>(out + args.layout.v_scales, shared.staged.scales);
-    CopyOut<T::kThreads, kParamsBytes>(out + args.layout.v_zeros, shared.staged.zeros);
-    if (source.ids != nullptr)
-      CopyOut<T::kThreads, kBlockTokens>(out + args.layout.v_ids, shared.staged.ids);
+    constexpr int kN = kThreads<kHeadDim>, kTile = kTileCodeWords<kBlockTokens, kBits>;
+    CopyCodesOut<kN, kTile, kHeadDim / 16 * kTile>(out + args.layout.v_codes, shared.codes);
+    constexpr int kParamsBytes = kHeadDim / kChannels * kBlockTokens * 2;
+    CopyOut<kN, kParamsBytes>(out + args.layout.v_scales, shared.staged.scales);
+    CopyOut<kN, kParamsBytes>(out + args.layout.v_zeros, shared.staged.zeros);
+    if (source.ids != nullptr) {
+      CopyOut<kN, kBlockTokens>(out + args.layout.v_ids, shared.staged.ids);
+    }
   }
 };
 
@@ -497,17 +439,15 @@ template <int kHeadDim, int kBits, int kGroup>
 __device__ void EncodeValues(const LayerEncodeArgs& args, int block, int head,
                              ValueShared<kHeadDim, kBits>& shared) {
   ValueEncoder<kHeadDim, kBits, kGroup> encoder(args, block, head, shared);
-  encoder.PutRanges();
-  __syncthreads();
-  encoder.PutParams();
-  __syncthreads();
-  encoder.PutWords();
+  LoadedRows<kHeadDim, 8> loaded;
+  const auto own = encoder.TakeRows(loaded);
+  encoder.PutWords(loaded, own);
   __syncthreads();
   encoder.CopyOutAll(args.HeadOf(block, head));
 }
 
 template <int kHeadDim, int kBitsK, int kBitsV, int kGroup>
-__global__ void __launch_bounds__(Tile<kHeadDim>::kThreads, 1024 / Tile<kHeadDim>::kThreads)
+__global__ void __launch_bounds__(kThreads<kHeadDim>, 512 / kThreads<kHeadDim>)
     DirectEncodeKernel(const __grid_constant__ LayerEncodeArgs args) {
   __shared__ union {
     KeyShared<kHeadDim, kBitsK> keys;
@@ -525,16 +465,16 @@ __global__ void __launch_bounds__(Tile<kHeadDim>::kThreads, 1024 / Tile<kHeadDim
 template <int kHeadDim, int kBitsK, int kBitsV>
 void LaunchGroups(const LayerEncodeArgs& args, cudaStream_t stream) {
   const dim3 grid(2 * args.num_blocks, args.num_kv_heads());
-  constexpr int kThreads = Tile<kHeadDim>::kThreads;
+  constexpr int kN = kThreads<kHeadDim>;
   switch (args.layout.encoding.k_group_tokens) {
     case 32:
-      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 32><<<grid, kThreads, 0, stream>>>(args);
+      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 32><<<grid, kN, 0, stream>>>(args);
       break;
     case 64:
-      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 64><<<grid, kThreads, 0, stream>>>(args);
+      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 64><<<grid, kN, 0, stream>>>(args);
       break;
     default:
-      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 128><<<grid, kThreads, 0, stream>>>(args);
+      DirectEncodeKernel<kHeadDim, kBitsK, kBitsV, 128><<<grid, kN, 0, stream>>>(args);
   }
 }
 
