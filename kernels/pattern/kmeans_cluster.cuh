@@ -15,19 +15,29 @@
 
 namespace pkv {
 
-inline constexpr int kClusterCtas = 8;
+// Instances for this many patterns at most: 32, 64, 256 (255). Beyond 64, sums in global memory.
+template <int kCapacity>
+inline constexpr bool kIsWide = kCapacity > 64;
+// Of six CTAs with a multiprocessor each an H200 has room for 17 clusters, of seven or eight for
+// 15, so that K and V of eight heads took two waves. Six hold the sample next to the sums of 32
+// patterns.
+inline constexpr int kMaxClusterCtas = 8;
+template <int kCapacity>
+inline constexpr int kClusterCtas = kCapacity == 32 ? 6 : kMaxClusterCtas;
 inline constexpr int kMineThreads = 256;
 inline constexpr int kMineWarps = kMineThreads / 32;
-inline constexpr int kCtaTokens = kMaxMinedTokens / kClusterCtas;
 // Patterns whose factors a warp keeps in registers while it goes through its tokens.
 inline constexpr int kChunkPatterns = 32;
 inline constexpr int kChunkTiles = kChunkPatterns / kMmaPatterns;
 inline constexpr int kTileTokens = 2 * kMmaTokens;
-inline constexpr int kTilesPerWarp = kCtaTokens / kTileTokens / kMineWarps;
-static_assert(kClusterCtas * kMineWarps * kTilesPerWarp * kTileTokens == kMaxMinedTokens);
-inline constexpr int kMaxPatternsOnChip = 64;  // more: sums in global memory
-inline constexpr int kListStep = 16;           // listed tokens that one product adds
-static_assert(kCtaTokens % kListStep == 0);
+constexpr int QuotientUp(int a, int b) { return (a + b - 1) / b; }
+template <int kCapacity>
+inline constexpr int kCtaTokens =
+    QuotientUp(kMaxMinedTokens, kClusterCtas<kCapacity>* kTileTokens) * kTileTokens;
+template <int kCapacity>
+inline constexpr int kTilesPerWarp = QuotientUp(kCtaTokens<kCapacity> / kTileTokens, kMineWarps);
+inline constexpr int kListStep = 16;  // listed tokens that one product adds
+static_assert(kTileTokens % kListStep == 0);
 inline constexpr int kMaxBankPatterns = 256;  // 255, rounded up to a chunk
 inline constexpr int kNoCluster = 255;
 
@@ -39,25 +49,25 @@ struct MineTask {
   float* moves;                  // [problem][iteration] largest move of a coordinate
   int* iterations;               // [problem] that were run: later ones would change nothing
   unsigned long long* farthest;  // [problem][CTA][kMaxBankPatterns]
-  // Beyond kMaxPatternsOnChip.
+  // Of wide instances.
   float* sums;      // [problem][CTA][kMaxBankPatterns][head_dim]
   int* counts;      // [problem][CTA][kMaxBankPatterns]
-  uint32_t* lists;  // [problem][CTA][kCtaTokens]
+  uint32_t* lists;  // [problem][CTA][kCtaTokens<kMaxBankPatterns>]
 };
 
-template <int kHeadDim, bool kWide>
+template <int kHeadDim, int kCapacity>
 struct MineShared {
-  static constexpr int kMaxPatterns = kWide ? kMaxBankPatterns : kMaxPatternsOnChip;
-  uint4 tokens[kCtaTokens * kHeadDim / 8];       // at SwizzledPiece()
-  uint4 centroids[kMaxPatterns * kHeadDim / 8];  // fp16, at PatternWord()
-  float biases[kMaxPatterns];                    // -|c|^2 / 2
-  // Of this CTA's tokens. kWide: in global memory.
-  float sums[kWide ? 4 : kMaxPatterns * kHeadDim];  // at SumPair()
-  int counts[kWide ? 4 : kMaxPatterns];
-  uint32_t list[kWide ? 4 : kCtaTokens];  // ListEntry()
-  uint16_t total_counts[kMaxPatterns];
-  uint16_t refill_tokens[kMaxPatterns];  // the n-th is for the n-th empty cluster
-  float moves[kClusterCtas * kMineWarps];
+  static constexpr bool kHasSums = !kIsWide<kCapacity>;
+  uint4 tokens[kCtaTokens<kCapacity> * kHeadDim / 8];  // at SwizzledPiece()
+  uint4 centroids[kCapacity * kHeadDim / 8];           // fp16, at PatternWord()
+  float biases[kCapacity];                             // -|c|^2 / 2
+  // Of this CTA's tokens. Wide: in global memory.
+  float sums[kHasSums ? kCapacity * kHeadDim : 4];  // at SumPair()
+  int counts[kHasSums ? kCapacity : 4];
+  uint32_t list[kHasSums ? kCtaTokens<kCapacity> : 4];  // ListEntry()
+  uint16_t total_counts[kCapacity];
+  uint16_t refill_tokens[kCapacity];          // the n-th is for the n-th empty cluster
+  float moves[kMaxClusterCtas * kMineWarps];  // 0 where there is no CTA
   int warp_changes[kMineWarps];
   unsigned long long warp_keys[kMineWarps];
 };
@@ -75,8 +85,9 @@ __device__ inline int SumPair(int pattern, int pair) {
 }
 
 inline constexpr int kSharedBytesLimit = 227 * 1024;
-static_assert(sizeof(MineShared<128, false>) <= kSharedBytesLimit);
-static_assert(sizeof(MineShared<128, true>) <= kSharedBytesLimit);
+static_assert(sizeof(MineShared<128, 32>) <= kSharedBytesLimit);
+static_assert(sizeof(MineShared<128, 64>) <= kSharedBytesLimit);
+static_assert(sizeof(MineShared<128, kMaxBankPatterns>) <= kSharedBytesLimit);
 
 __device__ inline float WarpSum(float value) {
 #pragma unroll
@@ -152,6 +163,7 @@ __device__ inline void CopyAsync(uint4* to, const uint16_t* from) {
 __device__ inline void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Where a thread works: a CTA's part of a problem.
+template <int kCapacity>
 struct MinePlace {
   int thread, lane, warp;
   int rank;  // of the CTA in its cluster
@@ -166,13 +178,13 @@ struct MinePlace {
         // Read from one lane, so that the compiler knows it for equal in all.
         warp(__shfl_sync(~0u, thread / 32, 0)),
         rank(cta_rank),
-        problem(static_cast<int>(blockIdx.x) / kClusterCtas),
+        problem(static_cast<int>(blockIdx.x) / kClusterCtas<kCapacity>),
         num_tokens(args.num_tokens),
         num_sampled(NumMinedTokens(num_tokens)) {
     const bool is_v = problem >= args.num_kv_heads;
     rows = (is_v ? args.v : args.k) + problem % args.num_kv_heads * args.head_stride;
     num_patterns = min(is_v ? args.num_patterns_v : args.num_patterns_k, num_sampled);
-    constexpr int kStep = kClusterCtas * kTileTokens;
+    constexpr int kStep = kClusterCtas<kCapacity> * kTileTokens;
     const int cta_tokens = (num_sampled + kStep - 1) / kStep * kTileTokens;
     first = rank * cta_tokens;
     num_own = max(0, min(cta_tokens, num_sampled - first));

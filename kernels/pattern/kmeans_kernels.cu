@@ -1,5 +1,5 @@
-// K-means that stays on chip: a cluster of eight CTAs keeps the sample of one (kv head, K or V) in
-// its shared memory for all iterations, 640 rows a CTA.
+// K-means that stays on chip: a cluster of six or eight CTAs keeps the sample of one (kv head, K or
+// V) in its shared memory for all iterations, 768 or 576 rows a CTA.
 //
 // An iteration: every warp scores 16 tokens against 32 patterns at a time on tensor cores; tokens
 // that change their cluster are listed; their rows, gathered, times +1 and -1 at the clusters that
@@ -31,12 +31,12 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-// One CTA's part of one problem. kWide: up to 255 patterns, with the sums of all CTAs in global
+// One CTA's part of one problem. kIsWide: up to 255 patterns, with the sums of all CTAs in global
 // memory; otherwise up to 64, each CTA with its own.
-template <int kHeadDim, bool kWide>
+template <int kHeadDim, int kCapacity>
 class Miner {
  public:
-  using Shared = MineShared<kHeadDim, kWide>;
+  using Shared = MineShared<kHeadDim, kCapacity>;
 
   __device__ Miner(const MineTask& task, Shared& shared)
       : task_(task),
@@ -44,7 +44,7 @@ class Miner {
         cluster_(cg::this_cluster()),
         place_(task.args, static_cast<int>(cluster_.block_rank())),
         num_chunks_((place_.num_patterns + kChunkPatterns - 1) / kChunkPatterns),
-        share_((place_.num_patterns + kClusterCtas - 1) / kClusterCtas) {
+        share_((place_.num_patterns + kClusterCtas<kCapacity> - 1) / kClusterCtas<kCapacity>) {
 #pragma unroll
     for (int& id : tiles_.ids) id = kNoCluster;
   }
@@ -52,6 +52,7 @@ class Miner {
   __device__ int num_patterns() const { return place_.num_patterns; }
 
   __device__ void Start() {
+    if (place_.thread < kMaxClusterCtas * kMineWarps) shared_.moves[place_.thread] = 0;
     for (int i = place_.thread; i < place_.num_own * kPieces; i += kMineThreads) {
       CopyAsync(shared_.tokens + SwizzledPiece(i / kPieces, i % kPieces, kPieces),
                 Row(place_.first + i / kPieces) + i % kPieces * 8);
@@ -96,7 +97,7 @@ class Miner {
   static constexpr int kSteps = kHeadDim / 16;
   static constexpr int kOwn = kOwnChannels<kHeadDim>;
   // A warp moves this many centroids: of a CTA's share of 255, or of 64.
-  static constexpr int kOwnPatterns = kWide ? 4 : 1;
+  static constexpr int kOwnPatterns = kIsWide<kCapacity> ? 4 : 1;
 
   __device__ const uint16_t* Row(int index) const {
     return place_.rows + int64_t{MinedToken(index, place_.num_tokens)} * kHeadDim;
@@ -105,19 +106,20 @@ class Miner {
 
   // Of this CTA's tokens.
   __device__ float* Sums(int rank) const {
-    if constexpr (!kWide) return shared_.sums;
+    if constexpr (!kIsWide<kCapacity>) return shared_.sums;
     return task_.sums +
-           (int64_t{place_.problem} * kClusterCtas + rank) * kMaxBankPatterns * kHeadDim;
+           (int64_t{place_.problem} * kClusterCtas<kCapacity> + rank) * kMaxBankPatterns * kHeadDim;
   }
   __device__ int* Counts(int rank) const {
-    if constexpr (!kWide) return shared_.counts;
-    return task_.counts + (place_.problem * kClusterCtas + rank) * kMaxBankPatterns;
+    if constexpr (!kIsWide<kCapacity>) return shared_.counts;
+    return task_.counts + (place_.problem * kClusterCtas<kCapacity> + rank) * kMaxBankPatterns;
   }
   __device__ float* Sums() const { return Sums(place_.rank); }
   __device__ int* Counts() const { return Counts(place_.rank); }
   __device__ uint32_t* List() const {
-    if constexpr (!kWide) return shared_.list;
-    return task_.lists + (place_.problem * kClusterCtas + place_.rank) * kCtaTokens;
+    if constexpr (!kIsWide<kCapacity>) return shared_.list;
+    return task_.lists +
+           (place_.problem * kClusterCtas<kCapacity> + place_.rank) * kCtaTokens<kCapacity>;
   }
 
   // Tokens at equal strides; zeros past the last pattern, where a bias keeps everything away.
@@ -164,7 +166,7 @@ class Miner {
   }
 
   __device__ void Assign() {
-    NearestSoFar best[kTilesPerWarp][4];
+    NearestSoFar best[kTilesPerWarp<kCapacity>][4];
     // Spelled out: nvcc 13.0 gives the members' initial values to the first row alone.
 #pragma unroll
     for (auto& of_tile : best) {
@@ -172,10 +174,10 @@ class Miner {
       for (NearestSoFar& of_token : of_tile) of_token = NearestSoFar{};
     }
     for (int chunk = 0; chunk < num_chunks_; ++chunk) ScoreChunk(chunk, best);
-    TileIds before = tiles_;
+    TileIds<kCapacity> before = tiles_;
     int num_changes = 0;
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
       if (place_.TileRow(tile) >= place_.num_own) continue;
       NearestPattern nearest[4];
 #pragma unroll
@@ -210,10 +212,10 @@ class Miner {
   }
 
   // All tokens, or those that change, twice, from list entry `first` on; and counts.
-  __device__ void ListTokens(const TileIds& before, bool all, int first) {
+  __device__ void ListTokens(const TileIds<kCapacity>& before, bool all, int first) {
     uint32_t* list = List();
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
       const int id = tiles_.ids[tile], old_id = before.ids[tile], row = OwnRow(tile);
       const uint32_t changes = __ballot_sync(~0u, id != old_id);
       if (all && HasToken(tile)) list[row] = ListEntry(row, id, false);
@@ -301,7 +303,7 @@ class Miner {
     return sign(entries.x) | sign(entries.y) << 16;
   }
 
-  __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp][4]) const {
+  __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp<kCapacity>][4]) const {
     const int row = place_.lane / 4;
     uint4 patterns[kChunkTiles][kSteps];
     float biases[kChunkTiles][2];
@@ -316,7 +318,7 @@ class Miner {
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
       if (place_.TileRow(tile) >= place_.num_own) continue;
       // Tiles one after another: their loads would take all registers.
       asm volatile("" ::: "memory");
@@ -372,7 +374,7 @@ class Miner {
     const int last = place_.num_patterns - 1;
     int count = 0;
 #pragma unroll
-    for (int rank = 0; rank < kClusterCtas; ++rank) {
+    for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank) {
       count += Load(Counts(rank) + min(place_.thread, last), rank);
     }
 #pragma unroll
@@ -383,7 +385,7 @@ class Miner {
       const int pattern = OwnPattern(i);
       const int at = pattern * 32 + (place_.lane ^ (pattern & 3) << kShift);
 #pragma unroll
-      for (int rank = 0; rank < kClusterCtas; ++rank) {
+      for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank) {
         const Vector part = Load(reinterpret_cast<const Vector*>(Sums(rank)) + at, rank);
 #pragma unroll
         for (int j = 0; j < kOwn; ++j) sums[i][j] += reinterpret_cast<const float*>(&part)[j];
@@ -394,7 +396,7 @@ class Miner {
   // `at` of the CTA of `rank`.
   template <typename T>
   __device__ static T Load(const T* at, int rank) {
-    if constexpr (kWide) {
+    if constexpr (kIsWide<kCapacity>) {
       return __ldcg(at);
     } else {
       return LoadPeer(at, rank);
@@ -431,12 +433,14 @@ class Miner {
       }
       const LaneWords<kHeadDim> words = RoundToHalves(values);
 #pragma unroll
-      for (int rank = 0; rank < kClusterCtas; ++rank) StoreCentroid(pattern, words, rank);
+      for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank)
+        StoreCentroid(pattern, words, rank);
       const float bias = Bias(words);
-      if (place_.lane < kClusterCtas) StorePeer(&shared_.biases[pattern], place_.lane, bias);
+      if (place_.lane < kClusterCtas<kCapacity>)
+        StorePeer(&shared_.biases[pattern], place_.lane, bias);
     }
     move = WarpMax(move);
-    if (place_.lane < kClusterCtas) {
+    if (place_.lane < kClusterCtas<kCapacity>) {
       StorePeer(&shared_.moves[place_.rank * kMineWarps + place_.warp], place_.lane, move);
     }
   }
@@ -464,18 +468,19 @@ class Miner {
   const MineTask& task_;
   Shared& shared_;
   const cg::cluster_group cluster_;
-  const MinePlace place_;
+  const MinePlace<kCapacity> place_;
   const int num_chunks_;
   const int share_;  // patterns that a CTA moves, from rank * share_ on
-  TileIds tiles_;
+  TileIds<kCapacity> tiles_;
   float centroids_[kOwnPatterns][kOwn] = {};  // fp32, of the patterns that this warp moves
 };
 
-template <int kHeadDim, bool kWide>
+template <int kHeadDim, int kCapacity>
 __global__ void __launch_bounds__(kMineThreads, 1)
     MineKernel(const __grid_constant__ MineTask task) {
   extern __shared__ uint4 dynamic[];
-  Miner<kHeadDim, kWide> miner(task, *reinterpret_cast<MineShared<kHeadDim, kWide>*>(dynamic));
+  Miner<kHeadDim, kCapacity> miner(task,
+                                   *reinterpret_cast<MineShared<kHeadDim, kCapacity>*>(dynamic));
   if (miner.num_patterns() == 0) return;
   miner.Start();
   int iteration = 0;
@@ -515,12 +520,16 @@ __global__ void __launch_bounds__(kMineThreads)
 
 int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
+int CapacityFor(const MineTask& task) {
+  return task.max_patterns <= 32 ? 32 : task.max_patterns <= 64 ? 64 : kMaxBankPatterns;
+}
+
 // The parts of a workspace, and its size.
 int64_t PlaceWorkspace(const KMeansKernelArgs& args, MineTask& task) {
   const int64_t problems = 2 * int64_t{args.num_kv_heads};
   task.args = args;
   task.max_patterns = std::max(args.num_patterns_k, args.num_patterns_v);
-  const bool is_wide = task.max_patterns > kMaxPatternsOnChip;
+  const bool is_wide = CapacityFor(task) == kMaxBankPatterns;
   const int64_t lists = problems * task.max_patterns;
   int64_t at = 0;
   const auto place = [&](auto*& part, int64_t count) {
@@ -530,30 +539,42 @@ int64_t PlaceWorkspace(const KMeansKernelArgs& args, MineTask& task) {
   place(task.history, lists * args.iterations * args.head_dim);
   place(task.moves, problems * args.iterations);
   place(task.iterations, problems);
-  place(task.farthest, problems * kClusterCtas * kMaxBankPatterns);
-  const int64_t wide_ctas = is_wide ? problems * kClusterCtas : 0;
+  place(task.farthest, problems * kMaxClusterCtas * kMaxBankPatterns);
+  const int64_t wide_ctas = is_wide ? problems * kClusterCtas<kMaxBankPatterns> : 0;
   place(task.sums, wide_ctas * kMaxBankPatterns * args.head_dim);
   place(task.counts, wide_ctas * kMaxBankPatterns);
-  place(task.lists, wide_ctas * kCtaTokens);
+  place(task.lists, wide_ctas * kCtaTokens<kMaxBankPatterns>);
   return at;
 }
 
-template <int kHeadDim, bool kWide>
+template <int kHeadDim, int kCapacity>
 cudaError_t LaunchMine(const MineTask& task, cudaStream_t stream) {
-  constexpr int kSharedBytes = static_cast<int>(sizeof(MineShared<kHeadDim, kWide>));
+  constexpr int kSharedBytes = static_cast<int>(sizeof(MineShared<kHeadDim, kCapacity>));
   const cudaError_t error = cudaFuncSetAttribute(
-      MineKernel<kHeadDim, kWide>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+      MineKernel<kHeadDim, kCapacity>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
-  cluster.val.clusterDim = {kClusterCtas, 1, 1};
+  cluster.val.clusterDim = {kClusterCtas<kCapacity>, 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(2 * task.args.num_kv_heads * kClusterCtas);
+  config.gridDim = dim3(2 * task.args.num_kv_heads * kClusterCtas<kCapacity>);
   config.blockDim = dim3(kMineThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, MineKernel<kHeadDim, kWide>, task);
+  return cudaLaunchKernelEx(&config, MineKernel<kHeadDim, kCapacity>, task);
+}
+
+template <int kHeadDim>
+cudaError_t LaunchHeadDim(const MineTask& task, cudaStream_t stream) {
+  switch (CapacityFor(task)) {
+    case 32:
+      return LaunchMine<kHeadDim, 32>(task, stream);
+    case 64:
+      return LaunchMine<kHeadDim, 64>(task, stream);
+    default:
+      return LaunchMine<kHeadDim, kMaxBankPatterns>(task, stream);
+  }
 }
 
 }  // namespace
@@ -567,13 +588,8 @@ cudaError_t LaunchMinePatterns(const KMeansKernelArgs& args, cudaStream_t stream
   MineTask task;
   PlaceWorkspace(args, task);
   if (args.num_tokens == 0 || task.max_patterns == 0) return cudaSuccess;
-  const bool is_wide = task.max_patterns > kMaxPatternsOnChip;
-  cudaError_t error;
-  if (args.head_dim == 128) {
-    error = is_wide ? LaunchMine<128, true>(task, stream) : LaunchMine<128, false>(task, stream);
-  } else {
-    error = is_wide ? LaunchMine<64, true>(task, stream) : LaunchMine<64, false>(task, stream);
-  }
+  const cudaError_t error =
+      args.head_dim == 128 ? LaunchHeadDim<128>(task, stream) : LaunchHeadDim<64>(task, stream);
   if (error != cudaSuccess) return error;
   SelectKernel<<<2 * args.num_kv_heads, kMineThreads, 0, stream>>>(task);
   return cudaGetLastError();

@@ -13,12 +13,14 @@ namespace pkv {
 
 // The clusters of a warp's tokens: those of tile t, tokens g and g + 8, stand in lanes 4 g and 4 g
 // + 1 of ids[t].
+template <int kCapacity>
 struct TileIds {
-  int ids[kTilesPerWarp];
+  int ids[kTilesPerWarp<kCapacity>];
 };
 
-template <int kHeadDim, bool kWide>
-__device__ float SquaredDistance(MineShared<kHeadDim, kWide>& shared, int row, int id, int lane) {
+template <int kHeadDim, int kCapacity>
+__device__ float SquaredDistance(MineShared<kHeadDim, kCapacity>& shared, int row, int id,
+                                 int lane) {
   constexpr int kOwn = kOwnChannels<kHeadDim>;
   float values[kOwn], centroid[kOwn], sum = 0;
   ToFloats(LoadToken<kHeadDim>(shared.tokens, row, lane), values);
@@ -31,11 +33,11 @@ __device__ float SquaredDistance(MineShared<kHeadDim, kWide>& shared, int row, i
 
 // Writes the token with the n-th largest key of all CTAs to refill_tokens[n]. Lane r walks down the
 // list of CTA r. One warp does this.
-template <int kHeadDim, bool kWide>
-__device__ void MergeFarthest(MineShared<kHeadDim, kWide>& shared, const unsigned long long* lists,
-                              int count) {
+template <int kHeadDim, int kCapacity>
+__device__ void MergeFarthest(MineShared<kHeadDim, kCapacity>& shared,
+                              const unsigned long long* lists, int count) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const unsigned long long* list = lists + lane % kClusterCtas * kMaxBankPatterns;
+  const unsigned long long* list = lists + lane % kClusterCtas<kCapacity> * kMaxBankPatterns;
   int at = 0;
   unsigned long long key = __ldcg(list);
 #pragma unroll 1
@@ -51,27 +53,29 @@ __device__ void MergeFarthest(MineShared<kHeadDim, kWide>& shared, const unsigne
 
 // The `count` tokens of the sample that are farthest from their own centroids, in falling order,
 // ties in rising order of tokens, into refill_tokens. All CTAs of the cluster come here together.
-template <int kHeadDim, bool kWide>
-__device__ __noinline__ void FindFarthest(const MineTask& task, MineShared<kHeadDim, kWide>& shared,
-                                          MinePlace place, TileIds tiles, int count) {
+template <int kHeadDim, int kCapacity>
+__device__ __noinline__ void FindFarthest(const MineTask& task,
+                                          MineShared<kHeadDim, kCapacity>& shared,
+                                          MinePlace<kCapacity> place, TileIds<kCapacity> tiles,
+                                          int count) {
   // A key is the distance, whose bits order as it does, then the token; unique and not 0.
-  unsigned long long keys[(kTilesPerWarp + 1) / 2] = {};
+  unsigned long long keys[(kTilesPerWarp<kCapacity> + 1) / 2] = {};
 #pragma unroll
-  for (int tile = 0; tile < kTilesPerWarp; ++tile) {
+  for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
 #pragma unroll 1
     for (int i = 0; i < kTileTokens; ++i) {
       const int row = place.TileRow(tile) + i;
       if (row >= place.num_own) break;
       const int id = __shfl_sync(~0u, tiles.ids[tile], LaneOfToken(i));
       const uint32_t distance =
-          __float_as_uint(SquaredDistance<kHeadDim, kWide>(shared, row, id, place.lane));
+          __float_as_uint(SquaredDistance<kHeadDim, kCapacity>(shared, row, id, place.lane));
       const uint32_t order = ~static_cast<uint32_t>(place.first + row);
       if (place.lane == tile % 2 * kTileTokens + i) {
         keys[tile / 2] = static_cast<unsigned long long>(distance) << 32 | order;
       }
     }
   }
-  auto* lists = task.farthest + int64_t{place.problem} * kClusterCtas * kMaxBankPatterns;
+  auto* lists = task.farthest + int64_t{place.problem} * kClusterCtas<kCapacity> * kMaxBankPatterns;
   unsigned long long last = ~0ull;
 #pragma unroll 1
   for (int n = 0; n < count; ++n) {
