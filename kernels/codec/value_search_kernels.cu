@@ -6,14 +6,14 @@
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
 // The search costs 13 ratios x 2 (with and without the pattern) passes over every value, so it runs
-// on approximate errors: six fused operations a value in place of eleven exact ones. Their distance
-// from the exact errors is bounded (Slack); only where the bound leaves open which ratio is best,
-// or whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal bytes.
+// on near errors (near_error.cuh); only where their bound leaves open which ratio is best, or
+// whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal bytes.
 
 #include <cuda_fp16.h>
 
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/layer_encode.h"
+#include "kernels/codec/near_error.cuh"
 #include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 
@@ -147,39 +147,18 @@ __device__ float ExactError(const Values<kHeadDim>& values, GroupParams params) 
   return FoldOverToken(sums);
 }
 
-// The same to within Slack().
+// The same to within NearErrorSlack().
 template <int kHeadDim, int kBits>
-__device__ float NearError(const Values<kHeadDim>& values, float scale, float zero) {
-  constexpr float kBase = 0x1p+23f, kMax = static_cast<float>((1 << kBits) - 1);
-  const float inverse = scale > 0.0f ? __fdividef(1.0f, kMax * scale) : 0.0f;
-  const float offset = -zero * inverse;
+__device__ float NearError(const Values<kHeadDim>& values, GroupParams params) {
+  const NearLevels<kBits> levels(params);
   float sums[kPart] = {};
 #pragma unroll
   for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
 #pragma unroll
-    for (int c = 0; c < kPart; ++c) {
-      const float value = values.x[j][c];
-      const float part = __saturatef(__fmaf_rn(value, inverse, offset));
-      const float code = __fmaf_rn(part, kMax, kBase) - kBase;
-      const float error = value - __fmaf_rn(code, scale, zero);
-      sums[c] = __fmaf_rn(error, error, sums[c]);
-    }
+    for (int c = 0; c < kPart; ++c) sums[c] = levels.AddSquare(sums[c], values.x[j][c]);
   }
   return OverToken((sums[0] + sums[1]) + (sums[2] + sums[3]), Added);
 }
-
-// What NearError() of any ratio may be wrong by, beside kSumError of itself for the order of the
-// sum. Levels are the same numbers, so only the choice of codes differs: NearError() may take the
-// other of two where the value is within e of the boundary, and the squares then differ by 2 scale
-// e. Against exact numbers `part` is off by 2^-23 |value| + 2^-22.4 |zero| + 2^-24 range in units
-// of values (the reciprocal has an error of one place), the exact code by 2^-24 |value - zero|:
-// with all magnitudes below reach (1 + 2^-10), the largest of the range, e < 4.6 2^-23 reach. 128
-// values: 2^-12.8 scale reach. Here is 1.7 times that.
-__device__ float Slack(float2 range, float scale) {
-  return 0x1p-12f * scale * fmaxf(fabsf(range.x), fabsf(range.y));
-}
-// Twelve roundings each, and as many again.
-constexpr float kSumError = 0x1p-18f;
 
 struct Choice {
   GroupParams params;
@@ -210,8 +189,7 @@ __device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
 #pragma unroll 1
     for (int i = 0; i < min(kLanes, num_ratios - first); ++i) {
       const GroupParams params = unpacked(__shfl_sync(~0u, mine, i, kLanes));
-      const float error = NearError<kHeadDim, kBits>(values, StoredToFloat(params.scale),
-                                                     StoredToFloat(params.zero));
+      const float error = NearError<kHeadDim, kBits>(values, params);
       second = fminf(second, fmaxf(error, least));
       if (!(error < least)) continue;
       least = error;
@@ -219,16 +197,21 @@ __device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
     }
   }
   best.error = least;
-  best.slack = Slack(range, widest) + kSumError * least;
-  const bool is_open = !(second - least > 2.0f * best.slack + kSumError * (second - least));
+  best.slack = NearErrorSlack<kBits>(least, range, widest);
+  const auto is_near = [&, bound = least + best.slack](float error) {
+    return !(error - NearErrorSlack<kBits>(error, range, widest) > bound);  // NaN is
+  };
+  const bool is_open = is_near(second);
   if (!__any_sync(~0u, is_open)) return best;
   GroupParams exact_params;
-  float exact = 0;
+  float exact = INFINITY;
 #pragma unroll 1
   for (int ratio = 0; ratio < num_ratios; ++ratio) {
     const GroupParams params = ShrunkParamsOf<kBits>(range.x, range.y, ratio);
+    const bool takes_part = is_near(NearError<kHeadDim, kBits>(values, params)) && is_open;
+    if (!__any_sync(~0u, takes_part)) continue;
     const float error = ExactError<kHeadDim, kBits>(values, params);
-    if (ratio > 0 && !(error < exact)) continue;
+    if (!takes_part || !(ratio == 0 || error < exact)) continue;
     exact = error;
     exact_params = params;
   }
@@ -236,29 +219,49 @@ __device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
   return best;
 }
 
-// CorrectGain().
+// The codes of a lane's values, one a byte.
+template <int kHeadDim>
+struct Codes {
+  uint32_t words[Values<kHeadDim>::kLoads];
+};
 template <int kHeadDim, int kBits>
-__device__ GroupParams Corrected(const Values<kHeadDim>& values, GroupParams searched) {
-  const CodeSteps steps =
-      MakeCodeSteps(StoredToFloat(searched.scale), StoredToFloat(searched.zero), kBits);
-  float codes = 0, sums[kPart] = {};
+__device__ Codes<kHeadDim> CodesOf(const Values<kHeadDim>& values, const CodeSteps& steps) {
+  Codes<kHeadDim> out;
 #pragma unroll
   for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
+    uint32_t bits[kPart];
 #pragma unroll
-    for (int c = 0; c < kPart; ++c) {
-      codes = codes + CodeOf<kBits>(values.x[j][c], steps);  // small integers: exact in any order
-      sums[c] = sums[c] + values.x[j][c];
-    }
+    for (int c = 0; c < kPart; ++c) bits[c] = CodeBitsOnBase<kBits>(values.x[j][c], steps);
+    out.words[j] = __byte_perm(__byte_perm(bits[0], bits[1], 0x0040),
+                               __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
   }
+  return out;
+}
+
+// CorrectGain().
+template <int kHeadDim>
+__device__ GroupParams Corrected(const Values<kHeadDim>& values, const Codes<kHeadDim>& codes,
+                                 GroupParams searched) {
   constexpr float kCount = static_cast<float>(kHeadDim);
-  const float mean_code = OverToken(codes, Added) / kCount;
+  // Codes are small integers: their sum is exact in any order.
+  uint32_t code_sum = 0;
+  float sums[kPart] = {};
+#pragma unroll
+  for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
+    code_sum = __dp4a(codes.words[j], 0x01010101u, code_sum);
+#pragma unroll
+    for (int c = 0; c < kPart; ++c) sums[c] = sums[c] + values.x[j][c];
+  }
+  code_sum = OverToken(code_sum, [](uint32_t a, uint32_t b) { return a + b; });
+  const float mean_code = static_cast<float>(code_sum) / kCount;
   const float mean_value = FoldOverToken(sums) / kCount;
   float covariances[kPart] = {}, variances[kPart] = {};
 #pragma unroll
   for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
 #pragma unroll
     for (int c = 0; c < kPart; ++c) {
-      const float code = CodeOf<kBits>(values.x[j][c], steps) - mean_code;
+      const uint32_t on_base = __byte_perm(codes.words[j], kCodeBase, 0x7650 + c);
+      const float code = (__uint_as_float(on_base) - 0x1p+23f) - mean_code;
       const float centred = values.x[j][c] - mean_value;
       covariances[c] = covariances[c] + code * centred;
       variances[c] = variances[c] + centred * centred;
@@ -268,26 +271,19 @@ __device__ GroupParams Corrected(const Values<kHeadDim>& values, GroupParams sea
   return UnbiasedParams(searched, mean_code, mean_value, covariance, variance);
 }
 
-// Whether the gate lets the pattern be subtracted, and what the search chose either way.
+// Whether the gate lets the pattern be subtracted, by the ranges alone.
+template <int kHeadDim>
+__device__ bool ZTestLets(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim / kStep],
+                          const uint16_t* pattern) {
+  const float2 a = RangeOfToken(Residual<kHeadDim>(raw, pattern));
+  const float2 b = RangeOfToken(Residual<kHeadDim>(raw, nullptr));
+  return pattern != nullptr && ZTestAccepts(a.y - a.x, b.y - b.x, args.gate_threshold);
+}
+
+// Whether the decoded error is smaller with the pattern.
 template <int kHeadDim, int kBits>
-__device__ bool Accepts(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim / kStep],
-                        const uint16_t* pattern, Choice& flat_choice, Choice& raw_choice) {
-  // One copy of the search in the program serves both; what it is not needed for is cheap to skip.
-  const bool needs_raw = args.gate_v == Gate::kExactMse || pattern == nullptr;
-#pragma unroll 1
-  for (int is_flat = 0; is_flat < 2; ++is_flat) {
-    const bool is_needed = is_flat == 1 ? pattern != nullptr : needs_raw;
-    if (!__any_sync(~0u, is_needed)) continue;
-    const Values<kHeadDim> values = Residual<kHeadDim>(raw, is_flat == 1 ? pattern : nullptr);
-    const Choice choice = Search<kHeadDim, kBits>(values, args.num_ratios_v);
-    (is_flat == 1 ? flat_choice : raw_choice) = choice;
-  }
-  if (args.gate_v == Gate::kNone) return pattern != nullptr;
-  if (args.gate_v == Gate::kZTest) {
-    const float2 a = RangeOfToken(Residual<kHeadDim>(raw, pattern));
-    const float2 b = RangeOfToken(Residual<kHeadDim>(raw, nullptr));
-    return pattern != nullptr && ZTestAccepts(a.y - a.x, b.y - b.x, args.gate_threshold);
-  }
+__device__ bool ExactGateLets(const uint2 (&raw)[kHeadDim / kStep], const uint16_t* pattern,
+                              const Choice& flat_choice, const Choice& raw_choice) {
   const float gap = fabsf(flat_choice.error - raw_choice.error);
   const bool is_open = pattern != nullptr && !(gap > flat_choice.slack + raw_choice.slack);
   if (__any_sync(~0u, is_open)) {
@@ -300,6 +296,28 @@ __device__ bool Accepts(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim
   return pattern != nullptr && flat_choice.error < raw_choice.error;
 }
 
+// What the search chose, and whether for the row less its pattern.
+template <int kHeadDim, int kBits>
+__device__ GroupParams Choose(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim / kStep],
+                              const uint16_t* pattern, bool& accepts) {
+  const bool is_exact = args.gate_v == Gate::kExactMse;
+  accepts = pattern != nullptr;
+  if (args.gate_v == Gate::kZTest) accepts = ZTestLets<kHeadDim>(args, raw, pattern);
+  Choice raw_choice, choice;
+  // One copy of the search in the program. Only the exact gate needs it both ways.
+#pragma unroll 1
+  for (int pass = is_exact ? 0 : 1; pass < 2; ++pass) {
+    const bool is_flat = pass == 1 && accepts;
+    if (is_exact && pass == 1 && !__any_sync(~0u, accepts)) continue;
+    const Values<kHeadDim> values = Residual<kHeadDim>(raw, is_flat ? pattern : nullptr);
+    choice = Search<kHeadDim, kBits>(values, args.num_ratios_v);
+    if (pass == 0) raw_choice = choice;
+  }
+  if (!is_exact) return choice.params;
+  accepts = ExactGateLets<kHeadDim, kBits>(raw, pattern, choice, raw_choice);
+  return accepts ? choice.params : raw_choice.params;
+}
+
 template <int kHeadDim, int kBits>
 __device__ void EncodeToken(const LayerEncodeArgs& args, const SlotRows& source, int slot,
                             int first_slot, Shared<kHeadDim, kBits>& shared) {
@@ -307,28 +325,21 @@ __device__ void EncodeToken(const LayerEncodeArgs& args, const SlotRows& source,
   LoadRow<kHeadDim>(source.Row(slot), raw);
   int id = source.Id(slot);
   const uint16_t* pattern = id == kRawPatternId ? nullptr : source.patterns + id * kHeadDim;
-  Choice flat_choice, raw_choice;
-  const bool accepts = Accepts<kHeadDim, kBits>(args, raw, pattern, flat_choice, raw_choice);
+  bool accepts;
+  const GroupParams searched = Choose<kHeadDim, kBits>(args, raw, pattern, accepts);
   if (!accepts) id = kRawPatternId;
-  const GroupParams searched = accepts ? flat_choice.params : raw_choice.params;
   const Values<kHeadDim> values = Residual<kHeadDim>(raw, accepts ? pattern : nullptr);
-  GroupParams stored = searched;
-  if (args.unbiased_v) stored = Corrected<kHeadDim, kBits>(values, searched);
   CodeSteps steps =
       MakeCodeSteps(StoredToFloat(searched.scale), StoredToFloat(searched.zero), kBits);
-  if (slot < first_slot) {
-    stored = {};
-    steps = {};
-  }
+  if (slot < first_slot) steps = {};
+  const Codes<kHeadDim> codes = CodesOf<kHeadDim, kBits>(values, steps);
+  GroupParams stored = searched;
+  if (args.unbiased_v) stored = Corrected<kHeadDim>(values, codes, searched);
+  if (slot < first_slot) stored = {};
 #pragma unroll
   for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
-    uint32_t codes = 0;
-#pragma unroll
-    for (int c = 0; c < kPart; ++c) {
-      codes += (CodeBitsOnBase<kBits>(values.x[j][c], steps) - kCodeBase) << (8 * c);
-    }
     uint8_t* row = shared.codes + slot * Shared<kHeadDim, kBits>::kRowBytes;
-    *reinterpret_cast<uint32_t*>(row + j * kStep + Lane() * kPart) = codes;
+    *reinterpret_cast<uint32_t*>(row + j * kStep + Lane() * kPart) = codes.words[j];
   }
   if (Lane() != 0) return;
   shared.scales[RowPosition(slot, kBlockTokens)] = stored.scale;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "pkv/kernels/codec_params_text.h"
 #include "proto/block/fragment_order.h"
 #include "tests/support/layer_fixture.h"
 
@@ -55,6 +56,16 @@ std::vector<LayerCase> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(Layers, LayerCompressorParityTest, testing::ValuesIn(Cases()));
 
+// A preset, or with another gate: NAME:GATE.
+CodecParams GatedPreset(const std::string& text, const KvShape& shape) {
+  const size_t colon = text.find(':');
+  CodecParams params = PresetFor(text.substr(0, colon), shape);
+  if (colon == std::string::npos) return params;
+  const absl::Status status = SetCodecParam(params, "gate_v", text.substr(colon + 1));
+  PKV_CHECK(status.ok(), status.ToString());
+  return params;
+}
+
 // What the device chooses by itself: patterns, ids and gate.
 class LayerPatternsTest : public CudaTest, public testing::WithParamInterface<std::string> {
  protected:
@@ -96,7 +107,7 @@ class LayerPatternsTest : public CudaTest, public testing::WithParamInterface<st
   }
 
   const KvShape shape_ = {1, kHeads, 128};
-  const CodecParams params_ = PresetFor(GetParam(), shape_);
+  const CodecParams params_ = GatedPreset(GetParam(), shape_);
   const PayloadLayout layout_ = PayloadLayout::OfBlock(shape_, params_.encoding);
 };
 
@@ -209,7 +220,8 @@ TEST_P(LayerPatternsTest, FlushesManyWindowsToTheFramesOfTheCpu) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, LayerPatternsTest,
-                         testing::Values("pkv2", "pkv4", "default", "default4"));
+                         testing::Values("pkv2", "pkv2:none", "pkv4", "default", "default:ztest",
+                                         "default:none", "default4", "default4:ztest"));
 
 class LayerCompressorTest : public CudaTest {
  protected:
