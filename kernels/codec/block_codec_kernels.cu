@@ -7,6 +7,7 @@
 // with --fmad=false: equal bytes to the CPU.
 
 #include "kernels/codec/block_codec_kernels.h"
+#include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/codec_math.h"
 #include "kernels/codec/group_lanes_math.h"
 #include "kernels/codec/key_fit_math.h"
@@ -54,7 +55,7 @@ struct ThisCta {
 // The sum, in order of steps, of what the errors of this slot's earlier channels weigh.
 __device__ float FeedbackSum(const float* weights, const float* errors, int step) {
   float sum = 0;
-  for (int j = 0; j < step; ++j) sum = sum + weights[j] * errors[j * kThreads];
+  for (int j = 0; j < step; ++j) sum = FusedMultiplyAdd(weights[j], errors[j * kThreads], sum);
   return sum;
 }
 

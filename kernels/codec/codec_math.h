@@ -4,7 +4,7 @@
 // The codec's arithmetic on scalars, built by both compilers (BLOCK_FORMAT.md, "Rounding").
 //
 // Every operation is one IEEE-754 binary32 operation, rounded to nearest even. Files that include
-// this are compiled without fused multiply-add (-ffp-contract=off, --fmad=false), so that CPU and
+// this are compiled without contraction (-ffp-contract=off, --fmad=false), so that CPU and
 // GPU write equal bytes.
 
 #include <cstdint>

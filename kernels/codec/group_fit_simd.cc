@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "kernels/codec/group_fit_simd.cc"
 #include "hwy/foreach_target.h"  // includes this file once per instruction set
 
+#include <cmath>
 #include <limits>
 
 #include "hwy/highway.h"
@@ -327,6 +328,21 @@ void DecodedErrorsOn(const uint8_t* codes, const float* originals, int count, fl
   }
 }
 
+// a * b + c with one rounding, on any instruction set.
+HWY_INLINE V FusedMultiplyAdd(V a, V b, V c) {
+#if HWY_NATIVE_FMA
+  return hn::MulAdd(a, b, c);
+#else
+  const Floats d;
+  alignas(64) float x[kLanes], y[kLanes], z[kLanes];
+  hn::Store(a, d, x);
+  hn::Store(b, d, y);
+  hn::Store(c, d, z);
+  for (int i = 0; i < kLanes; ++i) z[i] = std::fma(x[i], y[i], z[i]);
+  return hn::Load(d, z);
+#endif
+}
+
 void SubtractFeedbackOn(const float* x, const float* weights, const float* errors, int step,
                         float* target) {
   // As many sums at a time as registers hold, next to the weight.
@@ -339,7 +355,7 @@ void SubtractFeedbackOn(const float* x, const float* weights, const float* error
       const V weight = hn::Set(d, weights[j]);
       const float* error = errors + j * kBlockTokens + first;
       for (int i = 0; i < kSums; ++i) {
-        sums[i] = hn::Add(sums[i], hn::Mul(weight, hn::LoadU(d, error + i * kLanes)));
+        sums[i] = FusedMultiplyAdd(weight, hn::LoadU(d, error + i * kLanes), sums[i]);
       }
     }
     for (int i = 0; i < kSums; ++i) {

@@ -40,7 +40,8 @@ void QuantizeFine(const float* values, FineGrid grid, uint8_t* codes);
 void DecodedErrors(const uint8_t* codes, const float* originals, int count, float scale, float zero,
                    float* errors);
 
-// target[i] = x[i] - sum over j < step, in order, of weights[j] * errors[j][i], for 128 places i.
+// target[i] = x[i] - sum over j < step, in order, of weights[j] * errors[j][i], each
+// added with one rounding, for 128 places i.
 // errors: [step][128].
 void SubtractFeedback(const float* x, const float* weights, const float* errors, int step,
                       float* target);

@@ -1,6 +1,7 @@
 #include "kernels/codec/key_encoder.h"
 
 #include <algorithm>
+#include <cmath>
 #include <span>
 
 #include "kernels/codec/group_quantizer.h"
@@ -10,14 +11,15 @@
 namespace pkv {
 namespace {
 
-// target[i] = x[i] - sum over j < step, in order, of weights[j] errors[j][i].
+// target[i] = x[i] - sum over j < step, in order, of weights[j] errors[j][i], each added with one
+// rounding.
 PKV_CPU_CLONES void SubtractFeedback(const float* x, const float* weights, const float* errors,
                                      int step, int num_slots, float* target) {
   float sums[kBlockTokens] = {};
   for (int j = 0; j < step; ++j) {
     const float weight = weights[j];
     const float* error = errors + j * num_slots;
-    for (int i = 0; i < num_slots; ++i) sums[i] = sums[i] + weight * error[i];
+    for (int i = 0; i < num_slots; ++i) sums[i] = std::fma(weight, error[i], sums[i]);
   }
   for (int i = 0; i < num_slots; ++i) target[i] = x[i] - sums[i];
 }

@@ -305,7 +305,7 @@ struct KeyChain {
         for (int n = 0; n < kChunk; ++n) {
 #pragma unroll
           for (int q = 0; q < kSlots; ++q) {
-            sums[i].x[q] = sums[i].x[q] + of_error[n] * errors[n].x[q];
+            sums[i].x[q] = FusedMultiplyAdd(of_error[n], errors[n].x[q], sums[i].x[q]);
           }
         }
       }
@@ -335,7 +335,7 @@ struct KeyChain {
     const auto add = [&](int j, float weight) {
       const Octet error = Octet::Load(&shared.panel[j][0][WarpLane()], 32);
 #pragma unroll
-      for (int q = 0; q < kSlots; ++q) sum.x[q] = sum.x[q] + weight * error.x[q];
+      for (int q = 0; q < kSlots; ++q) sum.x[q] = FusedMultiplyAdd(weight, error.x[q], sum.x[q]);
     };
     int j = 0;
 #pragma unroll 1

@@ -193,8 +193,7 @@ TEST(GroupFitSimdEdgeTest, FeedbackAddsUpInTheOrderOfSteps) {
       for (int i = 0; i < kBlockTokens; ++i) {
         float sum = 0;
         for (int j = 0; j < step; ++j) {
-          const volatile float product = weights[j] * errors[j * kBlockTokens + i];
-          sum = sum + product;
+          sum = std::fma(weights[j], errors[j * kBlockTokens + i], sum);
         }
         ASSERT_EQ(target[i], x[i] - sum) << step << " " << i;
       }

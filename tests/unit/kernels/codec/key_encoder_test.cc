@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -65,9 +66,7 @@ KeyGroupCodes PlainGroup(const std::vector<float>& residuals, KeyGroup group,
     for (int i = 0; i < n && feedback != nullptr; ++i) {
       float sum = 0;
       for (int j = 0; j < step; ++j) {
-        const volatile float product =
-            feedback->weights_of(0)[size_t(step) * kDim + j] * errors[j][i];
-        sum = sum + product;
+        sum = std::fma(feedback->weights_of(0)[size_t(step) * kDim + j], errors[j][i], sum);
       }
       targets[i] = x[i] - sum;
     }

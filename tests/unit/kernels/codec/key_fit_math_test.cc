@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -58,7 +59,8 @@ Encoded ByThreads(const Tile& tile, const KeyFitRule& rule, const KeyFeedback* f
     for (int slot = 0; slot < kBlockTokens; ++slot) {
       float sum = 0;
       for (int j = 0; feedback != nullptr && j < step; ++j) {
-        sum = sum + feedback->weights[step * kHeadDim + j] * errors[j * kBlockTokens + slot];
+        sum =
+            std::fma(feedback->weights[step * kHeadDim + j], errors[j * kBlockTokens + slot], sum);
       }
       threads[slot].PutTarget(feedback == nullptr ? x[slot] : x[slot] - sum);
     }
