@@ -123,10 +123,14 @@ struct Grids {
   alignas(64) float decoded[4][kMaxRatios];
 };
 
-alignas(64) constexpr float kRatios[kMaxRatios] = {
-    20.0f / 20.0f, 19.0f / 20.0f, 18.0f / 20.0f, 17.0f / 20.0f, 16.0f / 20.0f, 15.0f / 20.0f,
-    14.0f / 20.0f, 13.0f / 20.0f, 12.0f / 20.0f, 11.0f / 20.0f, 10.0f / 20.0f, 9.0f / 20.0f,
-    8.0f / 20.0f,  7.0f / 20.0f,  6.0f / 20.0f,  5.0f / 20.0f};
+// Of every ratio, and of every second one.
+static_assert(kValueRatioStep == 2);
+alignas(64) constexpr float kRatios[2][kMaxRatios] = {
+    {20.0f / 20.0f, 19.0f / 20.0f, 18.0f / 20.0f, 17.0f / 20.0f, 16.0f / 20.0f, 15.0f / 20.0f,
+     14.0f / 20.0f, 13.0f / 20.0f, 12.0f / 20.0f, 11.0f / 20.0f, 10.0f / 20.0f, 9.0f / 20.0f,
+     8.0f / 20.0f, 7.0f / 20.0f, 6.0f / 20.0f, 5.0f / 20.0f},
+    {20.0f / 20.0f, 18.0f / 20.0f, 16.0f / 20.0f, 14.0f / 20.0f, 12.0f / 20.0f, 10.0f / 20.0f,
+     8.0f / 20.0f, 6.0f / 20.0f}};
 
 HWY_INLINE void MakeCodeGrid(V scale, V zero, int at, Grids* grids) {
   const Floats d;
@@ -146,12 +150,12 @@ HWY_INLINE void MakeCodeGrid(V scale, V zero, int at, Grids* grids) {
 }
 
 template <int kBits>
-HWY_INLINE void MakeGrids(MinMax range, int num_ratios, Grids* grids) {
+HWY_INLINE void MakeGrids(MinMax range, const GroupRule& rule, Grids* grids) {
   const Floats d;
   const V max_code = hn::Set(d, MaxCode(kBits));
   const float middle = (range.min + range.max) * 0.5f, reach = (range.max - range.min) * 0.5f;
-  for (int i = 0; i < num_ratios; i += kLanes) {
-    const V part = hn::Mul(hn::Set(d, reach), hn::Load(d, kRatios + i));
+  for (int i = 0; i < rule.num_ratios; i += kLanes) {
+    const V part = hn::Mul(hn::Set(d, reach), hn::Load(d, kRatios[rule.ratio_step - 1] + i));
     V low = hn::Sub(hn::Set(d, middle), part), high = hn::Add(hn::Set(d, middle), part);
     if (i == 0) {
       const auto whole = hn::FirstN(d, 1);
@@ -292,7 +296,7 @@ HWY_INLINE GroupParams Correct(const float* values, const float* codes, int coun
 template <int kBits>
 GroupFit Fit(const float* values, int count, const GroupRule& rule, uint8_t* codes) {
   Grids grids;
-  MakeGrids<kBits>(RangeOfGroup(values, count), rule.num_ratios, &grids);
+  MakeGrids<kBits>(RangeOfGroup(values, count), rule, &grids);
   GroupFit fit;
   int best = 0;
   if (rule.num_ratios > 1 || rule.with_error) {

@@ -16,6 +16,7 @@ struct GroupRule {
   int num_ratios = 1;       // shrink ratios tried, kNumShrinkRatios at most
   bool unbiased = false;    // correct the gain
   bool with_error = false;  // the squared error, which a search has anyway
+  int ratio_step = 1;       // of every ratio, or kValueRatioStep
 };
 
 struct GroupFit {

@@ -62,10 +62,11 @@ PKV_HOST_DEVICE inline CodeProducts CodeProductLane(const ValueAt& value_at, int
   return sums;
 }
 
-// SearchParams() of group_quantizer.cc, lane after lane. REQUIRES: count > 0.
+// SearchParams() of group_quantizer.cc, lane after lane; or of every ratio_step-th ratio.
+// REQUIRES: count > 0.
 template <typename ValueAt>
 PKV_HOST_DEVICE inline GroupParams SearchLanes(const ValueAt& value_at, int count, int bits,
-                                               int num_ratios) {
+                                               int num_ratios, int ratio_step = 1) {
   float low = value_at(0), high = low;
   for (int i = 1; i < count; ++i) {
     const float value = value_at(i);
@@ -76,7 +77,7 @@ PKV_HOST_DEVICE inline GroupParams SearchLanes(const ValueAt& value_at, int coun
   if (num_ratios == 1) return best;
   float least = 0;
   for (int ratio = 0; ratio < num_ratios; ++ratio) {
-    const GroupParams params = ShrunkGroupParams(low, high, ratio, bits);
+    const GroupParams params = ShrunkGroupParams(low, high, ratio * ratio_step, bits);
     float sums[kErrorSums];
     for (int lane = 0; lane < kErrorSums; ++lane) {
       sums[lane] = ErrorLane(value_at, lane, count, params, bits);

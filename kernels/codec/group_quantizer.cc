@@ -126,7 +126,7 @@ GroupChoice ChooseGroup(const float* values, int count, int bits, Clip clip, boo
   if (clip == Clip::kNone && !with_error) return best;
   best.squared_error = SquaredError(values, count, bits, best.params);
   if (clip == Clip::kNone) return best;
-  for (int i = 1; i < kNumShrinkRatios; ++i) {
+  for (int i = kValueRatioStep; i < kNumShrinkRatios; i += kValueRatioStep) {
     const GroupParams params = ShrunkGroupParams(range.min, range.max, i, bits);
     const float error = SquaredError(values, count, bits, params);
     if (error < best.squared_error) best = {params, error};

@@ -5,7 +5,7 @@
 // neighbours of every sixteen channels, so that it has four of the sixteen partial sums whole, in
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
-// The search costs 13 ratios x 2 (with and without the pattern) passes over every value, so it runs
+// The search costs 7 ratios x 2 (with and without the pattern) passes over every value, so it runs
 // on near errors (near_error.cuh); only where their bound leaves open which ratio is best, or
 // whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal bytes.
 
@@ -185,7 +185,8 @@ __device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
 #pragma unroll 1
   for (int first = 0; first < num_ratios; first += kLanes) {
     // Each lane makes the parameters of one ratio for all four.
-    const uint32_t mine = packed(ShrunkParamsOf<kBits>(range.x, range.y, first + Lane()));
+    const uint32_t mine =
+        packed(ShrunkParamsOf<kBits>(range.x, range.y, (first + Lane()) * kValueRatioStep));
 #pragma unroll 1
     for (int i = 0; i < min(kLanes, num_ratios - first); ++i) {
       const GroupParams params = unpacked(__shfl_sync(~0u, mine, i, kLanes));
@@ -207,7 +208,7 @@ __device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
   float exact = INFINITY;
 #pragma unroll 1
   for (int ratio = 0; ratio < num_ratios; ++ratio) {
-    const GroupParams params = ShrunkParamsOf<kBits>(range.x, range.y, ratio);
+    const GroupParams params = ShrunkParamsOf<kBits>(range.x, range.y, ratio * kValueRatioStep);
     const bool takes_part = is_near(NearError<kHeadDim, kBits>(values, params)) && is_open;
     if (!__any_sync(~0u, takes_part)) continue;
     const float error = ExactError<kHeadDim, kBits>(values, params);

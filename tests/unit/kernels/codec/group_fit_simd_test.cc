@@ -103,8 +103,9 @@ TEST_P(GroupFitSimdTest, ErrorIsThatOfThePlainLoops) {
       for (float& v : row) v = ValueOf(input, random);
       for (const Clip clip : {Clip::kNone, Clip::kSearch}) {
         const GroupRule rule = {.bits = GetParam(),
-                                .num_ratios = clip == Clip::kNone ? 1 : kNumShrinkRatios,
-                                .with_error = true};
+                                .num_ratios = clip == Clip::kNone ? 1 : kNumValueRatios,
+                                .with_error = true,
+                                .ratio_step = kValueRatioStep};
         const float want =
             ChooseGroups(row.data(), 128, group, GetParam(), clip, /*with_error=*/true, nullptr);
         ForEachSimdTarget([&] {
