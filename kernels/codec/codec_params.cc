@@ -84,12 +84,12 @@ template <int kBits>
 CodecParams Default(absl::string_view name, const KvShape& shape) {
   CodecParams p = PatternKv(name, kBits, shape);
   p.encoding.rotated = true;
+  p.kmeans_iterations = 10;
   if (kBits == 2) {
     p.encoding.k_fine_tokens = kFineTokens;
   } else {
     p.num_patterns_k = p.num_patterns_v = 64;
   }
-  p.gate_v = Gate::kExactMse;
   p.clip_k = Clip::kSearch;
   p.clip_k_floor = kBits == 2 ? 0.8 : 0.95;
   p.clip_v = Clip::kSearch;

@@ -5,9 +5,10 @@
 // neighbours of every sixteen channels, so that it has four of the sixteen partial sums whole, in
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
-// The search costs 7 ratios x 2 (with and without the pattern) passes over every value, so it runs
-// on near errors (near_error.cuh); only where their bound leaves open which ratio is best, or
-// whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal bytes.
+// The search costs 7 passes over every value, for the exact gate 14 (with and without the pattern),
+// so it runs on near errors (near_error.cuh); only where their bound leaves open which ratio is
+// best, or whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal
+// bytes.
 
 #include <cuda_fp16.h>
 

@@ -220,8 +220,8 @@ TEST_P(LayerPatternsTest, FlushesManyWindowsToTheFramesOfTheCpu) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Presets, LayerPatternsTest,
-                         testing::Values("pkv2", "pkv2:none", "pkv4", "default", "default:ztest",
-                                         "default:none", "default4", "default4:ztest"));
+                         testing::Values("pkv2", "pkv2:none", "pkv4", "default", "default:exactmse",
+                                         "default:none", "default4", "default4:exactmse"));
 
 class LayerCompressorTest : public CudaTest {
  protected:

@@ -81,7 +81,7 @@ TEST(CodecParamsTest, DigestIgnoresTheNameAndSeesEveryOtherField) {
       [](CodecParams& p) { p.assign_v_prefill = AssignMetric::kMinMax; },
       [](CodecParams& p) { p.assign_k_decode = AssignMetric::kL2; },
       [](CodecParams& p) { p.assign_v_decode = AssignMetric::kL2; },
-      [](CodecParams& p) { p.gate_v = Gate::kZTest; },
+      [](CodecParams& p) { p.gate_v = Gate::kExactMse; },
       [](CodecParams& p) { p.gate_alpha = 0.01; },
       [](CodecParams& p) { p.clip_k = Clip::kNone; },
       [](CodecParams& p) { p.clip_k_floor = 0.75; },

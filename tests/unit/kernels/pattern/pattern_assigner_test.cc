@@ -141,6 +141,7 @@ double ErrorOfToken(const KvTensorView& kv, const CodecParams& params, const Cod
 
 TEST_F(AssignPatternsTest, ExactGateKeepsThePatternExactlyWhenItLowersTheError) {
   CodecParams gated = PresetFor("default", kShape), ungated = gated;
+  gated.gate_v = Gate::kExactMse;
   ungated.gate_v = Gate::kNone;
   const auto with = Assign(gated, Phase::kPrefill), all = Assign(ungated, Phase::kPrefill);
   int accepted = 0;
