@@ -52,9 +52,19 @@ struct DeviceLimits {
   int num_sms = 0, shared_bytes = 0;  // of a CTA
 };
 absl::StatusOr<DeviceLimits> LimitsOfDevice() {
-  int device = 0;
+  int device = 0, major = 0, minor = 0;
   DeviceLimits limits;
   PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                 "its compute capability"));
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+                 "its compute capability"));
+  if (major != 9 || minor != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("kTensorCore: built for compute capability 9.0, not ", major, ".", minor));
+  }
   PKV_RETURN_IF_ERROR(CudaStatus(
       cudaDeviceGetAttribute(&limits.num_sms, cudaDevAttrMultiProcessorCount, device), "its SMs"));
   PKV_RETURN_IF_ERROR(CudaStatus(

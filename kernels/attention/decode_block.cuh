@@ -197,21 +197,21 @@ struct KeyMath {
     }
   }
 
-  // The scores of all slots, in log2, but for what is the same for all: `common` of each head.
+  // The scores of all slots, in log2, but for what is the same for all: `offset` of each head.
   __device__ __forceinline__ void Score(uint32_t k_codes, TileScores (&scores)[kTiles],
-                                        float (&common)[C::kLaneHeads]) const {
+                                        float (&offset)[C::kLaneHeads]) const {
     uint4 ids = {~0u, ~0u, ~0u, ~0u};
     if (params.has_patterns) ids = ptx::LoadShared128(params.k_ids + state.g * 16);
     KeyGroup key;
 #pragma unroll
-    for (int h = 0; h < C::kLaneHeads; ++h) common[h] = 0;
+    for (int h = 0; h < C::kLaneHeads; ++h) offset[h] = 0;
     if constexpr (!C::kGrouped) {
       LoadKeyGroup(0, key);
       ScoreTiles<0, 4>(k_codes, key, ids, scores);
       ScoreTiles<4, 4 - C::kFineTiles>(k_codes, key, ids, scores);
       if constexpr (C::kFine) ScoreFineTile(k_codes, key, ids, scores[kTiles - 1]);
 #pragma unroll
-      for (int h = 0; h < C::kLaneHeads; ++h) common[h] = key.zero[h];
+      for (int h = 0; h < C::kLaneHeads; ++h) offset[h] = key.zero[h];
     } else {
       ScoreGroups<0>(k_codes, ids, key, scores);
     }

@@ -16,7 +16,6 @@ inline constexpr int kSlackBits = 16;
 
 template <typename C>
 struct WarpState {
-  static constexpr int kQueryWords = 2 * C::kSteps;
   static constexpr int kLaneValues = 2 * C::kLaneHeads;
   static constexpr int kPatternTiles = C::kHasCodes ? C::kRegisterPatterns / 16 : 1;
 
@@ -91,11 +90,11 @@ struct WarpState {
     float s[2 * C::kLaneHeads];
   };
 
-  // Makes scores weights. common: what all of a head have on top. factor: what weights count in the
+  // Makes scores weights. offset: what all of a head have on top. factor: what weights count in the
   // sums.
   template <int kCount>
   __device__ __forceinline__ void Weigh(TileScores (&scores)[kCount],
-                                        const float (&common)[C::kLaneHeads],
+                                        const float (&offset)[C::kLaneHeads],
                                         float (&factor)[C::kLaneHeads]) {
     float top[C::kLaneHeads], wanted[C::kLaneHeads];
     bool moves = false;
@@ -107,7 +106,7 @@ struct WarpState {
         largest = fmaxf(largest, fmaxf(scores[i].s[h], scores[i].s[C::kLaneHeads + h]));
       }
       top[h] = MaxOverRows(largest);
-      wanted[h] = top[h] + common[h];
+      wanted[h] = top[h] + offset[h];
       moves |= wanted[h] > reference[h] + kSlackBits;
     }
     if (__builtin_expect(__any_sync(0xffffffffu, moves), 0)) MoveReference(wanted);

@@ -14,9 +14,8 @@
 
 namespace pkv {
 
-inline constexpr uint32_t kOnes = 0x3c003c00u;  // fp16x2 of 1.0
-inline constexpr float kMasked = -INFINITY;     // a score that gives no weight
-inline constexpr float kLowest = -1e30f;        // a reference below all scores
+inline constexpr float kMasked = -INFINITY;  // a score that gives no weight
+inline constexpr float kLowest = -1e30f;     // a reference below all scores
 
 // A fragment is half of an mma's A and B: 16 columns, of two steps (16 columns each), those of one
 // half (8 columns) of both. Which, follows from where codes stand in a word (fragment_order.h): a

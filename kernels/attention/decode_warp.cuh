@@ -129,9 +129,11 @@ class DecodeWarp {
 
   __device__ __forceinline__ void RunUnit(WarpState<C>& state, unsigned n) {
     const Ring<C> ring = this->ring();
+    ring.WaitK(n);
+    __syncwarp();  // lane 0 wrote the unit's info
     const UnitInfo& info = ring.feed->units[n % 2];
     const int rows = info.rows;
-    ring.WaitK(n);
+    // Not earlier: SMs with more copies on their way are served at the cost of others.
     if (C::kHasCodes) ring.IssueV(n);
     if (C::kHasCodes && rows == 0) {
       if constexpr (C::kHasCodes) RunBlock(ring, info.is_first_block, state, n);
@@ -170,10 +172,10 @@ class DecodeWarp {
     WeightTile<C> weights[C::kTiles];
     {
       typename WarpState<C>::TileScores scores[C::kTiles];
-      float common[C::kLaneHeads];
-      KeyMath<C>{state, params}.Score(ring.k_slot(n), scores, common);
+      float offset[C::kLaneHeads];
+      KeyMath<C>{state, params}.Score(ring.k_slot(n), scores, offset);
       ring.IssueK(n + 1, run_);
-      state.Weigh(scores, common, factor);
+      state.Weigh(scores, offset, factor);
 #pragma unroll
       for (int t = 0; t < C::kTiles; ++t) weights[t] = WeightTile<C>(scores[t]);
     }

@@ -198,11 +198,6 @@ __device__ __forceinline__ float LoadSharedFloat(uint32_t address) {
 __device__ __forceinline__ void StoreSharedFloat(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0],%1;" ::"r"(address), "f"(value) : "memory");
 }
-__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 v) {
-  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-}
 
 }  // namespace pkv::ptx
 

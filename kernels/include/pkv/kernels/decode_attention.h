@@ -97,7 +97,7 @@ class DecodeAttention {
   //   InvalidArgument     head counts, head_dim, encoding or num_sinks are not valid together
   //   Unimplemented       a build without CUDA; kTensorCore for more than 8 query heads a kv head,
   //                       for K and V of different bits, or for fine K codes with several groups
-  //   FailedPrecondition  no CUDA device
+  //   FailedPrecondition  no CUDA device; kTensorCore on one that is not of compute capability 9.0
   static absl::StatusOr<std::unique_ptr<DecodeAttention>> Make(const DecodeAttentionShape& shape,
                                                                const ComputeContext& ctx);
 
