@@ -40,6 +40,7 @@ struct SharedItems {
       if (arrived == static_cast<uint32_t>(last - first + 1)) *ticket = 0;
       __threadfence();
     }
+    __syncwarp();  // the other lanes see what lane 0 does
     arrived = __shfl_sync(0xffffffffu, arrived, 0);
     if (arrived != static_cast<uint32_t>(last - first + 1)) return false;
     Merge(first, last, mine);

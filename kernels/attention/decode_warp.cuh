@@ -133,7 +133,7 @@ class DecodeWarp {
     __syncwarp();  // lane 0 wrote the unit's info
     const UnitInfo& info = ring.feed->units[n % 2];
     const int rows = info.rows;
-    // Not earlier: SMs with more copies on their way are served at the cost of others.
+    // Not earlier, which was slower (PERFORMANCE.md).
     if (C::kHasCodes) ring.IssueV(n);
     if (C::kHasCodes && rows == 0) {
       if constexpr (C::kHasCodes) RunBlock(ring, info.is_first_block, state, n);

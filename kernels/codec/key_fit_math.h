@@ -36,8 +36,8 @@ struct KeyFitShared {
 };
 
 // One thread: it codes its own slot, and as a worker of its slot's group does a part of the fit. A
-// group has at least 32 workers, which is enough for 16 lanes and 13 ratios. Groups of sinks only
-// have no values: every phase passes them by. Thread-compatible.
+// group has at least 32 workers, which is enough for 16 lanes and for every ratio. Groups of sinks
+// only have no values: every phase passes them by. Thread-compatible.
 class KeyFitThread {
  public:
   PKV_HOST_DEVICE KeyFitThread(const KeyFitRule& rule, int slot, KeyFitShared& shared)
