@@ -226,6 +226,20 @@ inline double InertiaGrowthBound(int num_tokens, int head_dim, double largest_va
   return num_tokens * (2 * NearestL2Gap(head_dim, magnitude) + head_dim * error * error);
 }
 
+// Root mean square of what an executor whose matrix products take operands rounded to fp16 differs
+// by in its logits, relative to their own. Each operand is off by at most 2^-11 of itself, each
+// independently, so each product by about that much of its norm; seven products a layer and the
+// head's add up in the residual stream like independent errors.
+inline double LogitDeviation(int num_layers) {
+  return std::sqrt(7 * num_layers + 1) * kFloat16Unit;
+}
+// Attention over codes amplifies: a score's error, of the query's rounding, weighs with the spread
+// of the values. Deviations that are allowed for that.
+inline constexpr double kLogitDeviations = 6;
+
+// Float and exp on a device: sums of `terms` terms, relative.
+inline double ReductionBound(int terms) { return 4 * kExpBound + SumBound(terms, 1); }
+
 }  // namespace pkv
 
 #endif  // PKV_TESTS_SUPPORT_ERROR_BOUND_H_
