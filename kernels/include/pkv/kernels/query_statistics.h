@@ -52,7 +52,7 @@ class QueryStatistics {
                                                                const ComputeContext& ctx);
 
   // Forgets everything: what follows is a prompt whose queries stand at [first_token, end).
-  //   InvalidArgument  first_token is negative or past end
+  //   InvalidArgument  first_token is negative or past end, or end is past 2^31 - 1
   virtual absl::Status Start(int64_t first_token, int64_t end, const ComputeContext& ctx) = 0;
 
   // Takes the queries of one chunk in one layer. A layer's chunks come in order, without gaps.
