@@ -63,8 +63,8 @@ struct FlushInput {
   int32_t page = 0;  // takes the block
   // Ids of the whole sequence so far, at least up to the block's end: they name it.
   std::span<const int32_t> tokens;
-  // Gets what was sealed when not null, for put-back: the table, if the block is the first with
-  // patterns, then the block.
+  // For put-back, when not null: gets the sealed table, if this flush mined one because the
+  // sequence had no block yet, then the sealed block.
   std::vector<std::unique_ptr<ObjectBuilder>>* sealed = nullptr;
 };
 

@@ -7,17 +7,29 @@
 
 namespace {
 
-std::unique_ptr<grpc::Service> MakeService(pkv::ModelHost& host, pkv::CacheClient& cache,
-                                           pkv::WorkerMetrics& metrics,
-                                           const pkv::QueueOptions& queue) {
-  // Lives as long as the process serves.
-  static pkv::DecodeWorker worker(&host, &cache, &metrics);
-  return pkv::MakeDecodeService(&worker, &metrics, queue);
+pkv::ServedWorker MakeWorker(const pkv::WorkerParts& parts) {
+  pkv::CpuEngineOptions engine;
+  engine.num_slots = parts.flags.max_batch;
+  engine.num_pages = parts.flags.num_pages;
+  pkv::BatchOptions batch;
+  batch.max_waiting = parts.flags.queue.max_waiting;
+  batch.on_engine_failure = parts.on_failure;
+  const auto worker =
+      std::make_shared<pkv::DecodeWorker>(&parts.host, &parts.cache, &parts.metrics, engine, batch);
+  pkv::ServedWorker served;
+  served.worker = worker;
+  served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);
+  served.drain = [worker] { worker->Drain(); };
+  return served;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return pkv::WorkerMain(argc, argv, "decode", "Decode worker of patternkv", "127.0.0.1:7442",
-                         MakeService);
+  return pkv::WorkerMain(argc, argv,
+                         {.name = "decode",
+                          .description = "Decode worker of patternkv",
+                          .default_listen = "127.0.0.1:7442",
+                          .add_flags = pkv::AddDecodeFlags,
+                          .make_worker = MakeWorker});
 }

@@ -7,17 +7,22 @@
 
 namespace {
 
-std::unique_ptr<grpc::Service> MakeService(pkv::ModelHost& host, pkv::CacheClient& cache,
-                                           pkv::WorkerMetrics& metrics,
-                                           const pkv::QueueOptions& queue) {
-  // Lives as long as the process serves.
-  static pkv::PrefillWorker worker(&host, &cache, &metrics);
-  return pkv::MakePrefillService(&worker, &metrics, queue);
+pkv::ServedWorker MakeWorker(const pkv::WorkerParts& parts) {
+  const auto worker =
+      std::make_shared<pkv::PrefillWorker>(&parts.host, &parts.cache, &parts.metrics);
+  pkv::ServedWorker served;
+  served.worker = worker;
+  served.service = pkv::MakePrefillService(worker.get(), &parts.metrics, parts.flags.queue);
+  return served;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return pkv::WorkerMain(argc, argv, "prefill", "Prefill worker of patternkv", "127.0.0.1:7441",
-                         MakeService);
+  return pkv::WorkerMain(argc, argv,
+                         {.name = "prefill",
+                          .description = "Prefill worker of patternkv",
+                          .default_listen = "127.0.0.1:7441",
+                          .add_flags = pkv::AddPrefillFlags,
+                          .make_worker = MakeWorker});
 }

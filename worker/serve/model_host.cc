@@ -24,6 +24,17 @@ class LayerHookSink final : public AttentionSink {
   const std::function<absl::Status(int)>& on_layer_;
 };
 
+// Both a ModelHost and a LlamaModel have Forward().
+template <typename Model>
+absl::Status PrefillOn(Model& model, KvSequence& sequence, std::span<const int32_t> tokens,
+                       const std::function<absl::Status(int)>& on_layer) {
+  const int64_t cached = sequence.num_tokens();
+  if (cached >= static_cast<int64_t>(tokens.size())) return absl::OkStatus();
+  const std::span<const int32_t> rest = tokens.subspan(cached);
+  LayerHookSink sink(sequence, on_layer);
+  return model.Forward(rest, cached, sink, static_cast<int>(rest.size()), nullptr);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const std::string& directory,
@@ -97,11 +108,13 @@ absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeReplicaSequence(
 
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
                             const std::function<absl::Status(int)>& on_layer) {
-  const int64_t cached = sequence.num_tokens();
-  if (cached >= static_cast<int64_t>(tokens.size())) return absl::OkStatus();
-  const std::span<const int32_t> rest = tokens.subspan(cached);
-  LayerHookSink sink(sequence, on_layer);
-  return host.Forward(rest, cached, sink, static_cast<int>(rest.size()), nullptr);
+  return PrefillOn(host, sequence, tokens, on_layer);
+}
+
+absl::Status ComputePrefill(LlamaModel& model, KvSequence& sequence,
+                            std::span<const int32_t> tokens,
+                            const std::function<absl::Status(int)>& on_layer) {
+  return PrefillOn(model, sequence, tokens, on_layer);
 }
 
 }  // namespace pkv

@@ -48,6 +48,8 @@ class ModelHost {
   // The same model on the calling thread alone, beside this host's forward passes and those of
   // other replicas; and an empty sequence that stays on the calling thread.
   std::unique_ptr<LlamaModel> MakeReplica() const { return model_->MakeReplica(nullptr); }
+  // The same model on this host's threads, beside its forward passes: the same bits come out.
+  std::unique_ptr<LlamaModel> MakeSidePass() { return model_->MakeReplica(&pool_); }
   absl::StatusOr<std::unique_ptr<KvSequence>> MakeReplicaSequence(
       const CodecParams& params,
       std::shared_ptr<const std::vector<Codebook>> shared_patterns = nullptr) const;
@@ -67,6 +69,10 @@ class ModelHost {
 // `on_layer(layer)` after each layer's attention, from this thread; no logits. An error of
 // `on_layer` ends the pass and is returned. Nothing to compute is OK and calls nothing.
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
+                            const std::function<absl::Status(int)>& on_layer);
+// The same on a model of the caller's.
+absl::Status ComputePrefill(LlamaModel& model, KvSequence& sequence,
+                            std::span<const int32_t> tokens,
                             const std::function<absl::Status(int)>& on_layer);
 
 }  // namespace pkv

@@ -23,6 +23,14 @@ int ExitCode(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? 2 : 1;
 }
 
+void NameInEnvironment(CLI::App& command) {
+  for (CLI::Option* option : command.get_options()) {
+    const std::string& name = option->get_lnames().empty() ? "" : option->get_lnames().front();
+    if (name.empty() || name == "help") continue;
+    option->envname("PKV_" + absl::AsciiStrToUpper(absl::StrReplaceAll(name, {{"-", "_"}})));
+  }
+}
+
 }  // namespace
 
 void AddServeFlags(CLI::App& command, ServeFlags& flags) {
@@ -41,9 +49,6 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--threads", flags.threads, "threads for attention and encoding; 0: one per CPU")
       ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  command.add_option("--max-running", flags.queue.max_running, "requests running at once")
-      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command
       .add_option("--max-waiting", flags.queue.max_waiting,
@@ -68,14 +73,29 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_flag("--i-understand-insecure", flags.server.allow_insecure,
                    "listen beyond loopback although connections are not encrypted");
-  for (CLI::Option* option : command.get_options()) {
-    const std::string& name = option->get_lnames().empty() ? "" : option->get_lnames().front();
-    if (name.empty() || name == "help") continue;
-    option->envname("PKV_" + absl::AsciiStrToUpper(absl::StrReplaceAll(name, {{"-", "_"}})));
-  }
+  NameInEnvironment(command);
 }
 
-int RunWorker(const char* role, const ServeFlags& flags, MakeService make_service) {
+void AddPrefillFlags(CLI::App& command, ServeFlags& flags) {
+  command.add_option("--max-running", flags.queue.max_running, "requests running at once")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  NameInEnvironment(command);
+}
+
+void AddDecodeFlags(CLI::App& command, ServeFlags& flags) {
+  command.add_option("--max-batch", flags.max_batch, "sequences decoded together")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      .add_option("--pages", flags.num_pages,
+                  "blocks of 128 tokens that all sequences may hold together")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  NameInEnvironment(command);
+}
+
+int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   const LogLevel level = flags.log_level == "debug"     ? LogLevel::kDebug
                          : flags.log_level == "warning" ? LogLevel::kWarning
                          : flags.log_level == "error"   ? LogLevel::kError
@@ -85,7 +105,7 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   const int threads =
       flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
   Log(LogLevel::kInfo, "starting",
-      {{"role", role}, {"model", flags.model}, {"cache", flags.cache}, {"threads", threads}});
+      {{"role", role.name}, {"model", flags.model}, {"cache", flags.cache}, {"threads", threads}});
   absl::StatusOr<std::unique_ptr<ModelHost>> host = ModelHost::Load(flags.model, threads);
   if (!host.ok()) return ExitCode(host.status());
   ClientOptions client_options;
@@ -95,31 +115,35 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   if (!cache.ok()) return ExitCode(cache.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", (*host)->profile().ToShortHex()}, {"layers", (*host)->config().num_layers}});
-  WorkerMetrics metrics(role);
-  const std::unique_ptr<grpc::Service> service =
-      make_service(**host, **cache, metrics, flags.queue);
+  WorkerMetrics metrics(role.name);
+  ServingFault fault;
+  const ServedWorker served =
+      role.make_worker({**host, **cache, metrics, flags,
+                        [&fault](const absl::Status& status) { fault.Report(status); }});
   ServerHostOptions server = flags.server;
   server.drain_timeout = absl::Seconds(flags.drain_timeout_s);
-  return ExitCode(ServeUntilSignal(server, {service.get()}, metrics.registry()));
+  server.on_drain = served.drain;
+  server.fault = &fault;
+  return ExitCode(ServeUntilSignal(server, {served.service.get()}, metrics.registry()));
 }
 
-int WorkerMain(int argc, char** argv, const char* role, const char* description,
-               const char* default_listen, MakeService make_service) {
-  CLI::App app(description);
+int WorkerMain(int argc, char** argv, const WorkerRole& role) {
+  CLI::App app(role.description);
   app.require_subcommand(1);
   app.set_version_flag("--version", PKV_VERSION);
   ServeFlags flags;
-  flags.server.listen = default_listen;
+  flags.server.listen = role.default_listen;
   CLI::App* serve = app.add_subcommand("serve", "load the model and serve until SIGTERM");
   AddServeFlags(*serve, flags);
-  app.footer(absl::StrCat("Example:\n  pkv-", role,
+  role.add_flags(*serve, flags);
+  app.footer(absl::StrCat("Example:\n  pkv-", role.name,
                           " serve --model deploy/models/novella-14m --cache 127.0.0.1:7440\n"));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  return RunWorker(role, flags, make_service);
+  return RunWorker(role, flags);
 }
 
 }  // namespace pkv

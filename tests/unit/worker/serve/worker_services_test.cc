@@ -43,7 +43,7 @@ class WorkerServicesTest : public TinyWorkersTest {
   void SetUp() override {
     const QueueOptions queue{.max_running = 1, .max_waiting = 0};
     prefill_service_ = MakePrefillService(&prefill_, &prefill_metrics_, queue);
-    decode_service_ = MakeDecodeService(&decode_, &decode_metrics_, queue);
+    decode_service_ = MakeDecodeService(&one_decode_, &decode_metrics_);
     // A socket, not an in-process channel: that hands a sender's buffer to the receiver, which TSan
     // cannot see to be in order because Debian's gRPC is not instrumented.
     int port = 0;
@@ -66,6 +66,11 @@ class WorkerServicesTest : public TinyWorkersTest {
     decode_service_.reset();
   }
 
+  static BatchOptions NoneWaits() {
+    BatchOptions options;
+    options.max_waiting = 0;
+    return options;
+  }
   void HoldCache() {
     cache_.set_script([this](CacheCall) {
       gate_.Pass();
@@ -78,6 +83,7 @@ class WorkerServicesTest : public TinyWorkersTest {
   }
 
   Gate gate_;
+  DecodeWorker one_decode_{host_, &cache_, &decode_metrics_, {.num_slots = 1}, NoneWaits()};
   std::unique_ptr<grpc::Service> prefill_service_, decode_service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Prefill::Stub> prefill_stub_;
