@@ -10,9 +10,9 @@ namespace pkv {
 absl::StatusOr<Event> Event::Make() {
   cudaEvent_t handle = nullptr;
   // The waiting host sleeps: another thread's kernels are launched meanwhile.
-  PKV_RETURN_IF_ERROR(CudaStatus(
-      cudaEventCreateWithFlags(&handle, cudaEventDisableTiming | cudaEventBlockingSync),
-      "make event"));
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaEventCreateWithFlags(&handle, cudaEventDisableTiming | cudaEventBlockingSync),
+                 "make event"));
   Event event;
   event.handle_ = handle;
   return event;
@@ -29,9 +29,9 @@ absl::Status Event::Record(void* stream) const {
 }
 
 absl::Status Event::MakeWait(void* stream) const {
-  return CudaStatus(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream),
-                                        static_cast<cudaEvent_t>(handle_), 0),
-                    "wait for event");
+  return CudaStatus(
+      cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(handle_), 0),
+      "wait for event");
 }
 
 absl::Status Event::Synchronize() const {

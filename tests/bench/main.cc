@@ -7,6 +7,7 @@
 #include "tests/bench/commands.h"
 #ifdef PKV_WITH_CUDA
 #include "tests/bench/decode_command.h"
+#include "tests/bench/prefill_command.h"
 #endif
 
 int main(int argc, char** argv) {
@@ -20,6 +21,7 @@ int main(int argc, char** argv) {
   pkv::AddKernelsCommand(app, command_line, exit_code);
 #ifdef PKV_WITH_CUDA
   pkv::AddDecodeCommand(app, exit_code);
+  pkv::AddPrefillCommand(app, exit_code);
 #endif
   try {
     app.parse(argc, argv);

@@ -10,6 +10,7 @@
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/sync.h"
+#include "worker/batch/cuda_compute.h"
 #include "worker/batch/cuda_decode_step.h"
 #include "worker/batch/cuda_pools.h"
 #include "worker/batch/cuda_slot.h"
@@ -81,6 +82,10 @@ class CudaBatchEngine final : public BatchEngine {
   std::unique_ptr<CudaWindowFlush> flush_;
   std::vector<std::vector<float>> step_logits_;  // by row
 
+  // Held while a prompt is computed.
+  Mutex compute_mu_;
+  std::unique_ptr<CudaCompute> compute_ ABSL_PT_GUARDED_BY(compute_mu_);
+
   Mutex mu_;
   CondVar joiner_is_idle_;
   std::vector<std::unique_ptr<Joiner>> joiners_ ABSL_GUARDED_BY(mu_);  // idle ones
@@ -92,6 +97,10 @@ absl::Status CudaBatchEngine::Init() {
                                                    {options_.num_slots, options_.max_blocks}));
   PKV_ASSIGN_OR_RETURN(flush_, CudaWindowFlush::Make(&pools_, options_.params, profile_,
                                                      options_.num_slots, step_->stream()));
+  if (options_.max_compute_tokens > 0) {
+    PKV_ASSIGN_OR_RETURN(compute_, CudaCompute::Make(&model_, &pools_, options_.params, profile_,
+                                                     options_.max_compute_tokens));
+  }
   MutexLock lock(&mu_);
   for (int i = 0; i < options_.num_joining; ++i) {
     auto joiner = std::make_unique<Joiner>();
@@ -127,7 +136,15 @@ absl::Status CudaBatchEngine::Compute(int slot, const CodecParams& params,
                                       std::span<const int32_t> pages,
                                       const std::function<bool()>& cancelled,
                                       std::vector<std::unique_ptr<ObjectBuilder>>* sealed) {
-  return absl::UnimplementedError("computing a prompt");
+  PKV_RETURN_IF_ERROR(CheckVariant(params));
+  PKV_CHECK(slots_[slot].num_tokens() == 0, slot);
+  MutexLock lock(&compute_mu_);
+  if (compute_ == nullptr || static_cast<int>(tokens.size()) > options_.max_compute_tokens) {
+    return absl::FailedPreconditionError(absl::StrCat("this worker computes no prompt of ",
+                                                      tokens.size(), " tokens; at most ",
+                                                      options_.max_compute_tokens));
+  }
+  return compute_->Run(slot, tokens, pages, cancelled, sealed, slots_[slot]);
 }
 
 DecodeRow CudaBatchEngine::RowOf(const StepInput& input) const {
@@ -255,6 +272,8 @@ absl::StatusOr<std::unique_ptr<BatchEngine>> MakeCudaBatchEngine(const CudaModel
     options.max_blocks =
         (model->config().max_position_embeddings + kBlockTokens - 1) / kBlockTokens;
   }
+  options.max_compute_tokens =
+      std::min(options.max_compute_tokens, model->config().max_position_embeddings);
   if (options.num_pages == 0) {
     PKV_ASSIGN_OR_RETURN(options.num_pages, PagesThatFit(*model, options));
   }

@@ -18,6 +18,8 @@ struct CudaEngineOptions {
   double memory_share = 0.9;
   int max_blocks = 0;   // of one sequence; 0: what the model's context takes
   int num_joining = 2;  // first steps at a time
+  // Longest prompt that is computed here when the cache does not deliver; 0: none is.
+  int max_compute_tokens = 32768;
 };
 
 // The BatchEngine of one GPU: pages are filled with the bytes that were shipped, and attention

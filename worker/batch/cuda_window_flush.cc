@@ -8,7 +8,6 @@
 #include "kernels/device/cuda_status.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
-#include "proto/block/payload_layout.h"
 #include "worker/sequence/object_place.h"
 
 namespace pkv {
@@ -94,67 +93,19 @@ absl::Status CudaWindowFlush::Compress(const FlushInput& flush, const CudaSlot& 
   return compressor.Flush(std::span(&later, 1), ctx);
 }
 
-absl::Status CudaWindowFlush::ReadFrame(const FlushInput& flush, const ObjectHeader& header,
-                                        int layer, std::span<std::byte> frame) {
-  const PayloadLayout layout = PayloadLayout::Of(header);
-  const auto read = [&](const void* from, int64_t at, int64_t bytes) {
-    return CudaStatus(cudaMemcpyAsync(frame.data() + at, from, bytes, cudaMemcpyDeviceToHost,
-                                      static_cast<cudaStream_t>(stream_)),
-                      "read block");
-  };
-  PKV_RETURN_IF_ERROR(read(pools_.page(layer, flush.page), 0, layout.page_bytes));
-  if (header.num_sinks > 0) {
-    PKV_RETURN_IF_ERROR(read(pools_.sinks(layer, flush.slot), layout.sinks,
-                             layout.sink_head_bytes * layout.num_kv_heads));
-  }
-  if ((header.flags & kFlagsAppend) == 0) return absl::OkStatus();
-  return read(appended(layer), layout.appended, layout.appended_head_bytes * layout.num_kv_heads);
-}
-
-absl::StatusOr<std::unique_ptr<ObjectBuilder>> CudaWindowFlush::SealTable(int slot_index,
-                                                                          const CudaSlot& slot) {
-  ObjectHeader header = HeaderOf(ObjectKind::kTable, pools_.shape(), params_, profile_);
-  header.num_patterns_k = static_cast<uint16_t>(slot.num_patterns_k);
-  header.num_patterns_v = static_cast<uint16_t>(slot.num_patterns_v);
-  PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, ObjectBuilder::Make(header));
-  const PayloadLayout layout = PayloadLayout::Of(header);
-  const size_t row = header.head_dim * sizeof(uint16_t);
-  for (int layer = 0; layer < header.num_layers; ++layer) {
-    std::byte* to = builder.frame(layer).data();
-    const uint16_t* from = pools_.bank(layer, slot_index);
-    for (const int count : {slot.num_patterns_k, slot.num_patterns_v}) {
-      PKV_RETURN_IF_ERROR(
-          CudaStatus(cudaMemcpy2DAsync(to, layout.head_bytes, from, pools_.bank_capacity() * row,
-                                       count * row, header.num_kv_heads, cudaMemcpyDeviceToHost,
-                                       static_cast<cudaStream_t>(stream_)),
-                     "read bank"));
-      to += count * row;
-      from += pools_.bank_tensor();
-    }
-  }
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamSynchronize(static_cast<cudaStream_t>(stream_)), "read bank"));
-  PKV_RETURN_IF_ERROR(builder.Seal());
-  return std::make_unique<ObjectBuilder>(std::move(builder));
-}
-
 absl::Status CudaWindowFlush::Seal(const FlushInput& flush, ObjectHeader& header, CudaSlot& slot) {
   if (params_.encoding.has_patterns && slot.num_blocks() == 0) {
-    PKV_ASSIGN_OR_RETURN(std::unique_ptr<ObjectBuilder> table, SealTable(flush.slot, slot));
+    PKV_ASSIGN_OR_RETURN(std::unique_ptr<ObjectBuilder> table, seal_.Table(flush.slot, slot));
     header.table = slot.table = table->header().id;
     header.num_patterns_k = table->header().num_patterns_k;
     header.num_patterns_v = table->header().num_patterns_v;
     if (flush.sealed != nullptr) flush.sealed->push_back(std::move(table));
   }
   if (flush.sealed == nullptr) return absl::OkStatus();
-  PKV_ASSIGN_OR_RETURN(ObjectBuilder block, ObjectBuilder::Make(header));
-  for (int layer = 0; layer < header.num_layers; ++layer) {
-    PKV_RETURN_IF_ERROR(ReadFrame(flush, header, layer, block.frame(layer)));
-  }
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamSynchronize(static_cast<cudaStream_t>(stream_)), "read block"));
-  PKV_RETURN_IF_ERROR(block.Seal());
-  flush.sealed->push_back(std::make_unique<ObjectBuilder>(std::move(block)));
+  const bool appends = (header.flags & kFlagsAppend) != 0;
+  PKV_ASSIGN_OR_RETURN(flush.sealed->emplace_back(),
+                       seal_.Block(header, flush.slot, flush.page, appends ? appended(0) : nullptr,
+                                   appended_stride_));
   return absl::OkStatus();
 }
 

@@ -14,6 +14,7 @@
 #include "pkv/kernels/layer_compressor.h"
 #include "worker/batch/batch_engine.h"
 #include "worker/batch/cuda_pools.h"
+#include "worker/batch/cuda_seal.h"
 #include "worker/batch/cuda_slot.h"
 
 namespace pkv {
@@ -37,16 +38,17 @@ class CudaWindowFlush {
 
  private:
   CudaWindowFlush(CudaPools* pools, const CodecParams& params, const Digest& profile, void* stream)
-      : pools_(*pools), params_(params), profile_(profile), stream_(stream) {}
+      : pools_(*pools),
+        params_(params),
+        profile_(profile),
+        stream_(stream),
+        seal_(pools, params, profile, stream) {}
 
   // The header of the block that `flush` makes.
   absl::StatusOr<ObjectHeader> HeaderFor(const FlushInput& flush, const CudaSlot& slot) const;
   absl::Status Compress(const FlushInput& flush, const CudaSlot& slot, const ObjectHeader& header,
                         DeviceBank& bank, int layer);
   absl::Status Seal(const FlushInput& flush, ObjectHeader& header, CudaSlot& slot);
-  absl::StatusOr<std::unique_ptr<ObjectBuilder>> SealTable(int slot_index, const CudaSlot& slot);
-  absl::Status ReadFrame(const FlushInput& flush, const ObjectHeader& header, int layer,
-                         std::span<std::byte> frame);
   uint16_t* appended(int layer) { return appended_.As<uint16_t>() + layer * appended_stride_; }
   absl::Status DropFront(std::span<const FlushInput> flushes, std::vector<CudaSlot>& slots);
 
@@ -54,6 +56,7 @@ class CudaWindowFlush {
   const CodecParams params_;
   const Digest profile_;
   void* const stream_;
+  const CudaSeal seal_;
   std::unique_ptr<LayerCompressor> compressor_;
   std::unique_ptr<LayerCompressor> full_bank_compressor_;  // appends nothing; null without patterns
   DeviceBuffer appended_;                                  // of one block, [layer][stride] fp16

@@ -350,8 +350,16 @@ absl::Status KvSequence::FinishBlocks() {
   started_.clear();
   num_finished_ = count;
   if (window_object_ != nullptr) PKV_RETURN_IF_ERROR(window_object_->Seal());
-  window_.DropFront(count * kBlockTokens);
+  if (window_.num_tokens() > 0) window_.DropFront(count * kBlockTokens);
   return absl::OkStatus();
+}
+
+KvSequence::LayerFrames KvSequence::layer_frames(int layer) {
+  LayerFrames frames;
+  for (const Block& block : started_) frames.blocks.push_back(block.builder->frame(layer));
+  if (table_object_ != nullptr) frames.table = table_object_->frame(layer);
+  if (window_object_ != nullptr) frames.window = window_object_->frame(layer);
+  return frames;
 }
 
 std::vector<BlockPage> KvSequence::pages(int layer) {

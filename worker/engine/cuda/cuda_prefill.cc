@@ -65,15 +65,13 @@ absl::Status CudaPrefill::Allocate() {
       model_.type() == WeightType::kFloat16 ? QueryType::kFloat16 : QueryType::kBfloat16;
   PKV_ASSIGN_OR_RETURN(
       pass_, LayerPass::Make(&model_, options_.max_tokens, options_.chunk_tokens, 0, stream()));
-  PKV_ASSIGN_OR_RETURN(attention_,
-                       PrefillAttention::Make({config.num_qo_heads, config.num_kv_heads,
-                                               config.head_dim, type, type},
-                                              ctx));
+  PKV_ASSIGN_OR_RETURN(attention_, PrefillAttention::Make({config.num_qo_heads, config.num_kv_heads,
+                                                           config.head_dim, type, type},
+                                                          ctx));
   if (options_.compress) {
-    PKV_ASSIGN_OR_RETURN(
-        compressor_,
-        LayerCompressor::Make(config.kv_shape(), params_, options_.max_tokens,
-                              {Device::kCuda, nullptr, compress_stream()}));
+    PKV_ASSIGN_OR_RETURN(compressor_,
+                         LayerCompressor::Make(config.kv_shape(), params_, options_.max_tokens,
+                                               {Device::kCuda, nullptr, compress_stream()}));
     if (params_.feedback_k || params_.encoding.k_fine_tokens > 0) {
       PKV_ASSIGN_OR_RETURN(statistics_,
                            QueryStatistics::Make({config.num_layers, config.num_qo_heads,
@@ -87,7 +85,8 @@ absl::Status CudaPrefill::Allocate() {
   PKV_ASSIGN_OR_RETURN(not_finite_, DeviceBuffer::Make(sizeof(int32_t), stream()));
   if (wants_statistics()) {
     PKV_ASSIGN_OR_RETURN(
-        lse_, DeviceBuffer::Make(size_t(options_.chunk_tokens) * config.num_qo_heads * 4, stream()));
+        lse_,
+        DeviceBuffer::Make(size_t(options_.chunk_tokens) * config.num_qo_heads * 4, stream()));
   }
   for (int i = 0; i < 2; ++i) {
     PKV_ASSIGN_OR_RETURN(kv_[i], DeviceBuffer::Make(kv_bytes, stream()));
@@ -106,9 +105,12 @@ MutableKvTensorView CudaPrefill::kv(int layer, int num_tokens) {
   const ModelConfig& config = model_.config();
   const int64_t head_stride = int64_t{options_.max_tokens} * config.head_dim;
   uint16_t* k = kv_[layer % 2].As<uint16_t>();
-  return {k,          k + config.num_kv_heads * head_stride,
-          config.num_kv_heads, num_tokens,
-          config.head_dim,     head_stride};
+  return {k,
+          k + config.num_kv_heads * head_stride,
+          config.num_kv_heads,
+          num_tokens,
+          config.head_dim,
+          head_stride};
 }
 
 absl::Status CudaPrefill::AttendChunk(const PrefillRequest& request, int layer, int first,
@@ -180,17 +182,16 @@ absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer
     PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(stream()));
     if (params_.encoding.k_fine_tokens > 0) {
       float* importance = importance_[layer % 2].As<float>();
-      PKV_RETURN_IF_ERROR(statistics_->Importance(layer, compression.kv, request.first_token,
-                                                  importance, compute));
+      PKV_RETURN_IF_ERROR(
+          statistics_->Importance(layer, compression.kv, request.first_token, importance, compute));
       compression.importance = importance;
     }
     if (params_.feedback_k && statistics_->num_vectors(layer) > 0) {
       const double shrinkage =
           static_cast<double>(config.head_dim) / statistics_->num_vectors(layer);
-      PKV_ASSIGN_OR_RETURN(
-          compression.feedback,
-          statistics_->Feedback(layer, params_.encoding.rotated,
-                                params_.feedback_damping + shrinkage, compute));
+      PKV_ASSIGN_OR_RETURN(compression.feedback,
+                           statistics_->Feedback(layer, params_.encoding.rotated,
+                                                 params_.feedback_damping + shrinkage, compute));
     }
   }
   PKV_RETURN_IF_ERROR(ready_[layer % 2].Record(stream()));
@@ -215,10 +216,10 @@ absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer
 absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
   const int count = static_cast<int>(request.tokens.size()) - request.first_token;
   const cudaStream_t stream = static_cast<cudaStream_t>(this->stream());
-  PKV_RETURN_IF_ERROR(CudaStatus(
-      cudaMemcpyAsync(tokens_.data(), request.tokens.data() + request.first_token, size_t(count) * 4,
-                      cudaMemcpyHostToDevice, stream),
-      "upload tokens"));
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaMemcpyAsync(tokens_.data(), request.tokens.data() + request.first_token,
+                                 size_t(count) * 4, cudaMemcpyHostToDevice, stream),
+                 "upload tokens"));
   PKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(not_finite_.data(), 0, sizeof(int32_t), stream), "clear flag"));
   PKV_RETURN_IF_ERROR(pass_->Embed(tokens_.As<int32_t>(), count));
@@ -248,8 +249,7 @@ absl::Status CudaPrefill::Run(const PrefillRequest& request) {
   status.Update(compress_.Synchronize());
   PKV_RETURN_IF_ERROR(status);
   int32_t not_finite = 0;
-  PKV_RETURN_IF_ERROR(
-      not_finite_.CopyToHost(std::as_writable_bytes(std::span(&not_finite, 1))));
+  PKV_RETURN_IF_ERROR(not_finite_.CopyToHost(std::as_writable_bytes(std::span(&not_finite, 1))));
   if (not_finite != 0) return absl::OutOfRangeError("K or V of a token is beyond fp16");
   if (compressor_ == nullptr) return absl::OkStatus();
   return compressor_->CheckFinite({Device::kCuda, nullptr, compress_stream()});

@@ -7,7 +7,6 @@ namespace pkv {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 
 template <typename T>
 __device__ T FromFloat(float x);
@@ -48,6 +47,7 @@ __device__ float ReduceWarp(float x, Combine combine) {
 }
 
 // The sum over the CTA, in every thread. Same order each time.
+template <int kCtaThreads>
 __device__ float SumOverCta(float x, float* scratch) {
   const auto add = [](float a, float b) { return a + b; };
   x = ReduceWarp(x, add);
@@ -56,7 +56,7 @@ __device__ float SumOverCta(float x, float* scratch) {
   __syncthreads();
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) sum += scratch[i];
+  for (int i = 0; i < kCtaThreads / 32; ++i) sum += scratch[i];
   return sum;
 }
 
@@ -68,18 +68,19 @@ __global__ void EmbedRowsKernel(const T* table, const int32_t* tokens, int dim, 
 }
 
 // One CTA a row.
+constexpr int kNormThreads = 512;
 template <typename T>
 __global__ void NormRowsKernel(const float* x, const float* weight, float eps, int dim, T* out) {
-  __shared__ float scratch[kWarps];
+  __shared__ float scratch[kNormThreads / 32];
   const float4* row = reinterpret_cast<const float4*>(x + int64_t{blockIdx.x} * dim);
   float squares = 0;
-  for (int i = threadIdx.x; i < dim / 4; i += kThreads) {
+  for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
     const float4 v = row[i];
     squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
   }
-  const float scale = rsqrtf(SumOverCta(squares, scratch) / dim + eps);
+  const float scale = rsqrtf(SumOverCta<kNormThreads>(squares, scratch) / dim + eps);
   T* to = out + int64_t{blockIdx.x} * dim;
-  for (int i = threadIdx.x; i < dim / 4; i += kThreads) {
+  for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
     const float4 v = row[i];
     const float4 w = reinterpret_cast<const float4*>(weight)[i];
     to[4 * i] = FromFloat<T>(v.x * scale * w.x);
@@ -89,7 +90,7 @@ __global__ void NormRowsKernel(const float* x, const float* weight, float eps, i
   }
 }
 
-// One CTA a row; a thread turns pairs (c, c + head_dim / 2).
+// Row blockIdx.x; a thread turns pairs (c, c + head_dim / 2), strided over blockIdx.y.
 template <typename T>
 __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
   const int row = blockIdx.x, half = args.head_dim / 2;
@@ -99,7 +100,7 @@ __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
   const float* from = args.qkv + int64_t{row} * heads * args.head_dim;
   T* q = static_cast<T*>(args.q) + int64_t{row} * args.num_qo_heads * args.head_dim;
   bool is_finite = true;
-  for (int i = threadIdx.x; i < heads * half; i += kThreads) {
+  for (int i = blockIdx.y * kThreads + threadIdx.x; i < heads * half; i += gridDim.y * kThreads) {
     const int head = i / half, c = i % half;
     float a = from[head * args.head_dim + c], b = from[head * args.head_dim + c + half];
     if (args.bias != nullptr) {
@@ -235,7 +236,7 @@ cudaError_t LaunchNormRows(WeightType type, const float* x, const float* weight,
                            int rows, int dim, void* out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   return ForType(type, [&]<typename T>(T) {
-    NormRowsKernel<T><<<rows, kThreads, 0, stream>>>(x, weight, eps, dim, static_cast<T*>(out));
+    NormRowsKernel<T><<<rows, kNormThreads, 0, stream>>>(x, weight, eps, dim, static_cast<T*>(out));
   });
 }
 

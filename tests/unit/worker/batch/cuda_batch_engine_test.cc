@@ -241,10 +241,6 @@ TEST_P(CudaBatchEnginePresetTest, StepsOverEqualBlocksGiveTheCpusLogits) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Presets, CudaBatchEnginePresetTest,
-                         testing::Values("fp16", "kivi2", "kivi4", "pkv2", "pkv4", "default",
-                                         "default4"));
-
 TEST_F(CudaBatchEngineTest, GreedyTextWithAnFp16CacheIsTheCpus) {
   MakeEngine("fp16", 2, 64);
   const StoredPrompt stored = Store(NovellaPrompt(900));
@@ -305,6 +301,48 @@ TEST_F(CudaBatchEngineTest, FlushedBlocksAreSealedAndCanBeAttached) {
   ASSERT_THAT(engine_->First({1, longer.tokens.back(), true}, nullptr, output), IsOk());
   EXPECT_LE(Deviation(logits, output.logits), Bound());
 }
+
+// A prompt computed on the device costs no more accuracy than one compressed on the CPU.
+TEST_P(CudaBatchEnginePresetTest, ComputedPromptsDecodeLikeTheCpus) {
+  MakeEngine(GetParam(), 2, 64);
+  const std::vector<int32_t> tokens = NovellaPrompt(1500);
+  const std::span<const int32_t> cached = std::span(tokens).first(tokens.size() - 1);
+  const int num_blocks =
+      BlockTokensAfterPrefill(params_, static_cast<int>(cached.size())) / kBlockTokens;
+  std::vector<int32_t> pages;
+  for (int i = 0; i < num_blocks; ++i) pages.push_back(40 - 2 * i);
+  std::vector<std::unique_ptr<ObjectBuilder>> sealed;
+  ASSERT_THAT(engine_->Compute(1, params_, cached, pages, nullptr, &sealed), IsOk());
+  EXPECT_EQ(engine_->num_tokens(1), static_cast<int64_t>(cached.size()));
+  EXPECT_EQ(sealed.size(), pages.size() + (params_.encoding.has_patterns ? 1 : 0));
+  StepOutput output;
+  ASSERT_THAT(engine_->First({1, tokens.back(), true}, nullptr, output), IsOk());
+
+  // What the CPU makes of it, compressed and not.
+  const auto logits_of = [&](const CodecParams& params) {
+    params_ = params;
+    const StoredPrompt stored = Store(tokens);
+    const std::unique_ptr<KvSequence> sequence = MakeSequence();
+    PKV_CHECK(sequence
+                  ->AttachPrefix(cache_.StartGet(stored.keys), stored.num_tables,
+                                 stored.num_window_tokens)
+                  .ok());
+    std::vector<float> logits(cpu_->config().vocab_size);
+    PKV_CHECK(cpu_->Forward(std::span(tokens).last(1), int64_t(tokens.size()) - 1, *sequence, 0,
+                            logits.data())
+                  .ok());
+    return logits;
+  };
+  const std::vector<float> compressed = logits_of(params_);
+  const std::vector<float> exact = logits_of(*PresetByName("fp16", cpu_->config().kv_shape()));
+  const double cpu_loss = Deviation(exact, compressed), loss = Deviation(exact, output.logits);
+  std::printf("%s: deviation from exact logits %.5f, the CPU's %.5f\n", GetParam(), loss, cpu_loss);
+  EXPECT_LE(loss, 1.5 * cpu_loss + Bound());
+}
+
+INSTANTIATE_TEST_SUITE_P(Presets, CudaBatchEnginePresetTest,
+                         testing::Values("fp16", "kivi2", "kivi4", "pkv2", "pkv4", "default",
+                                         "default4"));
 
 TEST_F(CudaBatchEngineTest, PagesOfAnotherSlotServeASharedPrefix) {
   MakeEngine("default", 3, 16);
