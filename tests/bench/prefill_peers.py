@@ -11,7 +11,7 @@ import argparse
 import json
 
 import torch
-from peers import BACKENDS, _median_us
+from peers import BACKENDS, median_us
 from torch.nn.attention import sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,7 +51,7 @@ def time_shape(shape, backend, repeated, repetitions):
     if repeated:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
     with sdpa_kernel(backend):
-        us = _median_us(lambda: attend(q, k, v), 1, repetitions)
+        us = median_us(lambda: attend(q, k, v), 1, repetitions)
     return {"us": us, "tflops": operations(*shape) / us["median"] / 1e6}
 
 
