@@ -82,6 +82,10 @@ struct Tile {
     const int visible = launch.first_token + last_row / launch.group + 1;
     num_tiles = (visible + kPrefillTileTokens - 1) / kPrefillTileTokens;
   }
+  // Of the i-th tile of keys: they are visited from the last to the first.
+  __device__ __forceinline__ int FirstToken(int i) const {
+    return (num_tiles - 1 - i) * kPrefillTileTokens;
+  }
 };
 
 template <int kHeadDim>
@@ -98,7 +102,7 @@ __device__ void CopyTiles(const PrefillLaunch& launch, const Tile& tile,
   };
 #pragma unroll 1
   for (int i = 0; i < tile.num_tiles; ++i) {
-    const int stage = i % kStages, token = (tile.num_tiles - 1 - i) * kPrefillTileTokens;
+    const int stage = i % kStages, token = tile.FirstToken(i);
     const uint32_t free_phase = (i / kStages & 1) ^ 1;
     ptx::WaitBarrier(shared.k_free(stage), free_phase);
     copy(shared.k(stage), &launch.k, token, shared.k_full(stage));
@@ -189,10 +193,13 @@ struct Rows {
     }
   }
 
-  __device__ __forceinline__ void Mask(int first_token) {
+  // Of the tile that begins at first_token; first_row_sees: the last token that the warpgroup's
+  // first row sees, and so all of its rows.
+  __device__ __forceinline__ void Mask(int first_token, int first_row_sees, int lane_column) {
+    if (first_token + kPrefillTileTokens - 1 <= first_row_sees) return;
 #pragma unroll
     for (int i = 0; i < 4 * kRowTiles; ++i) {
-      const int token = first_token + i / 4 * 8 + i % 2;
+      const int token = first_token + lane_column + i / 4 * 8 + i % 2;
       if (token > last_token[i / 2 % 2]) scores[i] = -kInfinity;
     }
   }
@@ -291,6 +298,11 @@ struct Rows {
   }
 };
 
+__device__ __forceinline__ void Release(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) ptx::Arrive(barrier);
+}
+
 // group: 0 or 1, of the two that compute.
 template <int kHeadDim>
 __device__ void Compute(const PrefillLaunch& launch, const Tile& tile,
@@ -306,14 +318,6 @@ __device__ void Compute(const PrefillLaunch& launch, const Tile& tile,
   rows.Start(launch, tile, shared, row);
   const int first_row_sees =
       launch.first_token + (tile.first_row + group * kGroupRows) / launch.group;
-  const auto release = [&](uint32_t barrier) {
-    __syncwarp();
-    if (lane == 0) ptx::Arrive(barrier);
-  };
-  const auto mask = [&](int i) {
-    const int first_token = (tile.num_tiles - 1 - i) * kPrefillTileTokens;
-    if (first_token + kPrefillTileTokens - 1 > first_row_sees) rows.Mask(first_token + column);
-  };
 
   float factor[2];
   ptx::WaitBarrier(shared.k_full(0), 0);
@@ -321,8 +325,8 @@ __device__ void Compute(const PrefillLaunch& launch, const Tile& tile,
   rows.IssueScores(queries, shared.k(0));
   ptx::WaitProducts<0>();
   ptx::Pin(rows.scores);
-  release(shared.k_free(0));
-  mask(0);
+  Release(shared.k_free(0), lane);
+  rows.Mask(tile.FirstToken(0), first_row_sees, column);
   rows.Weigh(factor);
   rows.Pack();
 
@@ -343,8 +347,8 @@ __device__ void Compute(const PrefillLaunch& launch, const Tile& tile,
     }
     ptx::WaitProducts<1>();
     ptx::Pin(rows.scores);
-    release(shared.k_free(stage));
-    mask(i);
+    Release(shared.k_free(stage), lane);
+    rows.Mask(tile.FirstToken(i), first_row_sees, column);
     rows.Weigh(factor);
     // Waiting for the next keys here costs nothing, and keeps ptxas from moving the exponentials
     // behind the wait for products that they are to hide.
@@ -355,7 +359,7 @@ __device__ void Compute(const PrefillLaunch& launch, const Tile& tile,
     }
     ptx::WaitProducts<0>();
     ptx::Pin(rows.out);
-    release(shared.v_free(before));
+    Release(shared.v_free(before), lane);
     rows.Rescale(factor);
     rows.Pack();
   }

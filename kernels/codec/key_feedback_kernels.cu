@@ -20,7 +20,7 @@ struct FeedbackMemory {
   static constexpr int kStride = kHeadDim + 4;
   double factor[kHeadDim * kStride];        // in step order
   float moment[kHeadDim * (kHeadDim + 1)];  // in channel order
-  double damped, pivot;
+  double damped, inverse_pivot;
   int order[kHeadDim];
   int is_unusable;
 };
@@ -128,14 +128,15 @@ class FeedbackCta {
     __syncthreads();
   }
 
-  // FactorFromTheEnd(): column by column, each row's sum by its four lanes.
+  // FactorFromTheEnd(): column by column, each row's sum by its four lanes; one reciprocal square
+  // root a column stands for its root and its quotients.
   __device__ void Factor() {
     double* own = memory_.factor + row_ * Memory::kStride;
     for (int k = kHeadDim - 1; k >= 0; --k) {
       const double* pivot_row = memory_.factor + k * Memory::kStride;
       double sum = 0;
       if (row_ <= k) {
-#pragma unroll 4
+#pragma unroll 8
         for (int m = k + 1 + lane_; m < kHeadDim; m += kRowLanes) sum += own[m] * pivot_row[m];
       }
       sum += __shfl_xor_sync(~0u, sum, 1);
@@ -143,11 +144,11 @@ class FeedbackCta {
       sum = own[k] - sum;
       if (row_ == k && lane_ == 0) {
         if (!(sum > 0)) memory_.is_unusable = 1;
-        memory_.pivot = sqrt(sum);
+        memory_.inverse_pivot = rsqrt(sum);
       }
       __syncthreads();
       if (memory_.is_unusable != 0) return;
-      if (row_ <= k && lane_ == 0) own[k] = row_ == k ? memory_.pivot : sum / memory_.pivot;
+      if (row_ <= k && lane_ == 0) own[k] = sum * memory_.inverse_pivot;
       __syncthreads();
     }
   }

@@ -30,8 +30,9 @@ struct RowTile {
 };
 
 // One CTA: all of a kv head's head_dim x head_dim sums over its part of the rows. Warp w of 8 has a
-// quarter of the sums' rows and half of their columns. Tiles of 64 queries are copied one ahead.
+// quarter of the sums' rows and half of their columns. Tiles of 32 queries are copied four ahead.
 constexpr int kMomentThreads = 256;
+constexpr int kMomentStages = 5;
 
 template <int kHeadDim, bool kIsBfloat16>
 class MomentCta {
@@ -48,25 +49,25 @@ class MomentCta {
         first_column_(threadIdx.x / 32 % 2 * kWarpColumns) {}
 
   __device__ void Run(int begin, int end, float* out) {
-    Copy(begin, end, 0);
-    int stage = 0;
-    for (int row = begin; row < end; row += kMomentTileRows, stage ^= 1) {
-      if (row + kMomentTileRows < end) {
-        Copy(row + kMomentTileRows, end, stage ^ 1);
-        ptx::WaitCopies<1>();
-      } else {
-        ptx::WaitCopies<0>();
-      }
+    const int num_tiles = (end - begin + kMomentTileRows - 1) / kMomentTileRows;
+    for (int tile = 0; tile < kMomentStages - 1; ++tile) Copy(begin, end, tile, num_tiles);
+    for (int tile = 0; tile < num_tiles; ++tile) {
+      ptx::WaitCopies<kMomentStages - 2>();
       __syncthreads();
-      Add(memory_ + stage * kTileBytes);
-      __syncthreads();
+      // Into the stage that every warp is done with, as it has passed the barrier.
+      Copy(begin, end, tile + kMomentStages - 1, num_tiles);
+      Add(memory_ + tile % kMomentStages * kTileBytes);
     }
     Store(out);
   }
 
  private:
-  // Rows from `end` on are zeros.
-  __device__ __forceinline__ void Copy(int first, int end, int stage) const {
+  // Rows from `end` on are zeros. A tile past the last is an empty group of copies.
+  __device__ __forceinline__ void Copy(int begin, int end, int tile, int num_tiles) const {
+    if (tile < num_tiles) CopyTile(begin + tile * kMomentTileRows, end, tile % kMomentStages);
+    ptx::CommitCopies();
+  }
+  __device__ __forceinline__ void CopyTile(int first, int end, int stage) const {
 #pragma unroll
     for (int i = threadIdx.x; i < kMomentTileRows * Tile::kPieces; i += kMomentThreads) {
       const int in_tile = i / Tile::kPieces, piece = i % Tile::kPieces;
@@ -77,7 +78,6 @@ class MomentCta {
       ptx::CopyAsync16(memory_ + stage * kTileBytes + in_tile * Tile::kRowBytes + piece * 16, from,
                        first + in_tile < end ? 16 : 0);
     }
-    ptx::CommitCopies();
   }
 
   __device__ __forceinline__ void Add(uint32_t tile) {
@@ -139,7 +139,7 @@ template <int kHeadDim, bool kIsBfloat16>
 __global__ void __launch_bounds__(kMomentThreads)
     QueryMomentKernel(const __grid_constant__ QueryRows rows, float* partials) {
   using Cta = MomentCta<kHeadDim, kIsBfloat16>;
-  __shared__ __align__(16) char memory[2 * Cta::kTileBytes];
+  __shared__ __align__(16) char memory[kMomentStages * Cta::kTileBytes];
   const int num_rows = rows.num_queries * rows.group;
   const int num_tiles = (num_rows + kMomentTileRows - 1) / kMomentTileRows;
   const int parts = gridDim.x, part = blockIdx.x;
@@ -156,6 +156,7 @@ __global__ void AddPartialsKernel(const float* partials, int num_parts, int size
   if (at >= size) return;
   const float* of_head = partials + int64_t{blockIdx.y} * num_parts * size + at;
   float sum = 0;
+#pragma unroll 8
   for (int part = 0; part < num_parts; ++part) sum += of_head[int64_t{part} * size];
   sums[int64_t{blockIdx.y} * size + at] += sum;
 }

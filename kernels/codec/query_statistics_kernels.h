@@ -20,7 +20,7 @@ struct QueryRows {
   int num_rows() const { return num_queries * group; }
 };
 
-inline constexpr int kMomentTileRows = 64;
+inline constexpr int kMomentTileRows = 32;
 
 // Adds sum of q q^T over the rows to sums [kv_head][head_dim][head_dim]. `num_parts` CTAs a kv head
 // sum up rows of their own; partials: [kv_head][num_parts][head_dim][head_dim] of scratch.

@@ -3,15 +3,16 @@
 Usage: prefill_peers.py [--repetitions N] [--json FILE]
 
 A square case is is_causal; a chunk of queries at the end of more keys is causal_lower_right, which
-cuDNN refuses. Grouped heads are left to the library, or repeated beforehand where it refuses them
-(the repeated keys take more traffic, the same arithmetic).
+flash knows, and which PyTorch materialises as a mask for cuDNN: its times of those cases are not
+its best. Grouped heads are left to the library, or repeated beforehand where it refuses them (the
+repeated keys take more traffic, the same arithmetic).
 """
 
 import argparse
 import json
 
 import torch
-from peers import BACKENDS, _median_us
+from peers import BACKENDS, median_us
 from torch.nn.attention import sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,7 +52,7 @@ def time_shape(shape, backend, repeated, repetitions):
     if repeated:
         k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
     with sdpa_kernel(backend):
-        us = _median_us(lambda: attend(q, k, v), 1, repetitions)
+        us = median_us(lambda: attend(q, k, v), 1, repetitions)
     return {"us": us, "tflops": operations(*shape) / us["median"] / 1e6}
 
 
@@ -72,10 +73,11 @@ def main():
                 except (RuntimeError, TypeError, ValueError, NotImplementedError) as refusal:
                     row["refused"] = str(refusal).strip().split("\n", maxsplit=1)[0]
             report.append(row)
-            timed = f"{row['us']['median']:10.1f} us {row['tflops']:7.1f} TFLOP/s" \
-                if "us" in row else f"refused: {row['refused'][:60]}"
-            print(f"{name:<6} {shape} {timed} {'repeated' if row.get('repeated') else ''}",
-                  flush=True)
+            timed = f"refused: {row.get('refused', '')[:60]}"
+            if "us" in row:
+                timed = f"{row['us']['median']:10.1f} us {row['tflops']:7.1f} TFLOP/s"
+            note = "repeated" if row.get("repeated") else ""
+            print(f"{name:<6} {shape} {timed} {note}", flush=True)
     if parsed.json:
         with open(parsed.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)

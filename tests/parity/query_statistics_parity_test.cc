@@ -147,8 +147,8 @@ TEST_P(QueryStatisticsParityTest, SumsProductsOverAllChunksAndTheHeadsOfAGroup) 
         }
       }
     }
-    // A part has a tile of 64 vectors at least.
-    const int num_sums = num_vectors / 64 + 2 * num_chunks;
+    // A part has a tile of 32 vectors at least.
+    const int num_sums = num_vectors / 32 + 2 * num_chunks;
     for (size_t i = 0; i < wanted.size(); ++i) {
       ASSERT_NEAR(sums[head * wanted.size() + i], wanted[i],
                   MomentBound(num_vectors, num_sums, magnitude[i]))

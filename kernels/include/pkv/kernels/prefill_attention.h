@@ -41,8 +41,10 @@ struct PrefillAttentionArgs {
 };
 
 // Exact causal softmax attention in one launch, on tensor cores (FlashAttention-3,
-// arXiv:2407.08608, sections 3.1 and 3.2; kernels/README.md, "Prefill on a GPU"). Equal inputs
-// give equal bits. A query that is not finite gives a row of NaN.
+// arXiv:2407.08608, sections 3.1 and 3.2; kernels/README.md, "Prefill on a GPU"). Equal inputs give
+// equal bits, and a query's result does not depend on how its prompt is cut into chunks. A query
+// that is not finite gives a row of NaN. A CTA has 128 query vectors:
+// num_queries * num_qo_heads below 128 times the device's multiprocessors leave some of them idle.
 //
 // Thread-safe.
 class PrefillAttention {
