@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) absl::StrAppend(&command_line, " ", argv[i]);
   int exit_code = 0;
   pkv::AddKernelsCommand(app, command_line, exit_code);
+  pkv::AddServeCommand(app, command_line, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
