@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) absl::StrAppend(&command_line, " ", argv[i]);
   int exit_code = 0;
   pkv::AddKernelsCommand(app, command_line, exit_code);
+  pkv::AddServeCommand(app, command_line, exit_code);
 #ifdef PKV_WITH_CUDA
   pkv::AddDecodeCommand(app, exit_code);
   pkv::AddPrefillCommand(app, exit_code);
