@@ -13,7 +13,7 @@
 namespace pkv {
 namespace {
 
-// Groups in flight: one on its way, one being gathered or scattered, one being prepared.
+// Groups in flight: one on its way, one posted behind it, one being gathered or scattered.
 constexpr size_t kSlots = 3;
 
 // What both ends send when they open: that they speak alike.
@@ -213,40 +213,88 @@ absl::Status NcclPair::Run(Progress& progress) {
   PKV_ASSIGN_OR_RETURN(progress.plan, TransferPlan::Make(progress.layers, options_.group_bytes));
   progress.last_group = clock_->MonotonicNow();
   progress.end = progress.last_group + progress.limits.timeout;
-  const auto transfer = [&]() -> absl::Status {
+  const auto run = [&]() -> absl::Status {
     uint64_t list_bytes = 0;
     for (const TransferPlan::Group& group : progress.plan.groups) {
       list_bytes = std::max(list_bytes, PairSlot::ListBytes(group));
     }
     for (PairSlot& slot : slots_) PKV_RETURN_IF_ERROR(slot.Reserve(*calls_, list_bytes));
-    for (const TransferPlan::Group& group : progress.plan.groups) {
-      if (progress.num_issued - progress.num_finished == kSlots) {
-        PKV_RETURN_IF_ERROR(FinishGroup(progress));
-      }
-      PairSlot& slot = slots_[progress.num_issued % kSlots];
-      switch (progress.kind) {
-        case Progress::Kind::kSend:
-          PKV_RETURN_IF_ERROR(IssueSend(progress, group, slot));
-          break;
-        case Progress::Kind::kReceive:
-          PKV_RETURN_IF_ERROR(IssueReceive(progress, group, slot));
-          break;
-        case Progress::Kind::kChecksum:
-          PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, copy_stream_));
-          slot.Fill(group, false, false, true, cutter_);
-          PKV_RETURN_IF_ERROR(LaunchAndRecord(slot));
-          break;
-      }
-      ++progress.num_issued;
-      PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+    switch (progress.kind) {
+      case Progress::Kind::kSend:
+        PKV_RETURN_IF_ERROR(RunSend(progress));
+        break;
+      case Progress::Kind::kReceive:
+        PKV_RETURN_IF_ERROR(RunReceive(progress));
+        break;
+      case Progress::Kind::kChecksum:
+        PKV_RETURN_IF_ERROR(RunChecksum(progress));
+        break;
     }
     while (progress.num_finished < progress.num_issued) {
       PKV_RETURN_IF_ERROR(FinishGroup(progress));
     }
     return absl::OkStatus();
   };
-  const absl::Status status = transfer();
+  const absl::Status status = run();
   return status.ok() ? status : Break(status);
+}
+
+// NCCL posts an operation on a thread that it starts for it, which takes as long as 20 MB take on
+// the wire. What this thread has to do for other groups is done meanwhile.
+absl::Status NcclPair::RunSend(Progress& progress) {
+  const size_t num_groups = progress.plan.groups.size();
+  PKV_RETURN_IF_ERROR(PrepareSend(progress, 0));
+  for (size_t g = 0; g < num_groups; ++g) {
+    PKV_RETURN_IF_ERROR(BeginSend(progress, g));
+    if (g + 1 < num_groups) {
+      PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g + 1));
+      PKV_RETURN_IF_ERROR(PrepareSend(progress, g + 1));
+    }
+    PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a send"));
+    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slots_[g % kSlots].done(), comm_stream_));
+    ++progress.num_issued;
+    PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::RunReceive(Progress& progress) {
+  const std::vector<TransferPlan::Group>& groups = progress.plan.groups;
+  PKV_RETURN_IF_ERROR(BeginReceive(progress, 0));
+  for (size_t g = 0; g < groups.size(); ++g) {
+    PairSlot& slot = slots_[g % kSlots];
+    slot.Fill(groups[g], false, groups[g].contiguous == nullptr, true, cutter_);
+    PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
+    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.received(), comm_stream_));
+    PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(copy_stream_, slot.received()));
+    if (g + 1 < groups.size()) {
+      PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g + 1));
+      PKV_RETURN_IF_ERROR(BeginReceive(progress, g + 1));
+    }
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress, groups[g], copy_stream_));
+    PKV_RETURN_IF_ERROR(LaunchAndRecord(slot));
+    ++progress.num_issued;
+    PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::RunChecksum(Progress& progress) {
+  for (size_t g = 0; g < progress.plan.groups.size(); ++g) {
+    PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g));
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress, progress.plan.groups[g], copy_stream_));
+    slots_[g % kSlots].Fill(progress.plan.groups[g], false, false, true, cutter_);
+    PKV_RETURN_IF_ERROR(LaunchAndRecord(slots_[g % kSlots]));
+    ++progress.num_issued;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::FreeSlotOf(Progress& progress, size_t group_index) {
+  while (progress.num_finished + kSlots <= group_index) {
+    PKV_RETURN_IF_ERROR(FinishGroup(progress));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status NcclPair::WaitForLayers(Progress& progress, const TransferPlan::Group& group,
@@ -260,36 +308,36 @@ absl::Status NcclPair::WaitForLayers(Progress& progress, const TransferPlan::Gro
   return absl::OkStatus();
 }
 
-absl::Status NcclPair::IssueSend(Progress& progress, const TransferPlan::Group& group,
-                                 PairSlot& slot) {
+absl::Status NcclPair::PrepareSend(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  if (group.contiguous != nullptr) return absl::OkStatus();
+  PairSlot& slot = slots_[group_index % kSlots];
+  slot.Fill(group, true, true, false, cutter_);
+  PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, copy_stream_));
+  PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
+  return calls_->RecordEvent(slot.copied(), copy_stream_);
+}
+
+absl::Status NcclPair::BeginSend(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  const PairSlot& slot = slots_[group_index % kSlots];
   const bool gathers = group.contiguous == nullptr;
-  slot.Fill(group, true, gathers, false, cutter_);
   if (gathers) {
-    PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, copy_stream_));
-    PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
-    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.copied(), copy_stream_));
     PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(comm_stream_, slot.copied()));
   } else {
     PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
   }
   const PairOp op = {true, gathers ? slot.staging() : group.contiguous, group.bytes};
-  PKV_RETURN_IF_ERROR(calls_->Begin(comm_, std::span(&op, 1), comm_stream_));
-  PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a send"));
-  return calls_->RecordEvent(slot.done(), comm_stream_);
+  return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
 }
 
-absl::Status NcclPair::IssueReceive(Progress& progress, const TransferPlan::Group& group,
-                                    PairSlot& slot) {
+absl::Status NcclPair::BeginReceive(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
   const bool scatters = group.contiguous == nullptr;
-  PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, scatters ? copy_stream_ : comm_stream_));
-  const PairOp op = {false, scatters ? slot.staging() : group.contiguous, group.bytes};
-  PKV_RETURN_IF_ERROR(calls_->Begin(comm_, std::span(&op, 1), comm_stream_));
-  // While NCCL's thread posts it.
-  slot.Fill(group, false, scatters, true, cutter_);
-  PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
-  PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.received(), comm_stream_));
-  PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(copy_stream_, slot.received()));
-  return LaunchAndRecord(slot);
+  if (!scatters) PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
+  const PairOp op = {false, scatters ? slots_[group_index % kSlots].staging() : group.contiguous,
+                     group.bytes};
+  return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
 }
 
 absl::Status NcclPair::LaunchAndRecord(PairSlot& slot) {

@@ -23,12 +23,13 @@ namespace pkv {
 
 // Both ends of a pair have equal ones (nccl_offer.h).
 struct NcclPairOptions {
-  // Bytes of one send, a multiple of 16. Three staging buffers of it stand in device memory.
-  uint64_t group_bytes = uint64_t{32} << 20;
+  // Bytes of one send, a multiple of 64. Three staging buffers of it stand in device memory.
+  uint64_t group_bytes = uint64_t{64} << 20;
   absl::Duration open_timeout = absl::Seconds(20);
   absl::Duration close_timeout = absl::Seconds(1);
-  // For kernels of a broken communicator to end, and for NCCL to free it.
-  absl::Duration abort_timeout = absl::Milliseconds(500);
+  // For NCCL to abort a communicator, its kernels to end, memory to be freed: each. What NCCL or
+  // CUDA have not done by then they do later, on a thread of their own.
+  absl::Duration abort_timeout = absl::Milliseconds(250);
 };
 
 struct TransferLimits {
@@ -44,10 +45,11 @@ struct TransferLimits {
 //             |        |
 //             +--------+-- an error, a bound passed, PeerGone --> broken
 //
-// Every call returns within its bound plus abort_timeout, whatever the other end and NCCL do. When
-// a call breaks the pair, the communicator is aborted, its kernels have ended before the call
-// returns, and nothing is written to the caller's spans any more; what they hold is unspecified. A
-// broken or closed pair is of no more use: make another, with a fresh id, or go on by gRPC.
+// Every call returns within its bound plus three times abort_timeout (for NCCL to abort, kernels to
+// end, memory to be freed), whatever the other end and NCCL do. When a call breaks the pair, the
+// communicator is aborted, its kernels have ended before the call returns, and nothing is written
+// to the caller's spans any more; what they hold is unspecified. A broken or closed pair is of no
+// more use: make another, with a fresh id, or go on by gRPC.
 //
 //   Unavailable         PeerGone was called, or NCCL says that the other end is gone
 //   DeadlineExceeded    a bound passed
@@ -116,10 +118,16 @@ class NcclPair {
   absl::Status Connect(const NcclUniqueId& id, int rank);
   absl::Status Exchange(int rank, const Bound& bound);
   absl::Status Run(Progress& progress);
+  absl::Status RunSend(Progress& progress);
+  absl::Status RunReceive(Progress& progress);
+  absl::Status RunChecksum(Progress& progress);
+  // Finishes groups until the slot of `group_index` is free.
+  absl::Status FreeSlotOf(Progress& progress, size_t group_index);
   absl::Status FinishGroup(Progress& progress);
   absl::Status FinishWhatPassed(Progress& progress);
-  absl::Status IssueSend(Progress& progress, const TransferPlan::Group& group, PairSlot& slot);
-  absl::Status IssueReceive(Progress& progress, const TransferPlan::Group& group, PairSlot& slot);
+  absl::Status PrepareSend(Progress& progress, size_t group_index);
+  absl::Status BeginSend(Progress& progress, size_t group_index);
+  absl::Status BeginReceive(Progress& progress, size_t group_index);
   absl::Status LaunchAndRecord(PairSlot& slot);
   absl::Status WaitForLayers(Progress& progress, const TransferPlan::Group& group, void* stream);
   void Compare(Progress& progress, const TransferPlan::Group& group, const PairSlot& slot);
@@ -139,7 +147,7 @@ class NcclPair {
   int peer_ = 0;
   void* comm_stream_ = nullptr;  // sends and receives
   void* copy_stream_ = nullptr;  // gathering, scattering, digests
-  std::vector<PairSlot> slots_;  // of groups in flight, in turn
+  std::vector<PairSlot> slots_;  // of groups in flight, in turn: group g has slot g % kSlots
   DigestItemCutter cutter_;
 
   std::atomic<bool> is_peer_gone_ = false;

@@ -206,12 +206,12 @@ TEST_F(NcclPairTest, ReadsASpanOnlyAfterItsEvent) {
 }
 
 TEST_F(NcclPairTest, AChangedByteIsDataLossThatNamesTheSpanAndThePairGoesOn) {
-  receiver_.calls->faults.corrupt_begin = 2;  // the second group: layer 0 from byte 65,536
+  receiver_.calls->faults.corrupt_begin = 2;  // the second group: from byte 16,384
   ASSERT_NO_FATAL_FAILURE(OpenBoth());
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
   std::vector<StatusCode> codes;
   EXPECT_THAT(Receive([&](size_t, const absl::Status& status) { codes.push_back(status.code()); }),
-              StatusIs(StatusCode::kDataLoss, HasSubstr("layer 0 span 5 of 11408 bytes")));
+              StatusIs(StatusCode::kDataLoss, HasSubstr("layer 0 span 1 of 11408 bytes")));
   EXPECT_EQ(codes, (std::vector{StatusCode::kDataLoss, StatusCode::kOk, StatusCode::kOk,
                                 StatusCode::kOk, StatusCode::kOk}));
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());

@@ -30,10 +30,10 @@ class PairSlotTest : public testing::Test {
     EXPECT_EQ(calls_.num_alive(), 0);
   }
 
-  // A span of 100 kB and one of 48 bytes, apart from each other.
+  // A span of 100 kB and one of 48 bytes, apart from each other, in one group.
   TransferPlan Plan() {
     spans_ = {{memory_.data(), 100'000}, {memory_.data() + 150'000, 48}};
-    auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
+    auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, 4 * kGroupBytes);
     EXPECT_THAT(plan, IsOk());
     return *std::move(plan);
   }
@@ -77,7 +77,7 @@ TEST_F(PairSlotTest, KeepsRoomForLongLists) {
   spans_.clear();
   for (size_t i = 0; i < 12'000; ++i) spans_.push_back({memory_.data() + 16 * i, 16});
   std::swap(spans_[3], spans_[4]);
-  const auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
+  const auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, 4 * kGroupBytes);
   ASSERT_THAT(plan, IsOk());
   ASSERT_THAT(slot_.Reserve(calls_, PairSlot::ListBytes(plan->groups[0])), IsOk());
   slot_.Fill(plan->groups[0], true, true, true, cutter_);
