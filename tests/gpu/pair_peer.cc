@@ -6,6 +6,7 @@
 // is a command, and each but `gone` has one answer, "ok ..." or "error CODE: MESSAGE":
 //
 //   id                             a fresh unique id, in hexadecimal
+//   limit COPY_CTAS DIGEST_CTAS    for pairs opened from now on
 //   open ID RANK GROUP_BYTES MS    opens a pair, bound MS
 //   send TIMES STALL_MS            the prefix TIMES times, 0: until an error; seconds of each
 //   receive TIMES STALL_MS         the same, every span compared; and microseconds to layer 0
@@ -74,7 +75,7 @@ class KernelTiming {
     auto* digests = OnDevice(seeds);
     const auto launch = [&] {
       CheckCuda(
-          LaunchDigestItems(device_items, static_cast<uint32_t>(items.size()), digests, nullptr),
+          LaunchDigestItems(device_items, static_cast<uint32_t>(items.size()), digests, 0, nullptr),
           "take digests");
     };
     launch();
@@ -100,7 +101,7 @@ class KernelTiming {
     auto* device_items = OnDevice(items);
     const double seconds = SecondsOf(
         [&] {
-          CheckCuda(LaunchCopyItems(device_items, static_cast<uint32_t>(items.size()), nullptr),
+          CheckCuda(LaunchCopyItems(device_items, static_cast<uint32_t>(items.size()), 0, nullptr),
                     "copy");
         },
         times);
@@ -206,6 +207,12 @@ class Peer {
       PKV_ASSIGN_OR_RETURN(const NcclUniqueId made, calls_->MakeUniqueId());
       return absl::BytesToHexString(
           absl::string_view(reinterpret_cast<const char*>(made.bytes.data()), made.bytes.size()));
+    }
+    if (name == "limit") {
+      words >> a >> b;
+      PKV_ASSIGN_OR_RETURN(calls_, MakePairCalls(device_, {.copy_ctas = static_cast<int>(a),
+                                                           .digest_ctas = static_cast<int>(b)}));
+      return "";
     }
     if (name == "open") {
       words >> id >> a >> b >> c;

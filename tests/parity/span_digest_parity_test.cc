@@ -46,7 +46,7 @@ class SpanDigestParityTest : public CudaTest {
   }
 
   std::vector<uint32_t> Digests(std::byte* data, const std::vector<Range>& ranges,
-                                uint64_t item_bytes) {
+                                uint64_t item_bytes, int max_ctas = 0) {
     DigestItemCutter cutter(item_bytes);
     std::vector<DigestItem> items;
     std::vector<uint32_t> digests;
@@ -58,7 +58,7 @@ class SpanDigestParityTest : public CudaTest {
     DeviceBuffer device_digests = OnDevice(digests);
     EXPECT_EQ(LaunchDigestItems(reinterpret_cast<const DigestItem*>(device_items.data()),
                                 static_cast<uint32_t>(items.size()), device_digests.As<uint32_t>(),
-                                stream()),
+                                max_ctas, stream()),
               cudaSuccess);
     ToHost(device_digests, digests);
     return digests;
@@ -84,6 +84,12 @@ TEST_F(SpanDigestParityTest, DigestsAreTheHostsChecksumsAtEveryLength) {
       ASSERT_EQ(digests[i], Crc32c(range)) << ranges[i].bytes << " bytes, items " << item_bytes;
     }
   }
+}
+
+TEST_F(SpanDigestParityTest, FewCtasTakeManyItemsInTurns) {
+  const std::vector<std::byte> bytes = RandomBytes(1 << 20);
+  DeviceBuffer device = OnDevice(bytes);
+  EXPECT_EQ(Digests(device.data(), {{0, bytes.size()}}, kDigestRowBytes, 3)[0], Crc32c(bytes));
 }
 
 TEST_F(SpanDigestParityTest, ADigestChangesWithAnyBit) {
@@ -117,7 +123,7 @@ TEST_F(SpanDigestParityTest, CopiesEveryByteAndNoOther) {
   ASSERT_GT(items.size(), 10u);
   const DeviceBuffer device_items = OnDevice(items);
   ASSERT_EQ(LaunchCopyItems(reinterpret_cast<const CopyItem*>(device_items.data()),
-                            static_cast<uint32_t>(items.size()), stream()),
+                            static_cast<uint32_t>(items.size()), 3, stream()),
             cudaSuccess);
   std::vector<std::byte> got(bytes.size());
   ToHost(to, got);
@@ -126,8 +132,8 @@ TEST_F(SpanDigestParityTest, CopiesEveryByteAndNoOther) {
 
 TEST_F(SpanDigestParityTest, NoItemsAreNoLaunch) {
   EXPECT_EQ(LoadSpanKernels(), cudaSuccess);
-  EXPECT_EQ(LaunchCopyItems(nullptr, 0, stream()), cudaSuccess);
-  EXPECT_EQ(LaunchDigestItems(nullptr, 0, nullptr, stream()), cudaSuccess);
+  EXPECT_EQ(LaunchCopyItems(nullptr, 0, 0, stream()), cudaSuccess);
+  EXPECT_EQ(LaunchDigestItems(nullptr, 0, nullptr, 0, stream()), cudaSuccess);
 }
 
 }  // namespace

@@ -174,7 +174,7 @@ class FakePairCalls : public PairCalls {
     if (!faults.kernels_survive_abort) comms_.erase(comm);
   }
 
-  absl::StatusOr<void*> MakeStream() override {
+  absl::StatusOr<void*> MakeStream(int) override {
     MutexLock lock(&mu_);
     return Handle(streams_);
   }

@@ -6,7 +6,7 @@
 
 namespace pkv {
 
-// What one CTA copies: at most kCopyItemBytes, so that pages of one size spread evenly.
+// What one CTA copies at a time: at most kCopyItemBytes, so that pages of one size spread evenly.
 struct CopyItem {
   const std::byte* from = nullptr;  // both aligned to 16 bytes
   std::byte* to = nullptr;

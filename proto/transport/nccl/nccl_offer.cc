@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/status_macros.h"
-#include "proto/transport/nccl/transfer_plan.h"
 
 namespace pkv {
 namespace {
@@ -81,10 +80,10 @@ absl::StatusOr<NcclOffer> FromProto(const v1::NcclOffer& message) {
   offer.rank = static_cast<int>(message.rank());
   PKV_ASSIGN_OR_RETURN(offer.sender, FromProto(message.sender()));
   offer.group_bytes = message.group_bytes();
-  if (offer.group_bytes % kGroupAlignmentBytes != 0 || offer.group_bytes < kMinGroupBytes ||
+  if (offer.group_bytes % kSpanAlignmentBytes != 0 || offer.group_bytes < kMinGroupBytes ||
       offer.group_bytes > kMaxGroupBytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("group_bytes ", offer.group_bytes, " is no multiple of ", kGroupAlignmentBytes,
+        absl::StrCat("group_bytes ", offer.group_bytes, " is no multiple of ", kSpanAlignmentBytes,
                      " in [", kMinGroupBytes, ", ", kMaxGroupBytes, "]"));
   }
   return offer;

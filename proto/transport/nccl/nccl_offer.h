@@ -37,7 +37,7 @@ absl::Status CheckCapabilities(const NcclCapability& ours, const NcclCapability&
 v1::NcclCapability ToProto(const NcclCapability& capability);
 v1::NcclOffer ToProto(const NcclOffer& offer);
 // InvalidArgument names the field: a UUID that is not 16 bytes, an id not 128, a rank that is not 0
-// or 1, groups that are no multiple of 64 bytes in [1 MiB, 1 GiB].
+// or 1, groups that are no multiple of 16 bytes in [1 MiB, 1 GiB].
 absl::StatusOr<NcclCapability> FromProto(const v1::NcclCapability& message);
 absl::StatusOr<NcclOffer> FromProto(const v1::NcclOffer& message);
 

@@ -23,7 +23,7 @@ namespace pkv {
 
 // Both ends of a pair have equal ones (nccl_offer.h).
 struct NcclPairOptions {
-  // Bytes of one send, a multiple of 64. Three staging buffers of it stand in device memory.
+  // Bytes of one send, a multiple of 16. Three staging buffers of it stand in device memory.
   uint64_t group_bytes = uint64_t{64} << 20;
   absl::Duration open_timeout = absl::Seconds(20);
   absl::Duration close_timeout = absl::Seconds(1);
@@ -55,8 +55,10 @@ struct TransferLimits {
 //   DeadlineExceeded    a bound passed
 //   FailedPrecondition  not in the state that the call needs; the ends' options differ; both ends
 //                       are on one GPU
-//   InvalidArgument     spans (TransferPlan); the pair stays open
-//   DataLoss            Receive: a checksum differs; all bytes have come and the pair stays open
+//   InvalidArgument     spans (TransferPlan), or checksums missing; the pair stays open
+//   DataLoss            Receive: a checksum differs; the pair stays open. When a sender aborts, its
+//                       kernels may end a receive with bytes that it never sent, and NCCL finds
+//                       nothing wrong: hence every receive is compared.
 //   Internal            CUDA or NCCL failed, or kernels go on after an abort: spans may still be
 //                       written to. Drain and exit.
 //
@@ -82,7 +84,7 @@ class NcclPair {
   // for staging.
   absl::Status Open(const NcclUniqueId& id, int rank);
 
-  // Returns when everything has left the spans.
+  // Returns when everything has left the spans; whether it arrived only the receiver knows.
   absl::Status Send(std::span<const LayerSpans> layers, const TransferLimits& limits);
 
   // Returns when everything is in the spans and compared. `layer_done` is called on this thread, in

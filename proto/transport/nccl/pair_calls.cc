@@ -9,7 +9,9 @@ absl::Status NotBuilt() { return absl::UnimplementedError("built without NCCL");
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int, int) { return NotBuilt(); }
+absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int, const PairCallsOptions&) {
+  return NotBuilt();
+}
 
 absl::StatusOr<std::array<std::byte, 16>> DeviceUuid(int) { return NotBuilt(); }
 

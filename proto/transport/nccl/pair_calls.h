@@ -54,7 +54,8 @@ class PairCalls {
   // Makes kernels of `comm` end, then frees it. May wait for the other end. From any thread.
   virtual void Abort(void* comm) = 0;
 
-  virtual absl::StatusOr<void*> MakeStream() = 0;
+  // `rank` 0: its kernels go before all others, 1: before those of rank 2, and so on.
+  virtual absl::StatusOr<void*> MakeStream(int rank) = 0;
   virtual void DestroyStream(void* stream) = 0;
   virtual absl::StatusOr<bool> StreamIsIdle(void* stream) = 0;
   virtual absl::StatusOr<void*> MakeEvent() = 0;
@@ -79,11 +80,19 @@ class PairCalls {
                                    void* stream) = 0;
 };
 
-// Of CUDA device `device`, which stays current in no calling thread. `max_ctas`: the most CTAs that
-// a communicator may occupy, 0 leaves it to NCCL.
+// The most CTAs of each kind of kernel, for a GPU that has a model to run meanwhile; 0: what NCCL
+// and the device take. Fewer copies and digests at a time cost bandwidth (README.md).
+struct PairCallsOptions {
+  int comm_ctas = 0;
+  int copy_ctas = 0;
+  int digest_ctas = 0;
+};
+
+// Of CUDA device `device`, which stays current in no calling thread.
 //   Unimplemented       built without NCCL or CUDA
 //   FailedPrecondition  no such device
-absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int device, int max_ctas = 0);
+absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int device,
+                                                         const PairCallsOptions& options = {});
 
 // The 16 bytes of the device's UUID, by which an end sees that both are on one GPU, which NCCL
 // refuses. Statuses as MakePairCalls.

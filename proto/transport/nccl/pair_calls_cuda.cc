@@ -1,6 +1,7 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -75,7 +76,7 @@ absl::StatusOr<bool> HasPassed(cudaError_t error, absl::string_view what) {
 
 class CudaPairCalls : public PairCalls {
  public:
-  CudaPairCalls(int device, int max_ctas) : device_(device), max_ctas_(max_ctas) {}
+  CudaPairCalls(int device, const PairCallsOptions& options) : device_(device), options_(options) {}
 
   absl::StatusOr<NcclUniqueId> MakeUniqueId() override {
     const CurrentDevice current(device_);
@@ -94,7 +95,7 @@ class CudaPairCalls : public PairCalls {
     std::memcpy(unique_id.internal, id.bytes.data(), sizeof(unique_id.internal));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    if (max_ctas_ != 0) config.maxCTAs = max_ctas_;
+    if (options_.comm_ctas != 0) config.maxCTAs = options_.comm_ctas;
     ncclComm_t comm = nullptr;
     const ncclResult_t result = ncclCommInitRankConfig(&comm, 2, unique_id, rank, &config);
     if (comm == nullptr) {
@@ -148,16 +149,17 @@ class CudaPairCalls : public PairCalls {
     static_cast<void>(ncclCommAbort(CommOf(comm)));
   }
 
-  absl::StatusOr<void*> MakeStream() override {
+  absl::StatusOr<void*> MakeStream(int rank) override {
     const CurrentDevice current(device_);
     PKV_RETURN_IF_ERROR(current.status());
-    // Before the kernels of a model: others wait for what comes here.
+    // Greater is a smaller number; those of a model are the least.
     int least = 0, greatest = 0;
     PKV_RETURN_IF_ERROR(
         OfCuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "ask for priorities"));
     cudaStream_t stream = nullptr;
-    PKV_RETURN_IF_ERROR(OfCuda(
-        cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, greatest), "make a stream"));
+    PKV_RETURN_IF_ERROR(OfCuda(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                                            std::min(greatest + rank, least)),
+                               "make a stream"));
     return stream;
   }
   void DestroyStream(void* stream) override {
@@ -213,18 +215,19 @@ class CudaPairCalls : public PairCalls {
   absl::Status CopyItems(const CopyItem* items, uint32_t num_items, void* stream) override {
     const CurrentDevice current(device_);
     PKV_RETURN_IF_ERROR(current.status());
-    return OfCuda(LaunchCopyItems(items, num_items, stream), "copy spans");
+    return OfCuda(LaunchCopyItems(items, num_items, options_.copy_ctas, stream), "copy spans");
   }
   absl::Status DigestItems(const DigestItem* items, uint32_t num_items, uint32_t* digests,
                            void* stream) override {
     const CurrentDevice current(device_);
     PKV_RETURN_IF_ERROR(current.status());
-    return OfCuda(LaunchDigestItems(items, num_items, digests, stream), "take digests");
+    return OfCuda(LaunchDigestItems(items, num_items, digests, options_.digest_ctas, stream),
+                  "take digests");
   }
 
  private:
   const int device_;
-  const int max_ctas_;
+  const PairCallsOptions options_;
 };
 
 absl::Status CheckDevice(int device) {
@@ -237,12 +240,13 @@ absl::Status CheckDevice(int device) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int device, int max_ctas) {
+absl::StatusOr<std::shared_ptr<PairCalls>> MakePairCalls(int device,
+                                                         const PairCallsOptions& options) {
   PKV_RETURN_IF_ERROR(CheckDevice(device));
   const CurrentDevice current(device);
   PKV_RETURN_IF_ERROR(current.status());
   PKV_RETURN_IF_ERROR(OfCuda(LoadSpanKernels(), "load kernels"));
-  return std::make_shared<CudaPairCalls>(device, max_ctas);
+  return std::make_shared<CudaPairCalls>(device, options);
 }
 
 absl::StatusOr<std::array<std::byte, 16>> DeviceUuid(int device) {

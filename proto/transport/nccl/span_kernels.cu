@@ -9,13 +9,16 @@ constexpr int kRowsAhead = 4;
 constexpr uint32_t kFullWarp = 0xffffffffu;
 constexpr int kRowVectors = static_cast<int>(kDigestRowBytes / sizeof(uint4));
 
-__global__ void __launch_bounds__(kCopyThreads) CopyItemsKernel(const CopyItem* items) {
-  const CopyItem item = items[blockIdx.x];
-  const auto* from = reinterpret_cast<const uint4*>(item.from);
-  auto* to = reinterpret_cast<uint4*>(item.to);
-  const uint32_t vectors = static_cast<uint32_t>(item.bytes / sizeof(uint4));
+__global__ void __launch_bounds__(kCopyThreads)
+    CopyItemsKernel(const CopyItem* items, uint32_t num_items) {
+  for (uint32_t index = blockIdx.x; index < num_items; index += gridDim.x) {
+    const CopyItem item = items[index];
+    const auto* from = reinterpret_cast<const uint4*>(item.from);
+    auto* to = reinterpret_cast<uint4*>(item.to);
+    const uint32_t vectors = static_cast<uint32_t>(item.bytes / sizeof(uint4));
 #pragma unroll 8
-  for (uint32_t i = threadIdx.x; i < vectors; i += kCopyThreads) to[i] = from[i];
+    for (uint32_t i = threadIdx.x; i < vectors; i += kCopyThreads) to[i] = from[i];
+  }
 }
 
 // The nibble tables of one factor, word (place * 16 + value) * 32 + thread.
@@ -101,6 +104,13 @@ __global__ void __launch_bounds__(32 * kDigestWarps)
   }
 }
 
+uint32_t NumCtas(uint32_t wanted, int max_ctas) {
+  // More than any device runs at a time.
+  constexpr uint32_t kMostCtas = 4096;
+  const uint32_t most = max_ctas == 0 ? kMostCtas : static_cast<uint32_t>(max_ctas);
+  return wanted < most ? wanted : most;
+}
+
 }  // namespace
 
 cudaError_t LoadSpanKernels() {
@@ -109,22 +119,20 @@ cudaError_t LoadSpanKernels() {
   return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, DigestItemsKernel);
 }
 
-cudaError_t LaunchCopyItems(const CopyItem* items, uint32_t num_items, void* stream) {
+cudaError_t LaunchCopyItems(const CopyItem* items, uint32_t num_items, int max_ctas, void* stream) {
   if (num_items == 0) return cudaSuccess;
-  CopyItemsKernel<<<num_items, kCopyThreads, 0, static_cast<cudaStream_t>(stream)>>>(items);
+  CopyItemsKernel<<<NumCtas(num_items, max_ctas), kCopyThreads, 0,
+                    static_cast<cudaStream_t>(stream)>>>(items, num_items);
   return cudaGetLastError();
 }
 
 cudaError_t LaunchDigestItems(const DigestItem* items, uint32_t num_items, uint32_t* digests,
-                              void* stream) {
+                              int max_ctas, void* stream) {
   if (num_items == 0) return cudaSuccess;
-  // Enough for every multiprocessor at ten CTAs each; what is more is taken in turns.
-  constexpr uint32_t kMaxCtas = 2048;
   constexpr DigestTables kTables;
   const uint32_t wanted = (num_items + kDigestWarps - 1) / kDigestWarps;
-  const uint32_t ctas = wanted < kMaxCtas ? wanted : kMaxCtas;
-  DigestItemsKernel<<<ctas, 32 * kDigestWarps, 0, static_cast<cudaStream_t>(stream)>>>(
-      items, num_items, digests, kTables);
+  DigestItemsKernel<<<NumCtas(wanted, max_ctas), 32 * kDigestWarps, 0,
+                      static_cast<cudaStream_t>(stream)>>>(items, num_items, digests, kTables);
   return cudaGetLastError();
 }
 

@@ -45,28 +45,20 @@ std::byte* Contiguous(const std::vector<TransferPlan::Piece>& pieces) {
 
 absl::StatusOr<TransferPlan> TransferPlan::Make(std::span<const LayerSpans> layers,
                                                 uint64_t group_bytes) {
-  PKV_CHECK(group_bytes != 0 && group_bytes % kGroupAlignmentBytes == 0, group_bytes);
+  PKV_CHECK(group_bytes != 0 && group_bytes % kSpanAlignmentBytes == 0, group_bytes);
   if (layers.empty()) return absl::InvalidArgumentError("a transfer of no layers");
   TransferPlan plan;
-  const auto room_in_last = [&] {
-    if (plan.groups.empty()) return uint64_t{0};
-    const size_t num_groups = plan.groups.size();
-    const uint64_t most = num_groups == 1   ? group_bytes / 4
-                          : num_groups == 2 ? group_bytes / 2
-                                            : group_bytes;
-    return most - plan.groups.back().bytes;
-  };
   for (size_t l = 0; l < layers.size(); ++l) {
     PKV_RETURN_IF_ERROR(CheckLayer(layers[l], l));
     const auto layer_index = static_cast<uint32_t>(l);
     for (size_t i = 0; i < layers[l].spans.size(); ++i) {
       const DeviceSpan& span = layers[l].spans[i];
       for (uint64_t begin = 0; begin < span.bytes;) {
-        if (room_in_last() == 0) {
+        if (plan.groups.empty() || plan.groups.back().bytes == group_bytes) {
           plan.groups.push_back({.first_layer = layer_index, .layers_done = layer_index});
         }
         Group& group = plan.groups.back();
-        const uint64_t bytes = std::min(span.bytes - begin, room_in_last());
+        const uint64_t bytes = std::min(span.bytes - begin, group_bytes - group.bytes);
         group.pieces.push_back({span.data + begin, bytes, group.bytes});
         group.bytes += bytes;
         group.end_layer = layer_index + 1;

@@ -4,11 +4,9 @@
 // How the spans of layers are cut into groups.
 //
 // What goes over the wire is one stream of bytes: the spans of the first layer in their order, then
-// those of the next. A group is the next piece of it and travels in one send: a quarter of
-// group_bytes, then half of it, then all of it each time, the last one what is left. The first ones
-// are short because nothing is on the wire while the first is gathered, and layer 0 comes with
-// them. So both ends cut alike when they agree on group_bytes and on the total, however differently
-// the bytes lie in their memories.
+// those of the next. A group is the next group_bytes of it, the last one what is left, and travels
+// in one send. So both ends cut alike when they agree on group_bytes and on the total, however
+// differently the bytes lie in their memories.
 
 #include <cstdint>
 #include <span>
@@ -19,13 +17,10 @@
 
 namespace pkv {
 
-// Of group_bytes: that a quarter is still aligned.
-inline constexpr uint64_t kGroupAlignmentBytes = 4 * kSpanAlignmentBytes;
-
 // A layer of a transfer, or the part of one that this call moves.
 struct LayerSpans {
   std::span<const DeviceSpan> spans = {};  // at least one; device memory of the pair's GPU
-  // CRC-32C of each span, for the receiver to compare; empty: unchecked. A sender ignores them.
+  // CRC-32C of each span, which a receiver compares. A sender needs none.
   std::span<const uint32_t> checksums = {};
   // A cudaEvent_t after which the spans may be read (sender) or overwritten (receiver); null: now.
   void* ready = nullptr;
@@ -59,7 +54,7 @@ struct TransferPlan {
 
   // InvalidArgument: no layer, a layer without spans, a span that is empty or not aligned to 16
   // bytes, or with checksums for some of a layer's spans only. REQUIRES: group_bytes a multiple of
-  // kGroupAlignmentBytes, not 0.
+  // kSpanAlignmentBytes, not 0.
   static absl::StatusOr<TransferPlan> Make(std::span<const LayerSpans> layers,
                                            uint64_t group_bytes);
 };

@@ -44,8 +44,8 @@ TEST(NcclOfferTest, RefusesFieldsOutOfBounds) {
   message = ToProto(Offer());
   message.mutable_sender()->clear_device_uuid();
   expect_refused(message, "device_uuid");
-  for (const uint64_t bytes : {uint64_t{0}, uint64_t{(1 << 20) - 64}, uint64_t{(1 << 20) + 16},
-                               (uint64_t{1} << 30) + 64}) {
+  for (const uint64_t bytes :
+       {uint64_t{0}, uint64_t{(1 << 20) - 16}, uint64_t{(1 << 20) + 8}, (uint64_t{1} << 30) + 16}) {
     message = ToProto(Offer());
     message.set_group_bytes(bytes);
     expect_refused(message, "group_bytes");

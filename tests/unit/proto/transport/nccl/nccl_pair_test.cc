@@ -184,7 +184,7 @@ TEST_F(NcclPairTest, WhatLiesInOnePieceIsSentFromWhereItIs) {
 
 TEST_F(NcclPairTest, ReadsASpanOnlyAfterItsEvent) {
   ASSERT_NO_FATAL_FAILURE(OpenBoth());
-  void* const producer = *sender_.calls->MakeStream();
+  void* const producer = *sender_.calls->MakeStream(0);
   void* const ready = *sender_.calls->MakeEvent();
   const std::vector<std::byte> produced(16, std::byte{0x5a});
   const DeviceSpan first = sender_.pages.spans[0][0];
@@ -206,12 +206,12 @@ TEST_F(NcclPairTest, ReadsASpanOnlyAfterItsEvent) {
 }
 
 TEST_F(NcclPairTest, AChangedByteIsDataLossThatNamesTheSpanAndThePairGoesOn) {
-  receiver_.calls->faults.corrupt_begin = 2;  // the second group: from byte 16,384
+  receiver_.calls->faults.corrupt_begin = 2;  // the second group: from byte 65,536
   ASSERT_NO_FATAL_FAILURE(OpenBoth());
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
   std::vector<StatusCode> codes;
   EXPECT_THAT(Receive([&](size_t, const absl::Status& status) { codes.push_back(status.code()); }),
-              StatusIs(StatusCode::kDataLoss, HasSubstr("layer 0 span 1 of 11408 bytes")));
+              StatusIs(StatusCode::kDataLoss, HasSubstr("layer 0 span 5 of 11408 bytes")));
   EXPECT_EQ(codes, (std::vector{StatusCode::kDataLoss, StatusCode::kOk, StatusCode::kOk,
                                 StatusCode::kOk, StatusCode::kOk}));
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
@@ -243,6 +243,10 @@ TEST_F(NcclPairTest, DestroyingAnOpenPairAbortsIt) {
 TEST_F(NcclPairTest, BadSpansLeaveThePairOpen) {
   ASSERT_NO_FATAL_FAILURE(OpenReceiverAlone());
   EXPECT_THAT(receiver_.pair->Send({}, limits_), StatusIs(StatusCode::kInvalidArgument));
+  auto unchecked = receiver_.pages.layers();
+  unchecked[2].checksums = {};
+  EXPECT_THAT(receiver_.pair->Receive(unchecked, limits_, nullptr),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("without checksums")));
   EXPECT_THAT(receiver_.pair->Send(receiver_.pages.layers(), limits_), IsOk());
 }
 

@@ -19,7 +19,7 @@ class PairSlotTest : public testing::Test {
  protected:
   void SetUp() override {
     ASSERT_THAT(slot_.Allocate(calls_, kGroupBytes), IsOk());
-    auto stream = calls_.MakeStream();
+    auto stream = calls_.MakeStream(0);
     ASSERT_THAT(stream, IsOk());
     stream_ = *stream;
     for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<std::byte>(i * 31 >> 4);
@@ -33,7 +33,7 @@ class PairSlotTest : public testing::Test {
   // A span of 100 kB and one of 48 bytes, apart from each other, in one group.
   TransferPlan Plan() {
     spans_ = {{memory_.data(), 100'000}, {memory_.data() + 150'000, 48}};
-    auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, 4 * kGroupBytes);
+    auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
     EXPECT_THAT(plan, IsOk());
     return *std::move(plan);
   }
@@ -77,7 +77,7 @@ TEST_F(PairSlotTest, KeepsRoomForLongLists) {
   spans_.clear();
   for (size_t i = 0; i < 12'000; ++i) spans_.push_back({memory_.data() + 16 * i, 16});
   std::swap(spans_[3], spans_[4]);
-  const auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, 4 * kGroupBytes);
+  const auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
   ASSERT_THAT(plan, IsOk());
   ASSERT_THAT(slot_.Reserve(calls_, PairSlot::ListBytes(plan->groups[0])), IsOk());
   slot_.Fill(plan->groups[0], true, true, true, cutter_);

@@ -21,49 +21,49 @@ std::vector<uint64_t> GroupBytes(const TransferPlan& plan) {
   return bytes;
 }
 
-TEST(TransferPlanTest, GroupsAreAQuarterThenHalfThenWhole) {
-  const std::vector<DeviceSpan> spans = {{memory, 512}};
+TEST(TransferPlanTest, GroupsAreEqualAndTheLastIsWhatIsLeft) {
+  const std::vector<DeviceSpan> spans = {{memory, 464}};
   const auto plan = TransferPlan::Make(std::vector{Layer(spans)}, 128);
   ASSERT_THAT(plan, IsOk());
-  EXPECT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{32, 64, 128, 128, 128, 32}));
+  EXPECT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{128, 128, 128, 80}));
 }
 
 TEST(TransferPlanTest, CutsTheStreamOfLayers) {
   const std::vector<DeviceSpan> first = {{memory, 48}, {memory + 256, 32}};
   const std::vector<DeviceSpan> second = {{memory + 512, 64}};
-  const auto plan = TransferPlan::Make(std::vector{Layer(first), Layer(second)}, 128);
+  const auto plan = TransferPlan::Make(std::vector{Layer(first), Layer(second)}, 64);
   ASSERT_THAT(plan, IsOk());
-  ASSERT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{32, 64, 48}));
+  ASSERT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{64, 64, 16}));
   const auto& pieces = plan->groups[1].pieces;
-  ASSERT_EQ(pieces.size(), 3u);
-  EXPECT_EQ(pieces[0].data, memory + 32);
+  ASSERT_EQ(pieces.size(), 2u);
+  EXPECT_EQ(pieces[0].data, memory + 272);
   EXPECT_EQ(pieces[0].bytes, 16u);
   EXPECT_EQ(pieces[0].offset, 0u);
-  EXPECT_EQ(pieces[1].data, memory + 256);
+  EXPECT_EQ(pieces[1].data, memory + 512);
+  EXPECT_EQ(pieces[1].bytes, 48u);
   EXPECT_EQ(pieces[1].offset, 16u);
-  EXPECT_EQ(pieces[2].data, memory + 512);
-  EXPECT_EQ(pieces[2].bytes, 16u);
-  EXPECT_EQ(pieces[2].offset, 48u);
 }
 
 TEST(TransferPlanTest, ASpanEndsInTheGroupOfItsLastByteAndALayerWithItsLastSpan) {
   const std::vector<DeviceSpan> first = {{memory, 32}, {memory + 256, 32}};
   const std::vector<DeviceSpan> second = {{memory + 512, 48}};
-  const auto plan = TransferPlan::Make(std::vector{Layer(first), Layer(second)}, 192);
+  const auto plan = TransferPlan::Make(std::vector{Layer(first), Layer(second)}, 48);
   ASSERT_THAT(plan, IsOk());
   const auto& groups = plan->groups;
-  ASSERT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{48, 64}));
+  ASSERT_EQ(GroupBytes(*plan), (std::vector<uint64_t>{48, 48, 16}));
   ASSERT_EQ(groups[0].ending.size(), 1u);
   EXPECT_EQ(groups[0].ending[0].span.data, memory);
   EXPECT_EQ(groups[0].layers_done, 0u);
   EXPECT_EQ(groups[0].first_layer, 0u);
   EXPECT_EQ(groups[0].end_layer, 1u);
-  ASSERT_EQ(groups[1].ending.size(), 2u);
+  ASSERT_EQ(groups[1].ending.size(), 1u);
   EXPECT_EQ(groups[1].ending[0].index, 1u);
-  EXPECT_EQ(groups[1].ending[1].layer, 1u);
-  EXPECT_EQ(groups[1].layers_done, 2u);
+  EXPECT_EQ(groups[1].layers_done, 1u);
   EXPECT_EQ(groups[1].first_layer, 0u);
   EXPECT_EQ(groups[1].end_layer, 2u);
+  ASSERT_EQ(groups[2].ending.size(), 1u);
+  EXPECT_EQ(groups[2].ending[0].layer, 1u);
+  EXPECT_EQ(groups[2].layers_done, 2u);
 }
 
 TEST(TransferPlanTest, CutsAlikeHoweverTheBytesLie) {
@@ -78,7 +78,7 @@ TEST(TransferPlanTest, CutsAlikeHoweverTheBytesLie) {
 
 TEST(TransferPlanTest, SeesWhatLiesInOnePiece) {
   const std::vector<DeviceSpan> spans = {{memory, 32}, {memory + 32, 32}, {memory + 256, 64}};
-  const auto plan = TransferPlan::Make(std::vector{Layer(spans)}, 128);
+  const auto plan = TransferPlan::Make(std::vector{Layer(spans)}, 48);
   ASSERT_THAT(plan, IsOk());
   ASSERT_EQ(plan->groups.size(), 3u);
   EXPECT_EQ(plan->groups[0].contiguous, memory);
