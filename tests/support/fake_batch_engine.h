@@ -157,7 +157,6 @@ class FakeBatchEngine final : public BatchEngine {
     PKV_RETURN_IF_ERROR(scripted);
     if (cancelled && cancelled()) return absl::CancelledError("cancelled");
     own.pages.assign(pages.begin(), pages.end());
-    Digest parent;
     for (size_t i = 0; i < pages.size(); ++i) {
       MakeBlock(slot, pages[i], tokens.subspan(i * kBlockTokens, kBlockTokens), sealed);
     }
