@@ -92,6 +92,7 @@ class FakeBatchEngine final : public BatchEngine {
   void AllowSteps(int count) {
     MutexLock lock(&mu_);
     num_allowed_ = count;
+    step_waits_ = false;
     changed_.SignalAll();
   }
   void ReleaseSteps() { AllowSteps(std::numeric_limits<int>::max()); }
@@ -157,7 +158,6 @@ class FakeBatchEngine final : public BatchEngine {
     PKV_RETURN_IF_ERROR(scripted);
     if (cancelled && cancelled()) return absl::CancelledError("cancelled");
     own.pages.assign(pages.begin(), pages.end());
-    Digest parent;
     for (size_t i = 0; i < pages.size(); ++i) {
       MakeBlock(slot, pages[i], tokens.subspan(i * kBlockTokens, kBlockTokens), sealed);
     }
@@ -196,7 +196,6 @@ class FakeBatchEngine final : public BatchEngine {
       changed_.SignalAll();
       changed_.Wait(&mu_);
     }
-    step_waits_ = false;
     --num_allowed_;
     EXPECT_EQ(inputs.size(), outputs.size());
     EXPECT_LE(static_cast<int>(inputs.size()), limits_.num_slots);

@@ -102,8 +102,8 @@ class BatchEngine {
                                std::vector<std::unique_ptr<ObjectBuilder>>* sealed) = 0;
 
   // The first step of a slot: `token` follows what Attach() or Compute() brought; layer L is
-  // computed as soon as layer L of the prefix is here. Logits are of use until the next First() or
-  // Step() of this slot. `on_first_layer`, when not null, is called when layer 0 is here.
+  // computed as soon as layer L of the prefix is here. `on_first_layer`, when not null, is called
+  // when layer 0 is here.
   //   errors of the stream; DataLoss: a frame is damaged
   virtual absl::Status First(const StepInput& input, const std::function<void()>& on_first_layer,
                              StepOutput& output) = 0;

@@ -183,11 +183,11 @@ void BatchScheduler::StartRun(const Run& run) {
       return;
     }
   }
-  {
-    MutexLock lock(&mu_);
-    --num_fetching_;
-  }
   if (!status.ok()) {
+    {
+      MutexLock lock(&mu_);
+      --num_fetching_;
+    }
     Leave(run, status);
     return;
   }
@@ -196,6 +196,7 @@ void BatchScheduler::StartRun(const Run& run) {
   run->num_blocks = run->request.num_blocks;
   run->TakeToken(output);
   MutexLock lock(&mu_);
+  --num_fetching_;
   ready_.push_back(run);
   step_work_.Signal();
   UpdateMetrics();
@@ -328,6 +329,7 @@ void BatchScheduler::FlushDue(std::span<const Run> runs) {
   for (const Run& run : runs) {
     if (run->ended.has_value() && !run->ended->ok()) continue;
     if (!run->IsFlushDue()) continue;
+    PKV_CHECK(run->num_blocks < run->max_pages, run->num_blocks, " of ", run->max_pages);
     due.push_back(run.get());
     inputs.push_back({run->slot, run->pages[run->num_blocks],
                       std::span<const int32_t>(run->tokens).first(run->num_cached),

@@ -2,6 +2,7 @@
 
 #include <grpcpp/impl/codegen/service_type.h>
 
+#include "proto/base/log.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/serve/serve_flags.h"
 
