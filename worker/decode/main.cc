@@ -2,21 +2,20 @@
 
 #include <grpcpp/impl/codegen/service_type.h>
 
-#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/serve/serve_flags.h"
 
 namespace {
 
-pkv::ServedWorker MakeWorker(const pkv::WorkerParts& parts) {
-  pkv::CpuEngineOptions engine;
-  engine.num_slots = parts.flags.max_batch;
-  engine.num_pages = parts.flags.num_pages;
+absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<pkv::BatchEngine> engine,
+                       parts.model.MakeEngine(parts.flags.max_batch, parts.flags.num_pages));
   pkv::BatchOptions batch;
   batch.max_waiting = parts.flags.queue.max_waiting;
   batch.on_engine_failure = parts.on_failure;
-  const auto worker =
-      std::make_shared<pkv::DecodeWorker>(&parts.host, &parts.cache, &parts.metrics, engine, batch);
+  const auto worker = std::make_shared<pkv::DecodeWorker>(
+      &parts.model.host(), std::move(engine), &parts.cache, &parts.metrics, batch);
   pkv::ServedWorker served;
   served.worker = worker;
   served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);

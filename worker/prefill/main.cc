@@ -2,7 +2,7 @@
 
 #include <grpcpp/impl/codegen/service_type.h>
 
-#include "worker/prefill/cpu_prefill_executor.h"
+#include "proto/base/status_macros.h"
 #include "worker/prefill/prefill_worker.h"
 #include "worker/serve/serve_flags.h"
 
@@ -10,15 +10,17 @@ namespace {
 
 // A worker and what it stands on.
 struct Worker {
-  explicit Worker(const pkv::WorkerParts& parts)
-      : executor(&parts.host), worker(&parts.host, &executor, &parts.cache, &parts.metrics) {}
+  Worker(std::unique_ptr<pkv::PrefillExecutor> made, const pkv::WorkerParts& parts)
+      : executor(std::move(made)),
+        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics) {}
 
-  pkv::CpuPrefillExecutor executor;
+  const std::unique_ptr<pkv::PrefillExecutor> executor;
   pkv::PrefillWorker worker;
 };
 
-pkv::ServedWorker MakeWorker(const pkv::WorkerParts& parts) {
-  const auto worker = std::make_shared<Worker>(parts);
+absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<pkv::PrefillExecutor> executor, parts.model.MakeExecutor());
+  const auto worker = std::make_shared<Worker>(std::move(executor), parts);
   pkv::ServedWorker served;
   served.worker = worker;
   served.service = pkv::MakePrefillService(&worker->worker, &parts.metrics, parts.flags.queue);

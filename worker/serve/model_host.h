@@ -28,7 +28,13 @@ class ModelHost {
   static absl::StatusOr<std::unique_ptr<ModelHost>> Load(const std::string& directory,
                                                          int num_threads);
 
-  const ModelConfig& config() const { return model_->config(); }
+  // The host of a model that runs elsewhere: for prompts and profiles. Forward() and replicas are
+  // not to be called. Without a tokenizer (null) prompts are token ids, and tokens have no text.
+  static absl::StatusOr<std::unique_ptr<ModelHost>> WithoutExecutor(
+      const ModelConfig& config, const Digest& profile, std::unique_ptr<Tokenizer> tokenizer,
+      int num_threads);
+
+  const ModelConfig& config() const { return config_; }
   const Digest& profile() const { return profile_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   ThreadPool* pool() { return &pool_; }
@@ -59,10 +65,12 @@ class ModelHost {
   KvSequence::Config SequenceConfig(const CodecParams& params) const;
 
   ThreadPool pool_;
+  ModelConfig config_;                    // constant after Load
   std::unique_ptr<Tokenizer> tokenizer_;  // constant after Load
   Digest profile_;                        // constant after Load
   Mutex mu_;                              // held during a forward pass
-  std::unique_ptr<LlamaModel> model_;     // constant after Load; Forward under mu_
+  // Constant after Load; Forward under mu_. Null without an executor.
+  std::unique_ptr<LlamaModel> model_;
 };
 
 // Computes tokens [sequence.num_tokens(), tokens.size()) of `tokens` into the sequence, calling

@@ -6,7 +6,9 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "worker/serve/server_host.h"
+#include "worker/serve/worker_model.h"
 #include "worker/serve/worker_services.h"
 
 namespace CLI {
@@ -16,13 +18,11 @@ class App;
 namespace pkv {
 
 class CacheClient;
-class ModelHost;
 
 // What the worker binaries are started with.
 struct ServeFlags {
-  std::string model;
+  ModelFlags model;
   std::string cache = "127.0.0.1:7440";
-  int threads = 0;  // 0: one per CPU
   std::string log_format = "text";
   std::string log_level = "info";
   ServerHostOptions server;
@@ -31,7 +31,7 @@ struct ServeFlags {
   QueueOptions queue;           // max_running: prefill alone
   // Of a decode worker: sequences of one step, and blocks that the page pool holds.
   int max_batch = 8;
-  int num_pages = 4096;
+  int num_pages = 0;  // 0: as many as fit
 };
 
 // Add options to a subcommand, those of both roles and those of one; each may also be given as
@@ -42,7 +42,7 @@ void AddDecodeFlags(CLI::App& command, ServeFlags& flags);
 
 // What a role's worker is made of. All outlive it.
 struct WorkerParts {
-  ModelHost& host;
+  WorkerModel& model;
   CacheClient& cache;
   WorkerMetrics& metrics;
   const ServeFlags& flags;
@@ -62,7 +62,7 @@ struct WorkerRole {
   const char* description;
   const char* default_listen;
   void (*add_flags)(CLI::App&, ServeFlags&);  // those of the role
-  ServedWorker (*make_worker)(const WorkerParts&);
+  absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&);
 };
 
 // Loads model and cache client, makes the worker, serves until a signal. Returns the process's exit

@@ -32,6 +32,26 @@ cudaError_t ForType(WeightType type, const Launch& launch) {
   return cudaGetLastError();
 }
 
+// Launches a kernel that may begin while the one before it in the stream ends (programmatic
+// dependent launch; captured graphs keep it): it calls WaitForPrevious() before it reads or writes
+// what others touch. A decode step has a hundred such small kernels.
+template <typename... Args>
+void LaunchOverlapped(void (*kernel)(Args...), dim3 grid, int threads, cudaStream_t stream,
+                      Args... args) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  // cudaGetLastError() reports what goes wrong.
+  (void)cudaLaunchKernelEx(&config, kernel, args...);
+}
+__device__ void WaitForPrevious() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 unsigned CtasFor(int64_t items) {
   // Kernels stride over the grid beyond this.
   constexpr int64_t kMaxCtas = 1 << 20;
@@ -72,6 +92,7 @@ constexpr int kNormThreads = 512;
 template <typename T>
 __global__ void NormRowsKernel(const float* x, const float* weight, float eps, int dim, T* out) {
   __shared__ float scratch[kNormThreads / 32];
+  WaitForPrevious();
   const float4* row = reinterpret_cast<const float4*>(x + int64_t{blockIdx.x} * dim);
   float squares = 0;
   for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
@@ -93,6 +114,7 @@ __global__ void NormRowsKernel(const float* x, const float* weight, float eps, i
 // Row blockIdx.x; a thread turns pairs (c, c + head_dim / 2), strided over blockIdx.y.
 template <typename T>
 __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
+  WaitForPrevious();
   const int row = blockIdx.x, half = args.head_dim / 2;
   const int heads = args.num_qo_heads + 2 * args.num_kv_heads;
   const int position = args.positions != nullptr ? args.positions[row] : args.first_position + row;
@@ -139,6 +161,7 @@ __global__ void SwiGluRowsKernel(const T* gate_up, const float* bias, int dim, T
   const int64_t row = blockIdx.y;
   const int c = (blockIdx.x * kThreads + threadIdx.x) * kOctet;
   if (c >= dim) return;
+  WaitForPrevious();
   struct alignas(16) Octet {
     T values[kOctet];
   };
@@ -236,7 +259,8 @@ cudaError_t LaunchNormRows(WeightType type, const float* x, const float* weight,
                            int rows, int dim, void* out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   return ForType(type, [&]<typename T>(T) {
-    NormRowsKernel<T><<<rows, kNormThreads, 0, stream>>>(x, weight, eps, dim, static_cast<T*>(out));
+    LaunchOverlapped(NormRowsKernel<T>, rows, kNormThreads, stream, x, weight, eps, dim,
+                     static_cast<T*>(out));
   });
 }
 
@@ -251,8 +275,8 @@ cudaError_t LaunchSwiGluRows(WeightType type, const void* gate_up, const float* 
   if (rows == 0) return cudaSuccess;
   const dim3 grid((dim + kSwiGluElements - 1) / kSwiGluElements, rows);
   return ForType(type, [&]<typename T>(T) {
-    SwiGluRowsKernel<T><<<grid, kThreads, 0, stream>>>(static_cast<const T*>(gate_up), bias, dim,
-                                                       static_cast<T*>(out));
+    LaunchOverlapped(SwiGluRowsKernel<T>, grid, kThreads, stream, static_cast<const T*>(gate_up),
+                     bias, dim, static_cast<T*>(out));
   });
 }
 
