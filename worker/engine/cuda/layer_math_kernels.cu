@@ -3,6 +3,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/device/ptx.cuh"
+
 namespace pkv {
 namespace {
 
@@ -33,7 +35,7 @@ cudaError_t ForType(WeightType type, const Launch& launch) {
 }
 
 // Launches a kernel that may begin while the one before it in the stream ends (programmatic
-// dependent launch; captured graphs keep it): it calls WaitForPrevious() before it reads or writes
+// dependent launch; captured graphs keep it): it calls WaitForPreviousGrid() before it reads or writes
 // what others touch. A decode step has a hundred such small kernels.
 template <typename... Args>
 void LaunchOverlapped(void (*kernel)(Args...), dim3 grid, int threads, cudaStream_t stream,
@@ -50,7 +52,6 @@ void LaunchOverlapped(void (*kernel)(Args...), dim3 grid, int threads, cudaStrea
   // cudaGetLastError() reports what goes wrong.
   (void)cudaLaunchKernelEx(&config, kernel, args...);
 }
-__device__ void WaitForPrevious() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 unsigned CtasFor(int64_t items) {
   // Kernels stride over the grid beyond this.
@@ -92,7 +93,7 @@ constexpr int kNormThreads = 512;
 template <typename T>
 __global__ void NormRowsKernel(const float* x, const float* weight, float eps, int dim, T* out) {
   __shared__ float scratch[kNormThreads / 32];
-  WaitForPrevious();
+  WaitForPreviousGrid();
   const float4* row = reinterpret_cast<const float4*>(x + int64_t{blockIdx.x} * dim);
   float squares = 0;
   for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
@@ -114,7 +115,7 @@ __global__ void NormRowsKernel(const float* x, const float* weight, float eps, i
 // Row blockIdx.x; a thread turns pairs (c, c + head_dim / 2), strided over blockIdx.y.
 template <typename T>
 __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
-  WaitForPrevious();
+  WaitForPreviousGrid();
   const int row = blockIdx.x, half = args.head_dim / 2;
   const int heads = args.num_qo_heads + 2 * args.num_kv_heads;
   const int position = args.positions != nullptr ? args.positions[row] : args.first_position + row;
@@ -161,7 +162,7 @@ __global__ void SwiGluRowsKernel(const T* gate_up, const float* bias, int dim, T
   const int64_t row = blockIdx.y;
   const int c = (blockIdx.x * kThreads + threadIdx.x) * kOctet;
   if (c >= dim) return;
-  WaitForPrevious();
+  WaitForPreviousGrid();
   struct alignas(16) Octet {
     T values[kOctet];
   };
