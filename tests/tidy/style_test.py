@@ -74,6 +74,9 @@ TESTED_ELSEWHERE = {
     "worker/batch/cuda_": "tests/unit/worker/batch/cuda_batch_engine_test",
     "worker/batch/window_shift_": "tests/unit/worker/batch/cuda_pools_test",
     "worker/engine/cuda/": "tests/unit/worker/batch/cuda_batch_engine_test",
+    "worker/prefill/layer_staging": "tests/unit/worker/prefill/cuda_prefill_executor_test",
+    # Of the workers' own tests, as the only executor without a GPU.
+    "worker/prefill/cpu_prefill_executor": "tests/unit/worker/prefill/prefill_worker_test",
     # Instances of a kernel's template.
     "kernels/attention/decode_kernels_": "tests/parity/decode_attention_",
 }

@@ -3,8 +3,6 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "kernels/device/ptx.cuh"
-
 namespace pkv {
 namespace {
 
@@ -32,25 +30,6 @@ cudaError_t ForType(WeightType type, const Launch& launch) {
     launch(__nv_bfloat16());
   }
   return cudaGetLastError();
-}
-
-// Launches a kernel that may begin while the one before it in the stream ends (programmatic
-// dependent launch; captured graphs keep it): it calls WaitForPreviousGrid() before it reads or writes
-// what others touch. A decode step has a hundred such small kernels.
-template <typename... Args>
-void LaunchOverlapped(void (*kernel)(Args...), dim3 grid, int threads, cudaStream_t stream,
-                      Args... args) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  // cudaGetLastError() reports what goes wrong.
-  (void)cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 unsigned CtasFor(int64_t items) {
@@ -93,7 +72,6 @@ constexpr int kNormThreads = 512;
 template <typename T>
 __global__ void NormRowsKernel(const float* x, const float* weight, float eps, int dim, T* out) {
   __shared__ float scratch[kNormThreads / 32];
-  WaitForPreviousGrid();
   const float4* row = reinterpret_cast<const float4*>(x + int64_t{blockIdx.x} * dim);
   float squares = 0;
   for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
@@ -115,7 +93,6 @@ __global__ void NormRowsKernel(const float* x, const float* weight, float eps, i
 // Row blockIdx.x; a thread turns pairs (c, c + head_dim / 2), strided over blockIdx.y.
 template <typename T>
 __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
-  WaitForPreviousGrid();
   const int row = blockIdx.x, half = args.head_dim / 2;
   const int heads = args.num_qo_heads + 2 * args.num_kv_heads;
   const int position = args.positions != nullptr ? args.positions[row] : args.first_position + row;
@@ -162,7 +139,6 @@ __global__ void SwiGluRowsKernel(const T* gate_up, const float* bias, int dim, T
   const int64_t row = blockIdx.y;
   const int c = (blockIdx.x * kThreads + threadIdx.x) * kOctet;
   if (c >= dim) return;
-  WaitForPreviousGrid();
   struct alignas(16) Octet {
     T values[kOctet];
   };
@@ -260,8 +236,7 @@ cudaError_t LaunchNormRows(WeightType type, const float* x, const float* weight,
                            int rows, int dim, void* out, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   return ForType(type, [&]<typename T>(T) {
-    LaunchOverlapped(NormRowsKernel<T>, rows, kNormThreads, stream, x, weight, eps, dim,
-                     static_cast<T*>(out));
+    NormRowsKernel<T><<<rows, kNormThreads, 0, stream>>>(x, weight, eps, dim, static_cast<T*>(out));
   });
 }
 
@@ -276,8 +251,8 @@ cudaError_t LaunchSwiGluRows(WeightType type, const void* gate_up, const float* 
   if (rows == 0) return cudaSuccess;
   const dim3 grid((dim + kSwiGluElements - 1) / kSwiGluElements, rows);
   return ForType(type, [&]<typename T>(T) {
-    LaunchOverlapped(SwiGluRowsKernel<T>, grid, kThreads, stream, static_cast<const T*>(gate_up),
-                     bias, dim, static_cast<T*>(out));
+    SwiGluRowsKernel<T><<<grid, kThreads, 0, stream>>>(static_cast<const T*>(gate_up), bias, dim,
+                                                       static_cast<T*>(out));
   });
 }
 
