@@ -222,14 +222,34 @@ TEST_F(BatchSchedulerPagesTest, WhatMustComputeWaitsForItsPagesAsTheFirst) {
   MustSubmit(computed, second);
   gate.WaitForArrivals(1);
   MustSubmit(behind, third);
-  scheduler_->Drain();  // what has had a place goes on
-  EXPECT_THAT(third.WaitForEnd().status, StatusIs(absl::StatusCode::kUnavailable));
   gate.Open();
+  engine_->AllowSteps(5);  // all that the running one needs
+  EXPECT_THAT(first.WaitForEnd().status, IsOk());
+  second.WaitForTokens(1);
+  EXPECT_TRUE(third.tokens().empty());
   engine_->ReleaseSteps();
   EXPECT_THAT(second.WaitForEnd().status, IsOk());
   EXPECT_EQ(second.tokens(), Expected(computed));
-  EXPECT_THAT(first.WaitForEnd().status, IsOk());
+  EXPECT_THAT(third.WaitForEnd().status, IsOk());
+  EXPECT_EQ(third.tokens(), Expected(behind));
   ExpectNothingHeld();
+}
+
+TEST_F(BatchSchedulerPagesTest, DrainingFinishesWhatMustCompute) {
+  Start(kShared);
+  TestGate gate;
+  cache_.set_script([&gate](CacheCall call) {
+    if (call == CacheCall::kStartGet) gate.Pass();
+    return absl::OkStatus();
+  });
+  const BatchRequest request = Request(Prompt(28, 300), 5);  // not stored
+  BatchCaller caller;
+  MustSubmit(request, caller);
+  gate.WaitForArrivals(1);
+  scheduler_->Drain();
+  gate.Open();
+  EXPECT_THAT(caller.WaitForEnd().status, IsOk());
+  EXPECT_EQ(caller.tokens(), Expected(request));
 }
 
 TEST_F(BatchSchedulerPagesTest, RefusesToComputeWhenToldTo) {
