@@ -65,8 +65,8 @@ class CudaBatchEngine final : public BatchEngine {
  private:
   DecodeRow RowOf(const StepInput& input) const;
   // What a step left in row `row`, once its token is cached.
-  absl::Status TakeOutput(const StepInput& input, int row, std::vector<float>& logits,
-                          CudaDecodeStep& step, StepOutput& output);
+  absl::Status TakeOutput(const StepInput& input, int row, CudaDecodeStep& step,
+                          StepOutput& output);
   std::unique_ptr<Joiner> TakeJoiner() ABSL_LOCKS_EXCLUDED(mu_);
   void GiveBack(std::unique_ptr<Joiner> joiner) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -77,10 +77,10 @@ class CudaBatchEngine final : public BatchEngine {
   CudaPools pools_;
   // Each touched by one thread at a time, as the interface says.
   std::vector<CudaSlot> slots_;
+  std::vector<std::vector<float>> logits_;  // by slot, when they were wanted
   // The step thread's.
   std::unique_ptr<CudaDecodeStep> step_;
   std::unique_ptr<CudaWindowFlush> flush_;
-  std::vector<std::vector<float>> step_logits_;  // by row
 
   // Held while a prompt is computed.
   Mutex compute_mu_;
@@ -111,8 +111,7 @@ absl::Status CudaBatchEngine::Init() {
     joiner->ring = std::make_unique<UploadRing>(std::move(ring));
     joiners_.push_back(std::move(joiner));
   }
-  step_logits_.resize(options_.num_slots);
-  first_logits_.resize(options_.num_slots);
+  logits_.resize(options_.num_slots);
   return stream_.Synchronize();
 }
 
@@ -160,8 +159,7 @@ DecodeRow CudaBatchEngine::RowOf(const StepInput& input) const {
   return row;
 }
 
-absl::Status CudaBatchEngine::TakeOutput(const StepInput& input, int row,
-                                         std::vector<float>& logits, CudaDecodeStep& step,
+absl::Status CudaBatchEngine::TakeOutput(const StepInput& input, int row, CudaDecodeStep& step,
                                          StepOutput& output) {
   output = StepOutput();
   CudaSlot& slot = slots_[input.slot];
@@ -174,6 +172,7 @@ absl::Status CudaBatchEngine::TakeOutput(const StepInput& input, int row,
   output.greedy_token = step.greedy_token(row);
   output.greedy_logprob = step.greedy_logprob(row);
   if (!input.wants_logits) return absl::OkStatus();
+  std::vector<float>& logits = logits_[input.slot];
   logits.resize(model_.config().vocab_size);
   PKV_RETURN_IF_ERROR(step.CopyLogits(row, logits));
   output.logits = logits;
@@ -213,7 +212,7 @@ absl::Status CudaBatchEngine::First(const StepInput& input,
   });
   if (status.ok()) {
     DropStream(slots_[input.slot]);
-    status = TakeOutput(input, 0, first_logits_[input.slot], *joiner->step, output);
+    status = TakeOutput(input, 0, *joiner->step, output);
   }
   GiveBack(std::move(joiner));
   return status;
@@ -226,8 +225,7 @@ absl::Status CudaBatchEngine::Step(std::span<const StepInput> inputs,
   for (const StepInput& input : inputs) rows.push_back(RowOf(input));
   PKV_RETURN_IF_ERROR(step_->Run(rows, nullptr));
   for (size_t i = 0; i < inputs.size(); ++i) {
-    PKV_RETURN_IF_ERROR(
-        TakeOutput(inputs[i], static_cast<int>(i), step_logits_[i], *step_, outputs[i]));
+    PKV_RETURN_IF_ERROR(TakeOutput(inputs[i], static_cast<int>(i), *step_, outputs[i]));
   }
   return absl::OkStatus();
 }
