@@ -89,7 +89,6 @@ class CudaBatchEngine final : public BatchEngine {
   Mutex mu_;
   CondVar joiner_is_idle_;
   std::vector<std::unique_ptr<Joiner>> joiners_ ABSL_GUARDED_BY(mu_);  // idle ones
-  std::vector<std::vector<float>> first_logits_;                       // by slot
 };
 
 absl::Status CudaBatchEngine::Init() {

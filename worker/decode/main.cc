@@ -14,8 +14,8 @@ absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
   pkv::BatchOptions batch;
   batch.max_waiting = parts.flags.queue.max_waiting;
   batch.on_engine_failure = parts.on_failure;
-  const auto worker = std::make_shared<pkv::DecodeWorker>(
-      &parts.model.host(), std::move(engine), &parts.cache, &parts.metrics, batch);
+  const auto worker = std::make_shared<pkv::DecodeWorker>(&parts.model.host(), std::move(engine),
+                                                          &parts.cache, &parts.metrics, batch);
   pkv::ServedWorker served;
   served.worker = worker;
   served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);

@@ -31,7 +31,8 @@ void NameInEnvironment(CLI::App& command) {
 }  // namespace
 
 void AddServeFlags(CLI::App& command, ServeFlags& flags) {
-  command.add_option("--model", flags.model.model, "Hugging Face directory of a Llama-family model");
+  command.add_option("--model", flags.model.model,
+                     "Hugging Face directory of a Llama-family model");
   command.add_option("--device", flags.model.device, "where the model runs")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
@@ -58,7 +59,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--port-file", flags.server.port_file,
                      "write 'port metrics_port' there once serving");
   command
-      .add_option("--threads", flags.model.threads, "threads for attention and encoding; 0: one per CPU")
+      .add_option("--threads", flags.model.threads,
+                  "threads for attention and encoding; 0: one per CPU")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command
