@@ -104,6 +104,17 @@ __device__ __forceinline__ uint32_t EqualHalf2(uint32_t a, uint32_t b) {
   return d;
 }
 
+// Adds to a counter in global memory and returns what it was. What this thread has written or seen
+// before, those see that add later; it sees what those had that added before.
+__device__ __forceinline__ uint32_t AddAcquireRelease(uint32_t* counter, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0,[%1],%2;"
+               : "=r"(before)
+               : "l"(counter), "r"(value)
+               : "memory");
+  return before;
+}
+
 // 2^x; 0 for results below the normal range.
 __device__ __forceinline__ float Exp2(float x) {
   float y;
