@@ -93,7 +93,7 @@ class CudaPrefill {
   absl::Status CompressLayer(const PrefillRequest& request, int layer);
   // K and V of all tokens of the layer, whose buffer is used by every other one.
   MutableKvTensorView kv(int layer, int num_tokens);
-  // Of tokens that are compressed; null when the encoding asks for no queries.
+  // The encoder asks what the queries were.
   bool wants_statistics() const { return statistics_ != nullptr; }
 
   const CudaModel& model_;

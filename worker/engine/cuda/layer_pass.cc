@@ -2,11 +2,10 @@
 
 #include <algorithm>
 
-#include <cublas_v2.h>
-
 #include "absl/strings/str_cat.h"
 #include "kernels/device/cuda_status.h"
 #include "proto/base/status_macros.h"
+#include "worker/engine/cuda/cublas_library.h"
 
 namespace pkv {
 namespace {
@@ -14,9 +13,10 @@ namespace {
 // What NVIDIA recommends for Hopper; given by us so that a pass can be captured into a graph.
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-absl::Status BlasStatus(cublasStatus_t status, absl::string_view what) {
+absl::Status BlasStatus(const CublasLibrary& library, cublasStatus_t status,
+                        absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cublasGetStatusString(status)));
+  return absl::InternalError(absl::StrCat(what, ": ", library.status_string(status)));
 }
 
 }  // namespace
@@ -30,18 +30,21 @@ absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Make(const CudaModel* mode
                                                    ": the first must hold the others"));
   }
   auto pass = std::unique_ptr<LayerPass>(new LayerPass(model, stream));
-  PKV_RETURN_IF_ERROR(BlasStatus(cublasCreate(&pass->blas_), "cublasCreate"));
-  PKV_RETURN_IF_ERROR(BlasStatus(cublasSetStream(pass->blas_, static_cast<cudaStream_t>(stream)),
+  PKV_ASSIGN_OR_RETURN(pass->library_, CublasLibrary::Load());
+  const CublasLibrary& library = *pass->library_;
+  PKV_RETURN_IF_ERROR(BlasStatus(library, library.create(&pass->blas_), "cublasCreate"));
+  PKV_RETURN_IF_ERROR(BlasStatus(library,
+                                 library.set_stream(pass->blas_, static_cast<cudaStream_t>(stream)),
                                  "cublasSetStream"));
   PKV_RETURN_IF_ERROR(pass->Allocate(max_rows, chunk_rows, logit_rows));
-  PKV_RETURN_IF_ERROR(
-      BlasStatus(cublasSetWorkspace(pass->blas_, pass->workspace_.data(), pass->workspace_.size()),
-                 "cublasSetWorkspace"));
+  PKV_RETURN_IF_ERROR(BlasStatus(
+      library, library.set_workspace(pass->blas_, pass->workspace_.data(), pass->workspace_.size()),
+      "cublasSetWorkspace"));
   return pass;
 }
 
 LayerPass::~LayerPass() {
-  if (blas_ != nullptr) cublasDestroy(blas_);
+  if (blas_ != nullptr) library_->destroy(blas_);
 }
 
 absl::Status LayerPass::Allocate(int max_rows, int chunk_rows, int logit_rows) {

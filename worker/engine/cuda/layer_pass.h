@@ -13,6 +13,8 @@ struct cublasContext;
 
 namespace pkv {
 
+struct CublasLibrary;
+
 // Where the rows' K and V go, and at which positions they stand (layer_math_kernels.h).
 struct KvTarget {
   const int32_t* positions = nullptr;
@@ -71,6 +73,7 @@ class LayerPass {
 
   const CudaModel& model_;
   void* const stream_;
+  const CublasLibrary* library_ = nullptr;
   cublasContext* blas_ = nullptr;
   DeviceBuffer workspace_;
   DeviceBuffer hidden_;  // [max_rows, hidden] fp32

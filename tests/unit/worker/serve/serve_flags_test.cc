@@ -37,12 +37,14 @@ class ServeFlagsTest : public testing::Test {
 
 TEST_F(ServeFlagsTest, HasDefaultsForAllButTheModel) {
   ASSERT_TRUE(Parse({}));
-  EXPECT_EQ(flags_.model, "m");
+  EXPECT_EQ(flags_.model.model, "m");
+  EXPECT_EQ(flags_.model.device, "cpu");
+  EXPECT_EQ(flags_.model.preset, "default");
   EXPECT_EQ(flags_.cache, "127.0.0.1:7440");
   EXPECT_EQ(flags_.queue.max_running, 4);
   EXPECT_EQ(flags_.queue.max_waiting, 64);
   EXPECT_EQ(flags_.max_batch, 8);
-  EXPECT_EQ(flags_.num_pages, 4096);
+  EXPECT_EQ(flags_.num_pages, 0) << "as many as fit";
   EXPECT_FALSE(flags_.server.allow_insecure);
   EXPECT_TRUE(flags_.server.metrics_listen.empty());
 }
@@ -58,6 +60,16 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
                      "p",
                      "--threads",
                      "3",
+                     "--device",
+                     "cuda",
+                     "--shape",
+                     "llama-3.2-1b",
+                     "--preset",
+                     "pkv2",
+                     "--max-prompt-tokens",
+                     "4096",
+                     "--memory-share",
+                     "0.5",
                      "--max-running",
                      "5",
                      "--max-waiting",
@@ -79,7 +91,12 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   EXPECT_EQ(flags_.server.listen, "localhost:1");
   EXPECT_EQ(flags_.server.metrics_listen, "localhost:2");
   EXPECT_EQ(flags_.server.port_file, "p");
-  EXPECT_EQ(flags_.threads, 3);
+  EXPECT_EQ(flags_.model.threads, 3);
+  EXPECT_EQ(flags_.model.device, "cuda");
+  EXPECT_EQ(flags_.model.shape, "llama-3.2-1b");
+  EXPECT_EQ(flags_.model.preset, "pkv2");
+  EXPECT_EQ(flags_.model.max_prompt_tokens, 4096);
+  EXPECT_EQ(flags_.model.memory_share, 0.5);
   EXPECT_EQ(flags_.queue.max_running, 5);
   EXPECT_EQ(flags_.queue.max_waiting, 0);
   EXPECT_EQ(flags_.max_batch, 16);
@@ -100,7 +117,10 @@ TEST_F(ServeFlagsTest, RefusesValuesOutOfRange) {
   EXPECT_FALSE(Parse({"--max-waiting", "-1"}));
   EXPECT_TRUE(Parse({"--max-batch", "1024"}));
   EXPECT_FALSE(Parse({"--max-batch", "0"}));
-  EXPECT_FALSE(Parse({"--pages", "0"}));
+  EXPECT_FALSE(Parse({"--pages", "-1"}));
+  EXPECT_FALSE(Parse({"--device", "tpu"}));
+  EXPECT_FALSE(Parse({"--max-prompt-tokens", "127"}));
+  EXPECT_FALSE(Parse({"--memory-share", "1.1"}));
   EXPECT_FALSE(Parse({"--drain-timeout", "3601"}));
   EXPECT_FALSE(Parse({"--put-deadline", "0"}));
   EXPECT_FALSE(Parse({"--log-format", "xml"}));

@@ -1,0 +1,31 @@
+#ifndef PKV_WORKER_ENGINE_CUDA_CUBLAS_LIBRARY_H_
+#define PKV_WORKER_ENGINE_CUDA_CUBLAS_LIBRARY_H_
+
+#include <cublas_v2.h>
+
+#include "absl/status/statusor.h"
+
+namespace pkv {
+
+// The functions of cuBLAS that are used, from the library of this build's major version, which is
+// loaded when first asked for.
+//
+// Not linked: a worker on a CPU would load 700 MB that it does not use, and linked libraries'
+// thread-local data (110 KB of cuBLASLt's) stands on every thread's stack. The server of /metrics
+// makes threads with 100 KB of stack, which then fails.
+struct CublasLibrary {
+  decltype(&cublasCreate_v2) create = nullptr;
+  decltype(&cublasDestroy_v2) destroy = nullptr;
+  decltype(&cublasSetStream_v2) set_stream = nullptr;
+  decltype(&cublasSetWorkspace_v2) set_workspace = nullptr;
+  decltype(&cublasGemmEx) gemm_ex = nullptr;
+  decltype(&cublasGetStatusString) status_string = nullptr;
+
+  // FailedPrecondition: the library or a function of it is not found; says where it was looked for.
+  // Thread-safe.
+  static absl::StatusOr<const CublasLibrary*> Load();
+};
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_ENGINE_CUDA_CUBLAS_LIBRARY_H_
