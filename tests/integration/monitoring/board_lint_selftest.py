@@ -8,7 +8,10 @@ import boards
 
 BOARDS = boards.read_all(board_lint.SOURCE)
 OVERVIEW = BOARDS["overview.json"]
-RATE = 'sum by (code) (rate(pkv_rpc_requests_total{job=~"$job",instance=~"$instance"}[$__rate_interval]))'
+RATE = (
+    "sum by (code) (rate(pkv_rpc_requests_total"
+    '{job=~"$job",instance=~"$instance"}[$__rate_interval]))'
+)
 QUANTILE = (
     "histogram_quantile(0.5, sum by (le) (rate(pkv_rpc_duration_seconds_bucket"
     '{job=~"$job",instance=~"$instance",method="Get"}[$__rate_interval])))'

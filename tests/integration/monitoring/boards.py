@@ -1,4 +1,4 @@
-"""Grafana boards: reading them, their expressions, and what stands for variables outside Grafana."""
+"""Grafana boards: reading them, and what stands for their variables where there is no Grafana."""
 
 import json
 import re

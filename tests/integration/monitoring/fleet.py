@@ -181,9 +181,10 @@ class Prometheus:
             raise RuntimeError(json.load(refusal).get("error", str(refusal))) from None
         return answer["data"]
 
-    def query(self, expression):
-        """The samples now: [(labels, value)]; a scalar has no labels."""
-        data = self.api("query", query=expression)
+    def query(self, expression, at=None):
+        """The samples at a time, or now: [(labels, value)]; a scalar has no labels."""
+        when = {} if at is None else {"time": at}
+        data = self.api("query", query=expression, **when)
         if data["resultType"] == "scalar":
             return [({}, float(data["result"][1]))]
         return [(sample["metric"], float(sample["value"][1])) for sample in data["result"]]
@@ -191,9 +192,6 @@ class Prometheus:
     def wait_for_samples(self, expression, count, what):
         """Until `expression` has `count` samples."""
         return self.child.wait_for(lambda: len(self.query(expression)) >= count, what)
-
-    def rules(self):
-        return [rule for group in self.api("rules")["groups"] for rule in group["rules"]]
 
     def close(self):
         self.child.close()
