@@ -77,6 +77,9 @@ def promtool(*arguments, **options):
 
 
 class LiveTest(unittest.TestCase):
+    # Of differences that are shown: all.
+    maxDiff = None
+
     @classmethod
     def setUpClass(cls):
         cls.scratch = Path(tempfile.mkdtemp(prefix="pkv-monitoring-"))
@@ -232,10 +235,9 @@ class LiveTest(unittest.TestCase):
                 self.assertEqual(named - known, set())
 
     def test_reference_says_what_is_exported(self):
-        page = (SOURCE / metrics_page.PAGE).read_text()
-        self.assertEqual(
-            page.splitlines(),
-            metrics_page.render(self.pages).splitlines(),
+        self.assertMultiLineEqual(
+            (SOURCE / metrics_page.PAGE).read_text(),
+            metrics_page.render(self.pages),
             "run tests/integration/monitoring/metrics_page.py",
         )
 
