@@ -25,6 +25,9 @@ test_packages=(
   libgtest-dev libgmock-dev
   clang-14 libclang-rt-14-dev lld-14 clang-format-14 clang-tidy-14
   python3
+  # Boards and alerts are tested on real processes. Where packages start services, this one starts a
+  # Prometheus on port 9090 too; the tests start their own.
+  prometheus
 )
 
 die() {
