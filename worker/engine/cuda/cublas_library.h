@@ -18,7 +18,11 @@ struct CublasLibrary {
   decltype(&cublasDestroy_v2) destroy = nullptr;
   decltype(&cublasSetStream_v2) set_stream = nullptr;
   decltype(&cublasSetWorkspace_v2) set_workspace = nullptr;
-  decltype(&cublasGemmEx) gemm_ex = nullptr;
+  // Spelled out: the header overloads cublasGemmEx.
+  cublasStatus_t (*gemm_ex)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n,
+                            int k, const void* alpha, const void* a, cudaDataType, int lda,
+                            const void* b, cudaDataType, int ldb, const void* beta, void* c,
+                            cudaDataType, int ldc, cublasComputeType_t, cublasGemmAlgo_t) = nullptr;
   decltype(&cublasGetStatusString) status_string = nullptr;
 
   // FailedPrecondition: the library or a function of it is not found; says where it was looked for.

@@ -78,9 +78,10 @@ absl::Status LayerPass::Multiply(const std::byte* weight, int in, int out_column
   const float alpha = 1, beta = accumulate ? 1 : 0;
   // cuBLAS is column-major: it computes out^T [out_columns, rows] = weight x^T.
   return BlasStatus(
-      cublasGemmEx(blas_, CUBLAS_OP_T, CUBLAS_OP_N, out_columns, rows, in, &alpha, weight, type, in,
-                   x, type, in, &beta, out, fp32_out ? CUDA_R_32F : type, out_columns,
-                   CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      *library_,
+      library_->gemm_ex(blas_, CUBLAS_OP_T, CUBLAS_OP_N, out_columns, rows, in, &alpha, weight,
+                        type, in, x, type, in, &beta, out, fp32_out ? CUDA_R_32F : type,
+                        out_columns, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
       "cublasGemmEx");
 }
 
