@@ -185,7 +185,7 @@ void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes) {
 }
 
 void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
-                           Transport transport) {
+                           PayloadTransport transport) {
   At(payload_bytes_[static_cast<size_t>(transport)], direction)->Increment(static_cast<double>(payload_bytes));
   At(logical_bytes_, direction)->Increment(static_cast<double>(logical_bytes));
 }

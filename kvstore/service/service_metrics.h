@@ -34,7 +34,7 @@ enum class RejectReason { kNoDeadline, kTooLarge, kDraining, kMemory, kStalled }
 enum class PutOutcomeKind { kStored, kDuplicate, kConflict, kRejected, kInvalid, kAbandoned };
 enum class GetOutcomeKind { kHit, kMiss, kCorrupt, kShed };
 enum class Direction { kIn, kOut };
-enum class Transport { kGrpc, kShm };
+enum class PayloadTransport { kGrpc, kShm };
 // Why a connection of the shm transport ended.
 enum class ShmEnd {
   kClient,     // closed by the client, or the client is gone
@@ -68,7 +68,7 @@ class ServiceMetrics : public StoreObserver {
   void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
   // On the wire (shm: pinned for a reader), and as fp16 KV of the same tokens.
   void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
-             Transport transport = Transport::kGrpc);
+             PayloadTransport transport = PayloadTransport::kGrpc);
   void SetShm(size_t num_connections, uint64_t pinned_bytes);
   void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
   void AcceptFailed() { accept_errors_->Increment(); }

@@ -135,7 +135,7 @@ v1::ShmExtent ShmSession::Describe(Lease& lease) {
   }
   shared_->metrics->GetEnded(GetOutcomeKind::kHit);
   shared_->metrics->Moved(Direction::kOut, lease.frame_bytes() * lease.num_layers(),
-                          LogicalFrameBytes(*header) * header->num_layers, Transport::kShm);
+                          LogicalFrameBytes(*header) * header->num_layers, PayloadTransport::kShm);
   extent.set_offset(lease.arena_offset());
   extent.set_bytes(lease.bytes().size());
   return extent;

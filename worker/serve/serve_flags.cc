@@ -30,6 +30,12 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->required();
   command.add_option("--cache", flags.cache, "pkvd to use, host:port or unix:/path")
       ->capture_default_str();
+  command
+      .add_option("--transport", flags.transport,
+                  "how blocks come from the cache: in place when it is on this host and offers that "
+                  "(shm), over the network (grpc), or as it is possible (auto)")
+      ->check(CLI::IsMember({"auto", "grpc", "shm"}))
+      ->capture_default_str();
   command.add_option("--listen", flags.server.listen, "address to serve on; port 0 picks one")
       ->capture_default_str();
   command
@@ -85,11 +91,14 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   const int threads =
       flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
   Log(LogLevel::kInfo, "starting",
-      {{"role", role}, {"model", flags.model}, {"cache", flags.cache}, {"threads", threads}});
+      {{"role", role}, {"model", flags.model}, {"cache", flags.cache}, {"transport", flags.transport}, {"threads", threads}});
   absl::StatusOr<std::unique_ptr<ModelHost>> host = ModelHost::Load(flags.model, threads);
   if (!host.ok()) return ExitCode(host.status());
   ClientOptions client_options;
   client_options.address = flags.cache;
+  const absl::StatusOr<Transport> transport = ParseTransport(flags.transport);
+  if (!transport.ok()) return ExitCode(transport.status());
+  client_options.transport = *transport;
   client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
   absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
   if (!cache.ok()) return ExitCode(cache.status());

@@ -21,6 +21,7 @@ class ModelHost;
 struct ServeFlags {
   std::string model;
   std::string cache = "127.0.0.1:7440";
+  std::string transport = "auto";  // ParseTransport()
   int threads = 0;  // 0: one per CPU
   std::string log_format = "text";
   std::string log_level = "info";
