@@ -59,7 +59,15 @@ class CacheServerImpl : public CacheServer {
         metrics_(*registry_),
         watchdog_(Clock::Real(), options.stall_timeout,
                   [this] { metrics_.Rejected(RejectReason::kStalled); }) {}
-  ~CacheServerImpl() override { Shutdown(absl::ZeroDuration()); }
+  ~CacheServerImpl() override {
+    Shutdown(absl::ZeroDuration());
+    // All that may take its time. Readers over shm wait a moment for this process to end once they
+    // find their connection shut down, because then they may go on reading.
+    server_.reset();
+    exposer_.reset();
+    if (shm_ != nullptr) shm_->Stop();
+    AwaitLastSlices();
+  }
 
   absl::Status Start() {
     PKV_ASSIGN_OR_RETURN(store_, BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
@@ -94,16 +102,16 @@ class CacheServerImpl : public CacheServer {
   void Shutdown(absl::Duration grace) override {
     if (server_ == nullptr) return;
     listener_->Stop();
+    if (shm_ != nullptr) shm_->StopListening();
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
-    if (shm_ != nullptr) shm_->Stop();
-    AwaitLastSlices();
   }
 
  private:
   // A transport may let go of its last slices, and so of their pins, a moment after its server
   // ended.
   void AwaitLastSlices() const {
+    if (store_ == nullptr) return;
     constexpr int kAttempts = 5000;
     for (int i = 0; i < kAttempts && store_->stats().pinned_bytes > 0; ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -102,8 +102,12 @@ v1::HandoffOpenResponse ShmServer::Answer(const v1::HandoffOpenRequest& request)
   return response;
 }
 
-void ShmServer::Stop() {
+void ShmServer::StopListening() {
   if (listener_ != nullptr) listener_->Stop();
+}
+
+void ShmServer::Stop() {
+  StopListening();
   {
     MutexLock lock(&mu_);
     stopping_ = true;

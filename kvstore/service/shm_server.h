@@ -46,7 +46,9 @@ class ShmServer {
   // What is offered to who asks over gRPC: this socket, to readers of this host.
   v1::HandoffOpenResponse Answer(const v1::HandoffOpenRequest& request) const;
 
-  // Shuts all connections down and ends their pins, at once: readers keep the arena's file, and when
+  // Takes no more connections. Idempotent, not to be called from two threads at once.
+  void StopListening();
+  // As that; and shuts all connections down and ends their pins, at once: readers keep the arena's file, and when
   // this process ends nobody is left to change it. Idempotent.
   void Stop();
 

@@ -348,6 +348,8 @@ TEST_F(ShmTransportTest, TheServerStopsCleanlyUnderAHeldPin) {
   const auto holder = StartHolder(1);
   pkvd_->Signal(SIGTERM);
   EXPECT_EQ(pkvd_->Wait(kPatience), 0) << pkvd_->err();
+  // The holder reads on: nobody is left who could change what it holds.
+  EXPECT_EQ(holder->Wait(std::chrono::seconds(1)), -1) << holder->out();
 }
 
 }  // namespace
