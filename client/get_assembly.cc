@@ -83,8 +83,7 @@ absl::Status GetAssembly::OnHead(const std::string& head_bytes, int object_index
                                            ": replaced by other bytes while it was being fetched"));
   }
   PKV_ASSIGN_OR_RETURN(
-      object.head,
-      ParseObjectHead(object.key, object_index, std::as_bytes(std::span(head_bytes))));
+      object.head, ParseObjectHead(object.key, object_index, std::as_bytes(std::span(head_bytes))));
   object.head_bytes = head_bytes;
   return absl::OkStatus();
 }
@@ -99,20 +98,20 @@ absl::Status GetAssembly::OnPiece(const v1::Piece& piece, PayloadReader& payload
   // A transfer that resumes finds every object at the same layer: those that end earlier are done.
   const uint64_t layer = object.received_bytes / frame_bytes;
   const uint64_t offset = object.received_bytes % frame_bytes;
-  if (layer >= object.head.header.num_layers || piece.layer() != layer || piece.offset() != offset ||
-      piece.length() == 0 || piece.length() > frame_bytes - offset) {
+  if (layer >= object.head.header.num_layers || piece.layer() != layer ||
+      piece.offset() != offset || piece.length() == 0 || piece.length() > frame_bytes - offset) {
     return absl::DataLossError(
-        absl::StrCat(ObjectName(object.key, static_cast<int>(piece.object_index())), ": piece of layer ",
-                     piece.layer(), " at ", piece.offset(), " of ", piece.length(),
-                     " bytes, next is layer ", layer, " at ", offset, " of ",
+        absl::StrCat(ObjectName(object.key, static_cast<int>(piece.object_index())),
+                     ": piece of layer ", piece.layer(), " at ", piece.offset(), " of ",
+                     piece.length(), " bytes, next is layer ", layer, " at ", offset, " of ",
                      object.head.header.num_layers, " frames of ", frame_bytes, " bytes"));
   }
   if (object.buffer.size() == 0) {
     object.buffer = AlignedBuffer(static_cast<size_t>(object.head.header.object_bytes));
     std::memcpy(object.buffer.data(), object.head_bytes.data(), object.head_bytes.size());
   }
-  PKV_RETURN_IF_ERROR(payload.Read(
-      object.buffer.span().subspan(object.head_bytes.size() + object.received_bytes, piece.length())));
+  PKV_RETURN_IF_ERROR(payload.Read(object.buffer.span().subspan(
+      object.head_bytes.size() + object.received_bytes, piece.length())));
   object.received_bytes += piece.length();
   received_bytes_ += piece.length();
   if (offset + piece.length() == frame_bytes) {
@@ -127,10 +126,10 @@ absl::Status GetAssembly::OnPiece(const v1::Piece& piece, PayloadReader& payload
 absl::Status GetAssembly::OnTrailer(const v1::GetTrailer& trailer) const {
   for (const v1::ObjectStatus& status : trailer.statuses()) {
     if (status.code() == 0) continue;
-    const std::string name =
-        status.object_index() < objects_.size()
-            ? ObjectName(objects_[status.object_index()].key, static_cast<int>(status.object_index()))
-            : absl::StrCat("object ", status.object_index());
+    const std::string name = status.object_index() < objects_.size()
+                                 ? ObjectName(objects_[status.object_index()].key,
+                                              static_cast<int>(status.object_index()))
+                                 : absl::StrCat("object ", status.object_index());
     return absl::Status(static_cast<absl::StatusCode>(status.code()),
                         absl::StrCat(name, ": ", status.message()));
   }

@@ -20,8 +20,7 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 
 }  // namespace
 
-GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys,
-                 absl::Time deadline)
+GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),

@@ -196,9 +196,8 @@ class GrpcConnection final : public Connection {
   explicit GrpcConnection(const ClientOptions& options) {
     for (int i = 0; i < options.num_channels; ++i) {
       auto channel = MakeChannel(options.address, i);
-      peers_.push_back(
-          {RawStub(channel), v1::Block::NewStub(channel), v1::Admin::NewStub(channel),
-           v1::Handoff::NewStub(channel)});
+      peers_.push_back({RawStub(channel), v1::Block::NewStub(channel), v1::Admin::NewStub(channel),
+                        v1::Handoff::NewStub(channel)});
     }
   }
 

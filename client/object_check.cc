@@ -23,9 +23,8 @@ absl::StatusOr<ObjectHead> ParseHead(const ObjectKey& key, std::span<const std::
     return absl::DataLossError(
         absl::StrCat("object of ", head.header.object_bytes, " bytes, limit ", kMaxObjectBytes));
   }
-  PKV_ASSIGN_OR_RETURN(
-      head.frame_crcs,
-      ParseFrameTable(bytes.subspan(sizeof(ObjectHeader)), head.header.num_layers));
+  PKV_ASSIGN_OR_RETURN(head.frame_crcs, ParseFrameTable(bytes.subspan(sizeof(ObjectHeader)),
+                                                        head.header.num_layers));
   return head;
 }
 
@@ -60,8 +59,8 @@ absl::Status CheckLayerFrame(const ObjectHead& head, int object_index, int layer
 absl::Status CheckTableContent(const ObjectHeader& header, int object_index,
                                std::span<const std::byte> frames) {
   if (header.kind != ObjectKind::kTable) return absl::OkStatus();
-  const Digest id = TableId(header.profile, header.shape(), header.num_patterns_k,
-                            header.num_patterns_v, frames);
+  const Digest id =
+      TableId(header.profile, header.shape(), header.num_patterns_k, header.num_patterns_v, frames);
   if (id == header.id) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("object ", object_index, ": table id is ",
                                           header.id.ToShortHex(), ", its content hashes to ",

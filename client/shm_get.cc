@@ -109,8 +109,7 @@ absl::Status ShmGet::ReadHeads(const ShmLink::Pin& pin) {
   return absl::OkStatus();
 }
 
-absl::Status ShmGet::ReadHead(const v1::ShmExtent& extent, int object_index,
-                              Object& object) const {
+absl::Status ShmGet::ReadHead(const v1::ShmExtent& extent, int object_index, Object& object) const {
   const std::string name = ObjectName(keys_[object_index], object_index);
   if (extent.code() != 0) {
     return absl::Status(static_cast<absl::StatusCode>(extent.code()),
@@ -218,8 +217,8 @@ absl::Status ShmGet::VerifyTables() {
   if (verified_tables_) return absl::OkStatus();
   for (int i = 0; i < num_objects(); ++i) {
     const ObjectHeader& header = objects_[i].head.header;
-    const absl::Status status = CheckTableContent(
-        header, i, objects_[i].bytes.subspan(FramesOffset(header.num_layers)));
+    const absl::Status status =
+        CheckTableContent(header, i, objects_[i].bytes.subspan(FramesOffset(header.num_layers)));
     if (!status.ok()) return Fail(status);
   }
   PKV_RETURN_IF_ERROR(CheckHeld());

@@ -36,7 +36,8 @@ absl::Status SystemError(absl::string_view what) {
 }
 
 int64_t WholeMilliseconds(absl::Duration duration) {
-  return std::max<int64_t>(0, absl::ToInt64Milliseconds(absl::Ceil(duration, absl::Milliseconds(1))));
+  return std::max<int64_t>(0,
+                           absl::ToInt64Milliseconds(absl::Ceil(duration, absl::Milliseconds(1))));
 }
 
 bool IsReadable(int fd, int timeout_ms) {
@@ -60,8 +61,7 @@ absl::StatusOr<std::shared_ptr<ShmLink>> ShmLink::Connect(const v1::ShmOffer& of
   return link;
 }
 
-ShmLink::ShmLink(FileDescriptor socket, Clock* clock)
-    : socket_(std::move(socket)), clock_(clock) {}
+ShmLink::ShmLink(FileDescriptor socket, Clock* clock) : socket_(std::move(socket)), clock_(clock) {}
 
 ShmLink::~ShmLink() {
   Break();
@@ -102,8 +102,9 @@ absl::Status ShmLink::Map(uint64_t arena_bytes) {
   // A file that shrinks under a mapping ends whoever reads there.
   if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || arena_bytes == 0 ||
       arena_bytes > kMaxArenaBytes || static_cast<uint64_t>(info.st_size) < arena_bytes) {
-    return absl::DataLossError(absl::StrCat("shm: an arena of ", info.st_size, " bytes, said to be ",
-                                            arena_bytes, ", with seals ", seals));
+    return absl::DataLossError(absl::StrCat("shm: an arena of ", info.st_size,
+                                            " bytes, said to be ", arena_bytes, ", with seals ",
+                                            seals));
   }
   void* mapped = mmap(nullptr, arena_bytes, PROT_READ, MAP_SHARED, received_fd_.get(), 0);
   if (mapped == MAP_FAILED) return SystemError("mmap of the arena");
@@ -189,8 +190,8 @@ absl::StatusOr<std::unique_ptr<ShmLink::Pin>> ShmLink::PinObjects(
 
 absl::Status ShmLink::CheckExtents(const v1::ShmPinned& answer, size_t num_keys) const {
   if (static_cast<size_t>(answer.extents_size()) != num_keys) {
-    return absl::DataLossError(absl::StrCat("shm: ", answer.extents_size(), " extents for ",
-                                            num_keys, " objects"));
+    return absl::DataLossError(
+        absl::StrCat("shm: ", answer.extents_size(), " extents for ", num_keys, " objects"));
   }
   for (const v1::ShmExtent& extent : answer.extents()) {
     if (extent.code() != 0) continue;
@@ -266,8 +267,7 @@ void ShmLink::Run(absl::Duration renew_every) {
 
 bool ShmLink::Receive() {
   std::array<std::byte, kReadBytes> buffer;
-  const auto received =
-      ReceiveSome(socket_.get(), buffer, /*wait=*/false, /*takes_fd=*/false);
+  const auto received = ReceiveSome(socket_.get(), buffer, /*wait=*/false, /*takes_fd=*/false);
   if (!received.ok()) return false;
   if (received->would_block) return true;
   if (received->num_bytes == 0) return false;

@@ -141,9 +141,9 @@ class CacheServerImpl : public CacheServer {
     if (options_.shm_socket.empty()) return absl::OkStatus();
     const uint64_t capacity_bytes = store_->stats().capacity_bytes;
     ShmServerOptions shm{.path = options_.shm_socket, .any_user = options_.shm_any_user};
-    shm.limits.connection_pinned_bytes =
-        options_.shm_pinned_bytes == 0 ? capacity_bytes / 2
-                                       : std::min(options_.shm_pinned_bytes, capacity_bytes);
+    shm.limits.connection_pinned_bytes = options_.shm_pinned_bytes == 0
+                                             ? capacity_bytes / 2
+                                             : std::min(options_.shm_pinned_bytes, capacity_bytes);
     const uint64_t rest_bytes = capacity_bytes - shm.limits.connection_pinned_bytes;
     shm.limits.total_pinned_bytes = shm.limits.connection_pinned_bytes + rest_bytes / 2;
     shm.limits.silence = options_.shm_silence;

@@ -147,7 +147,7 @@ absl::StatusOr<std::unique_ptr<Listener>> Listener::Bind(const std::string& addr
   absl::string_view unix_path = address;
   const bool is_unix = absl::ConsumePrefix(&unix_path, "unix:");
   const std::string path = is_unix ? std::string(unix_path) : "";
-  PKV_ASSIGN_OR_RETURN(const BoundSocket bound, 
+  PKV_ASSIGN_OR_RETURN(const BoundSocket bound,
                        is_unix ? BindUnix(path, unix_mode) : BindTcp(address));
   const int stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (stop_fd < 0) {

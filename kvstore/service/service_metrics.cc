@@ -6,7 +6,7 @@
 namespace pkv {
 namespace {
 
-constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",       "Stat",
+constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",        "Stat",
                                      "Delete", "AdminStats", "AdminDrain", "HandoffOpen"};
 // What a call can end with as a whole; anything else is a fault of ours and shows as INTERNAL.
 constexpr std::array kCodes = {
@@ -186,7 +186,8 @@ void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes) {
 
 void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
                            PayloadTransport transport) {
-  At(payload_bytes_[static_cast<size_t>(transport)], direction)->Increment(static_cast<double>(payload_bytes));
+  At(payload_bytes_[static_cast<size_t>(transport)], direction)
+      ->Increment(static_cast<double>(payload_bytes));
   At(logical_bytes_, direction)->Increment(static_cast<double>(logical_bytes));
 }
 

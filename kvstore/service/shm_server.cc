@@ -179,8 +179,7 @@ bool ShmServer::Serve(Peer& peer, ShmEnd& reason) {
 
 bool ShmServer::Receive(Peer& peer, ShmEnd& reason) {
   std::array<std::byte, kReadBytes> buffer;
-  const auto received =
-      ReceiveSome(peer.socket.get(), buffer, /*wait=*/false, /*takes_fd=*/false);
+  const auto received = ReceiveSome(peer.socket.get(), buffer, /*wait=*/false, /*takes_fd=*/false);
   if (!received.ok()) return false;
   if (received->would_block) return true;
   if (received->num_bytes == 0) return false;
@@ -198,16 +197,14 @@ bool ShmServer::HandleMessages(Peer& peer, ShmEnd& reason) {
         message.ok() ? peer.session->OnMessage(**message) : message;
     if (!answer.ok()) {
       reason = absl::IsPermissionDenied(answer.status()) ? ShmEnd::kRefused : ShmEnd::kMalformed;
-      Log(LogLevel::kWarning, "shm: connection refused",
-          {{"reason", answer.status().ToString()}});
+      Log(LogLevel::kWarning, "shm: connection refused", {{"reason", answer.status().ToString()}});
       return false;
     }
     if (!answer->has_value()) continue;
     const std::string bytes = EncodeShmMessage(**answer);
     if ((*answer)->has_welcome()) {
       // The first bytes of a connection: there is room for all of them.
-      const auto sent =
-          SendSome(peer.socket.get(), std::as_bytes(std::span(bytes)), arena_.get());
+      const auto sent = SendSome(peer.socket.get(), std::as_bytes(std::span(bytes)), arena_.get());
       if (!sent.ok() || *sent != bytes.size()) return false;
       continue;
     }
@@ -237,7 +234,8 @@ void ShmServer::EndExpired() {
 }
 
 void ShmServer::End(std::list<Peer>::iterator peer, ShmEnd reason) {
-  // In this order: the client must be able to tell before anything can take the pinned bytes' place.
+  // In this order: the client must be able to tell before anything can take the pinned bytes'
+  // place.
   shutdown(peer->socket.get(), SHUT_RDWR);
   peer->session.reset();
   peers_.erase(peer);

@@ -48,8 +48,8 @@ class ShmServer {
 
   // Takes no more connections. Idempotent, not to be called from two threads at once.
   void StopListening();
-  // As that; and shuts all connections down and ends their pins, at once: readers keep the arena's file, and when
-  // this process ends nobody is left to change it. Idempotent.
+  // As that; and shuts all connections down and ends their pins, at once: readers keep the arena's
+  // file, and when this process ends nobody is left to change it. Idempotent.
   void Stop();
 
  private:

@@ -19,8 +19,7 @@ ShmSession::~ShmSession() {
   for (const auto& [id, pin] : pins_) Release(pin);
 }
 
-absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnMessage(
-    const v1::ShmMessage& message) {
+absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnMessage(const v1::ShmMessage& message) {
   if (!welcomed_ && !message.has_hello()) {
     return absl::InvalidArgumentError("the first message is no hello");
   }
@@ -91,8 +90,8 @@ absl::Status ShmSession::Admit(const v1::ShmPin& request, Pin& pin) const {
 
 absl::StatusOr<v1::ShmMessage> ShmSession::OnPin(const v1::ShmPin& request) {
   if (request.objects_size() < 1 || request.objects_size() > kMaxObjectsPerCall) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "pin of ", request.objects_size(), " objects, not in 1..", kMaxObjectsPerCall));
+    return absl::InvalidArgumentError(absl::StrCat("pin of ", request.objects_size(),
+                                                   " objects, not in 1..", kMaxObjectsPerCall));
   }
   if (pins_.contains(request.pin_id())) {
     return absl::InvalidArgumentError(absl::StrCat("pin id ", request.pin_id(), " is in use"));

@@ -25,8 +25,8 @@ struct ShmLimits {
   absl::Duration pin_age = absl::Hours(1);     // of one pin, renewed or not
 };
 
-inline constexpr int kMaxShmPins = 1024;                     // of one connection
-inline constexpr size_t kMaxShmObjects = 65536;              // pinned by one connection
+inline constexpr int kMaxShmPins = 1024;         // of one connection
+inline constexpr size_t kMaxShmObjects = 65536;  // pinned by one connection
 inline constexpr absl::Duration kShmHelloTimeout = absl::Seconds(5);
 
 // What the sessions of one server share. Thread-compatible: they run on one thread.

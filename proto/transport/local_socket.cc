@@ -43,9 +43,8 @@ absl::StatusOr<FileDescriptor> ConnectLocal(const std::string& path, absl::Durat
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(name.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("socket path of ", path.size(),
-                                                   " bytes, not in [1, ", sizeof(name.sun_path) - 1,
-                                                   "]"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "socket path of ", path.size(), " bytes, not in [1, ", sizeof(name.sun_path) - 1, "]"));
   }
   std::copy(path.begin(), path.end(), name.sun_path);
   FileDescriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));

@@ -57,9 +57,9 @@ absl::StatusOr<FileDescriptor> ConnectLocal(const std::string& path, absl::Durat
 absl::StatusOr<size_t> SendSome(int socket, std::span<const std::byte> bytes, int passed_fd = -1);
 
 struct ReceivedBytes {
-  size_t num_bytes = 0;       // 0: the peer has closed
-  bool would_block = false;   // nothing is there now; only with `wait` off, or after the timeout
-  FileDescriptor passed_fd;   // that came with them
+  size_t num_bytes = 0;      // 0: the peer has closed
+  bool would_block = false;  // nothing is there now; only with `wait` off, or after the timeout
+  FileDescriptor passed_fd;  // that came with them
 };
 // Receives what is there, at least one byte; with `wait` on waits for it. At most one descriptor is
 // taken along, and none unless `takes_fd`: the kernel closes all others.

@@ -64,9 +64,8 @@ struct CpuTimes {
 // 2-bit blocks with patterns, as preset pkv2 makes them, until there are `flags.bytes` of them.
 absl::StatusOr<std::vector<ObjectBuilder>> MakeBlocks(const Flags& flags) {
   SampleBlock block;
-  block.shape = {.num_layers = flags.layers,
-                 .num_kv_heads = flags.kv_heads,
-                 .head_dim = flags.head_dim};
+  block.shape = {
+      .num_layers = flags.layers, .num_kv_heads = flags.kv_heads, .head_dim = flags.head_dim};
   block.encoding = {.bits_k = 2, .bits_v = 2, .k_group_tokens = 64, .v_group_channels = 64};
   std::vector<ObjectBuilder> blocks;
   for (uint64_t bytes = 0; bytes < flags.bytes; bytes += blocks.back().bytes().size()) {

@@ -20,10 +20,10 @@ int main(int argc, char** argv) {
   options.transport = pkv::Transport::kShm;
   const auto client = pkv::CacheClient::Create(options);
   if (!client.ok()) return 1;
-  const pkv::ObjectKey key = pkv::TestHeader(pkv::ObjectKind::kWindow,
-                                             std::strtoull(argv[2], nullptr, 10),
-                                             std::atoi(argv[3]))
-                                 .key();
+  const pkv::ObjectKey key =
+      pkv::TestHeader(pkv::ObjectKind::kWindow, std::strtoull(argv[2], nullptr, 10),
+                      std::atoi(argv[3]))
+          .key();
   const std::unique_ptr<pkv::GetStream> stream = (*client)->StartGet({&key, 1});
   absl::Status status = stream->WaitForLayer(0);
   if (!status.ok()) {

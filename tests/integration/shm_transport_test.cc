@@ -60,8 +60,8 @@ class ShmTransportTest : public testing::Test {
     const std::string port_file = scratch_ + "/port";
     std::filesystem::remove(port_file);
     std::vector<std::string> arguments = {
-        bin_ + "/kvstore/pkvd", "--capacity",       "64MiB",       "--listen",     listen,
-        "--metrics-listen",     "127.0.0.1:0",      "--port-file", port_file};
+        bin_ + "/kvstore/pkvd", "--capacity",  "64MiB",       "--listen", listen,
+        "--metrics-listen",     "127.0.0.1:0", "--port-file", port_file};
     if (with_socket_) {
       arguments.insert(arguments.end(), {"--shm-socket", scratch_ + "/shm.sock"});
     }

@@ -15,8 +15,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-
 namespace pkv {
 
 // Thread-compatible.
@@ -25,7 +23,8 @@ class ArenaMemory {
   // The arena of `pid`: its first writable mapping of a memfd of ours, if `capacity_bytes` is not 0
   // one of that size.
   explicit ArenaMemory(pid_t pid, uint64_t capacity_bytes = 0) {
-    std::ifstream maps(absl::StrCat("/proc/", pid, "/maps"));
+    const std::string process = "/proc/" + std::to_string(pid);
+    std::ifstream maps(process + "/maps");
     for (std::string line; std::getline(maps, line);) {
       if (line.find("memfd:pkv-arena") == std::string::npos ||
           line.find(" rw-s ") == std::string::npos) {
@@ -39,7 +38,7 @@ class ArenaMemory {
       begins_.push_back(begin);
       bytes_.push_back(end - begin);
     }
-    memory_ = ::open(absl::StrCat("/proc/", pid, "/mem").c_str(), O_RDWR | O_CLOEXEC);
+    memory_ = ::open((process + "/mem").c_str(), O_RDWR | O_CLOEXEC);
   }
   ~ArenaMemory() {
     if (memory_ >= 0) ::close(memory_);

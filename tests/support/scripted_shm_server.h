@@ -41,8 +41,8 @@ class ScriptedShmServer {
   bool passes_descriptor = true;
   bool welcomes = true;
   bool answers_pins = true;
-  int32_t pin_code = 0;            // of all answers
-  uint64_t extent_shift = 0;       // added to every offset
+  int32_t pin_code = 0;       // of all answers
+  uint64_t extent_shift = 0;  // added to every offset
   uint32_t silence_ms = 30'000;
 
   explicit ScriptedShmServer(const std::string& name)

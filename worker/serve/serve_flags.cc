@@ -31,9 +31,10 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--cache", flags.cache, "pkvd to use, host:port or unix:/path")
       ->capture_default_str();
   command
-      .add_option("--transport", flags.transport,
-                  "how blocks come from the cache: in place when it is on this host and offers that "
-                  "(shm), over the network (grpc), or as it is possible (auto)")
+      .add_option(
+          "--transport", flags.transport,
+          "how blocks come from the cache: in place when it is on this host and offers that "
+          "(shm), over the network (grpc), or as it is possible (auto)")
       ->check(CLI::IsMember({"auto", "grpc", "shm"}))
       ->capture_default_str();
   command.add_option("--listen", flags.server.listen, "address to serve on; port 0 picks one")
@@ -91,7 +92,11 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   const int threads =
       flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
   Log(LogLevel::kInfo, "starting",
-      {{"role", role}, {"model", flags.model}, {"cache", flags.cache}, {"transport", flags.transport}, {"threads", threads}});
+      {{"role", role},
+       {"model", flags.model},
+       {"cache", flags.cache},
+       {"transport", flags.transport},
+       {"threads", threads}});
   absl::StatusOr<std::unique_ptr<ModelHost>> host = ModelHost::Load(flags.model, threads);
   if (!host.ok()) return ExitCode(host.status());
   ClientOptions client_options;

@@ -22,7 +22,7 @@ struct ServeFlags {
   std::string model;
   std::string cache = "127.0.0.1:7440";
   std::string transport = "auto";  // ParseTransport()
-  int threads = 0;  // 0: one per CPU
+  int threads = 0;                 // 0: one per CPU
   std::string log_format = "text";
   std::string log_level = "info";
   ServerHostOptions server;

@@ -1,6 +1,6 @@
-// Goal: ShmFrameReader yields the same messages, or the same refusal, however the stream is cut, and
-// each message it yields is one that protobuf reads from those bytes.
-// Method: the first byte chooses the size of the pieces, the rest is the stream.
+// Goal: ShmFrameReader yields the same messages, or the same refusal, however the stream is cut,
+// and each message it yields is one that protobuf reads from those bytes. Method: the first byte
+// chooses the size of the pieces, the rest is the stream.
 
 #include <algorithm>
 #include <cstddef>

@@ -8,20 +8,7 @@
 namespace pkv {
 namespace {
 
-class DamageTest : public Fleet {
- protected:
-  double Metric(const std::string& name) {
-    const std::string url = "http://127.0.0.1:" + cache_metrics_port_ + "/metrics";
-    ChildProcess curl({"/usr/bin/curl", "-fsS", url}, scratch_ + "/curl");
-    EXPECT_EQ(curl.Wait(kPatience), 0) << curl.err();
-    double sum = 0;
-    std::istringstream lines(curl.out());
-    for (std::string line; std::getline(lines, line);) {
-      if (line.rfind(name, 0) == 0) sum += std::stod(line.substr(line.rfind(' ') + 1));
-    }
-    return sum;
-  }
-};
+class DamageTest : public Fleet {};
 
 TEST_F(DamageTest, AFlippedBitInAStoredFrameIsDataLossCountedAndComputedAgain) {
   StartPkvd();

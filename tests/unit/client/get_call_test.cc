@@ -26,7 +26,7 @@ class GetCallTest : public testing::Test {
     for (const SealedObject& object : objects_) keys_.push_back(object.key());
   }
 
-  std::unique_ptr<GetCall> StartCall() { 
+  std::unique_ptr<GetCall> StartCall() {
     return std::make_unique<GetCall>(
         scripted_.core, keys_,
         scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);

@@ -75,7 +75,8 @@ TEST_F(ShmGetTest, ReadsInPlaceAndGivesBackWhenDestroyed) {
   ExpectAllBytes(*get);
   EXPECT_THAT(get->CheckHeld(), IsOk());
   uint64_t frame_bytes = 0;
-  for (const SealedObject& object : objects_) frame_bytes += object.bytes().size() - object.head().size();
+  for (const SealedObject& object : objects_)
+    frame_bytes += object.bytes().size() - object.head().size();
   EXPECT_EQ(get->received_bytes(), frame_bytes);
   EXPECT_EQ(counters().shm_get_bytes, frame_bytes);
   EXPECT_EQ(counters().get_bytes, frame_bytes);

@@ -24,7 +24,7 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name);
 struct ClientOptions {
   std::string address = "127.0.0.1:7440";  // host:port or unix:/path of one pkvd
   Transport transport = Transport::kAuto;
-  int num_channels = 2;                    // TCP connections; calls take turns. 1..16
+  int num_channels = 2;  // TCP connections; calls take turns. 1..16
 
   // Deadlines of one call, retries included.
   absl::Duration lookup_deadline = absl::Milliseconds(500);

@@ -95,8 +95,7 @@ TEST_F(ShmSessionTest, WhatIsOutOfTurnIsRefused) {
   Pin(7, {&objects_[0]});
   for (const v1::ShmMessage& message :
        {ShmHelloOf(shared_.token), welcome, ShmUnpinOf(8), ShmDamagedOf(8, 0), ShmDamagedOf(7, 1),
-        ShmPinOf(7, {&key, 1}), ShmPinOf(9, {}),
-        ShmPinOf(9, std::vector<ObjectKey>(4097, key))}) {
+        ShmPinOf(7, {&key, 1}), ShmPinOf(9, {}), ShmPinOf(9, std::vector<ObjectKey>(4097, key))}) {
     EXPECT_THAT(session_->OnMessage(message), StatusIs(absl::StatusCode::kInvalidArgument))
         << message.ShortDebugString();
   }
@@ -115,8 +114,7 @@ TEST_F(ShmSessionTest, PinSaysWhereEachObjectStands) {
   EXPECT_EQ(pinned.code(), kOk);
   ASSERT_EQ(pinned.extents_size(), 3);
   EXPECT_EQ(pinned.extents(1).code(), kNotFound);
-  for (const auto& [index, object] :
-       {std::pair{0, &objects_[1]}, std::pair{2, &objects_[0]}}) {
+  for (const auto& [index, object] : {std::pair{0, &objects_[1]}, std::pair{2, &objects_[0]}}) {
     EXPECT_EQ(pinned.extents(index).code(), kOk);
     EXPECT_EQ(pinned.extents(index).bytes(), object->bytes().size());
     EXPECT_EQ(pinned.extents(index).offset(), store_->Find(object->key()).arena_offset());

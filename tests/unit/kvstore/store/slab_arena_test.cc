@@ -1,8 +1,8 @@
 #include "kvstore/store/slab_arena.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -94,8 +94,7 @@ TEST(SlabArenaTest, ShowsTheSameBytesThroughItsDescriptor) {
 TEST(SlabArenaTest, NobodyElseCanWriteShrinkOrGrowIt) {
   auto arena = MakeArena(2);
   EXPECT_EQ(fcntl(arena->fd(), F_GET_SEALS) & kArenaSeals, kArenaSeals);
-  const int again =
-      open(absl::StrCat("/proc/self/fd/", arena->fd()).c_str(), O_RDWR | O_CLOEXEC);
+  const int again = open(absl::StrCat("/proc/self/fd/", arena->fd()).c_str(), O_RDWR | O_CLOEXEC);
   for (const int fd : {arena->fd(), again}) {
     ASSERT_GE(fd, 0);
     EXPECT_EQ(mmap(nullptr, kUnit, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);

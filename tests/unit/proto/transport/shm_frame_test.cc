@@ -80,8 +80,8 @@ TEST(ShmFrameTest, RefusesALengthAboveTheLimitBeforeItsBytesArrive) {
 TEST(ShmFrameTest, RefusesWhatIsNoMessageOrOfNoKnownKind) {
   for (const std::string& body : {std::string("\xff\xff"), std::string()}) {
     ShmFrameReader reader;
-    const std::string bytes = std::string(1, static_cast<char>(body.size())) +
-                              std::string(3, '\0') + body;
+    const std::string bytes =
+        std::string(1, static_cast<char>(body.size())) + std::string(3, '\0') + body;
     reader.Add(AsBytes(bytes));
     EXPECT_THAT(reader.Next(), StatusIs(absl::StatusCode::kInvalidArgument));
   }
