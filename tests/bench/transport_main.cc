@@ -37,6 +37,7 @@ struct Flags {
   int layers = 32, kv_heads = 8, head_dim = 128;
   double seconds = 3;
   int rounds = 3;
+  std::string only;  // "grpc" or "shm": to profile one
 };
 
 // Processor time of a clock, in seconds.
@@ -61,7 +62,7 @@ struct CpuTimes {
   double cpu() const { return client + server; }
 };
 
-// 2-bit blocks with patterns, as preset pkv2 makes them, until there are `flags.bytes` of them.
+// 2-bit blocks, as preset kivi2-g64 makes them, until there are `flags.bytes` of them.
 absl::StatusOr<std::vector<ObjectBuilder>> MakeBlocks(const Flags& flags) {
   SampleBlock block;
   block.shape = {
@@ -69,7 +70,6 @@ absl::StatusOr<std::vector<ObjectBuilder>> MakeBlocks(const Flags& flags) {
   block.encoding = {.bits_k = 2, .bits_v = 2, .k_group_tokens = 64, .v_group_channels = 64};
   std::vector<ObjectBuilder> blocks;
   for (uint64_t bytes = 0; bytes < flags.bytes; bytes += blocks.back().bytes().size()) {
-    block.first_token = 0;
     ObjectHeader header = SampleBlockHeader(block);
     header.id = SampleDigest(absl::StrCat("block ", blocks.size()));
     PKV_ASSIGN_OR_RETURN(ObjectBuilder builder, BuildSample(header, blocks.size()));
@@ -186,6 +186,12 @@ absl::Status Run(const Flags& flags) {
   }
   std::printf("%zu blocks of %zu bytes: %d layers, %d kv heads of %d, 2 bits\n", blocks.size(),
               blocks[0].bytes().size(), flags.layers, flags.kv_heads, flags.head_dim);
+  if (!flags.only.empty()) {
+    PKV_ASSIGN_OR_RETURN(const Transport transport, ParseTransport(flags.only));
+    PKV_ASSIGN_OR_RETURN(const Row row, TimeTransport(transport, flags, server, keys));
+    Print(row);
+    return absl::OkStatus();
+  }
   PKV_ASSIGN_OR_RETURN(const Row grpc, TimeTransport(Transport::kGrpc, flags, server, keys));
   PKV_ASSIGN_OR_RETURN(const Row shm, TimeTransport(Transport::kShm, flags, server, keys));
   Print(grpc);
@@ -217,6 +223,7 @@ int Main(int argc, char** argv) {
   app.add_option("--head-dim", flags.head_dim)->check(CLI::IsMember({64, 128}));
   app.add_option("--seconds", flags.seconds, "of a round")->capture_default_str();
   app.add_option("--rounds", flags.rounds, "the best one counts")->capture_default_str();
+  app.add_option("--only", flags.only, "time one of them")->check(CLI::IsMember({"grpc", "shm"}));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
