@@ -78,6 +78,7 @@ absl::Status ShmGet::TryToPin() {
   PKV_RETURN_IF_ERROR(ReadHeads(*pin));
   // What was parsed was still pinned.
   PKV_RETURN_IF_ERROR(link_->CheckHeld());
+  PKV_RETURN_IF_ERROR(KeepHeaders());
   pin_ = std::move(pin);
   ++core_->counters.shm_gets;
   core_->counters.get_bytes += payload_bytes_;
@@ -131,9 +132,24 @@ absl::Status ShmGet::ReadHead(const v1::ShmExtent& extent, int object_index, Obj
   return absl::OkStatus();
 }
 
+absl::Status ShmGet::KeepHeaders() {
+  const bool is_first = headers_.empty();
+  for (int i = 0; i < num_objects(); ++i) {
+    const ObjectHeader& header = inner_ != nullptr ? inner_->header(i) : objects_[i].head.header;
+    if (is_first) {
+      headers_.push_back(header);
+    } else if (header != headers_[i]) {
+      return Fail(absl::AbortedError(absl::StrCat(
+          ObjectName(keys_[i], i), ": replaced by other bytes while it was being fetched")));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ShmGet::RecoverFrom(const absl::Status& status) {
   // The same answer as gRPC would give; and damage is damage.
-  if (absl::IsNotFound(status) || absl::IsDataLoss(status) || absl::IsCancelled(status)) {
+  if (!failure_.ok() || absl::IsNotFound(status) || absl::IsDataLoss(status) ||
+      absl::IsCancelled(status)) {
     return Fail(status);
   }
   if (core_->clock->MonotonicNow() >= deadline_) {
@@ -167,12 +183,17 @@ void ShmGet::GoOverToGrpc() {
 
 absl::Status ShmGet::WaitForManifest() {
   PKV_RETURN_IF_ERROR(Begin());
-  return inner_ != nullptr ? inner_->WaitForManifest() : absl::OkStatus();
+  if (inner_ == nullptr) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(inner_->WaitForManifest());
+  if (has_inner_headers_) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(KeepHeaders());
+  has_inner_headers_ = true;
+  return absl::OkStatus();
 }
 
 absl::Status ShmGet::WaitForLayer(int layer) {
   for (;;) {
-    PKV_RETURN_IF_ERROR(Begin());
+    PKV_RETURN_IF_ERROR(WaitForManifest());
     if (inner_ != nullptr) return inner_->WaitForLayer(layer);
     if (layer < 0 || layer >= num_layers_) {
       return absl::InvalidArgumentError(
@@ -197,6 +218,7 @@ absl::Status ShmGet::WaitForAll() {
   for (int layer = 0; inner_ == nullptr && layer < num_layers_; ++layer) {
     PKV_RETURN_IF_ERROR(WaitForLayer(layer));
   }
+  PKV_RETURN_IF_ERROR(WaitForManifest());
   return inner_ != nullptr ? inner_->WaitForAll() : VerifyTables();
 }
 
@@ -227,10 +249,9 @@ absl::Status ShmGet::VerifyTables() {
 }
 
 const ObjectHeader& ShmGet::header(int object_index) const {
-  if (inner_ != nullptr) return inner_->header(object_index);
-  PKV_CHECK(object_index >= 0 && object_index < static_cast<int>(objects_.size()), object_index,
-            " of ", objects_.size());
-  return objects_[object_index].head.header;
+  PKV_CHECK(object_index >= 0 && object_index < static_cast<int>(headers_.size()), object_index,
+            " of ", headers_.size());
+  return headers_[object_index];
 }
 
 std::span<const std::byte> ShmGet::frame(int object_index, int layer) const {

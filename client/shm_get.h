@@ -44,6 +44,9 @@ class ShmGet final : public GetStream {
   absl::Status TryToPin();
   absl::Status ReadHeads(const ShmLink::Pin& pin);
   absl::Status ReadHead(const v1::ShmExtent& extent, int object_index, Object& object) const;
+  // Keeps the headers that the first attempt brings.
+  //   Aborted  a later attempt, or gRPC, brings others
+  absl::Status KeepHeaders();
   // After a failed attempt: OK when another, or gRPC, is to be tried.
   absl::Status RecoverFrom(const absl::Status& status);
   void GoOverToGrpc();
@@ -63,11 +66,13 @@ class ShmGet final : public GetStream {
   absl::Status failure_;
   std::unique_ptr<ShmLink::Pin> pin_;
   std::vector<Object> objects_;
+  std::vector<ObjectHeader> headers_;  // constant once there
   int num_layers_ = 0;
   uint64_t payload_bytes_ = 0;
   std::vector<bool> verified_layers_;
   bool verified_tables_ = false;
   bool has_shown_frames_ = false;
+  bool has_inner_headers_ = false;
 
   std::atomic<bool> cancelled_{false};
 

@@ -42,6 +42,10 @@ absl::StatusOr<std::string> DrawToken() {
 absl::StatusOr<std::unique_ptr<ShmServer>> ShmServer::Start(const ShmServerOptions& options,
                                                             BlockStore* store,
                                                             ServiceMetrics* metrics, Clock* clock) {
+  if (options.path.empty() || options.path.front() != '/') {
+    return absl::InvalidArgumentError(
+        absl::StrCat("shm socket \"", options.path, "\": readers need its path from the root on"));
+  }
   const ShmLimits& limits = options.limits;
   if (options.max_connections < 1 || limits.connection_pinned_bytes == 0 ||
       limits.total_pinned_bytes < limits.connection_pinned_bytes ||

@@ -34,7 +34,7 @@ struct ShmServerOptions {
 class ShmServer {
  public:
   // Serves when it returns. What the pointers name outlives this.
-  //   InvalidArgument  the path is no socket's, or a limit is zero
+  //   InvalidArgument  the path does not begin at the root or is no socket's, or a limit is zero
   //   Unavailable      the kernel refuses the socket, or no descriptor is left
   static absl::StatusOr<std::unique_ptr<ShmServer>> Start(const ShmServerOptions& options,
                                                           BlockStore* store,

@@ -161,6 +161,27 @@ TEST_F(ShmGetTest, AutoGoesOverGrpcWithoutAnOffer) {
   EXPECT_EQ(counters().shm_fallbacks, 0u) << "nothing was offered";
 }
 
+TEST_F(ShmGetTest, AutoGoesOverGrpcWhenTheOfferIsOfAnotherServerOrForAnotherHost) {
+  v1::ShmOffer wrong_token = server_.Offer(), wrong_host = wrong_token, nobody = wrong_token;
+  wrong_token.set_token(std::string(kShmTokenBytes, 'x'));
+  wrong_host.set_host_id("another");
+  nobody.set_socket_path("/tmp/pkv_shm_nobody");
+  for (const v1::ShmOffer& offer : {wrong_token, wrong_host, nobody}) {
+    ScriptedCore scripted = MakeScriptedCore();
+    std::swap(scripted, scripted_);
+    scripted_.connection->open_handoff = [&](const v1::HandoffOpenRequest&,
+                                             v1::HandoffOpenResponse& response) {
+      *response.mutable_shm() = offer;
+      return absl::OkStatus();
+    };
+    ServeOverGrpc();
+    auto get = Start();
+    ASSERT_THAT(get->WaitForAll(), IsOk()) << offer.ShortDebugString();
+    ExpectAllBytes(*get);
+    EXPECT_EQ(counters().shm_gets, 0u);
+  }
+}
+
 TEST_F(ShmGetTest, ShmWithoutAnOfferIsAnError) {
   scripted_.connection->open_handoff = nullptr;
   EXPECT_THAT(Start(Transport::kShm)->WaitForAll(),
@@ -188,6 +209,20 @@ TEST_F(ShmGetTest, ALostPinBeforeTheFirstLayerGoesOverGrpc) {
   ASSERT_THAT(get->WaitForAll(), IsOk());
   ExpectAllBytes(*get);
   EXPECT_EQ(counters().shm_fallbacks, 1u);
+}
+
+// What the caller learned from the manifest stays true, or it is told.
+TEST_F(ShmGetTest, OtherObjectsOverGrpcThanWereShownAreAborted) {
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  const ObjectHeader& shown = get->header(1);
+  const ObjectHeader copy = shown;
+  server_.Disconnect();
+  objects_[1] = MakeTestBlock(2, 2, objects_[0].header.id);
+  ASSERT_EQ(objects_[1].key(), keys_[1]);
+  ServeOverGrpc();
+  EXPECT_THAT(get->WaitForLayer(0), StatusIs(absl::StatusCode::kAborted, HasSubstr("object 1")));
+  EXPECT_EQ(shown, copy);
 }
 
 TEST_F(ShmGetTest, ALostPinAfterALayerIsAborted) {

@@ -239,6 +239,15 @@ TEST_F(ShmServerTest, RefusesLimitsThatLeaveNothing) {
   }
 }
 
+TEST_F(ShmServerTest, RefusesAPathThatReadersCannotResolve) {
+  for (const std::string& path :
+       {std::string(), std::string("shm.sock"), "/" + std::string(200, 'x')}) {
+    options_.path = path;
+    EXPECT_THAT(ShmServer::Start(options_, store_.get(), &metrics_, Clock::Real()),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
 TEST_F(ShmServerTest, RefusesAPathThatIsInUse) {
   Start();
   EXPECT_THAT(ShmServer::Start(options_, store_.get(), &metrics_, Clock::Real()),
