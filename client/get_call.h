@@ -26,6 +26,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   const ObjectHeader& header(int object_index) const override;
   std::span<const std::byte> frame(int object_index, int layer) const override;
   AlignedBuffer TakeObject(int object_index) override;
+  absl::Status CheckHeld() override { return absl::OkStatus(); }
   uint64_t received_bytes() const override;
   void Cancel() override;
 

@@ -20,8 +20,9 @@ struct DecodeLaunch {
   int head_bytes = 0, v_codes = 0, k_scales = 0, k_zeros = 0, v_scales = 0, v_zeros = 0, k_ids = 0,
       v_ids = 0;
   int k_groups = 1, v_groups = 1;
-  // Scratch: [CTA][first or last item][query head] { reference, sum, padding, out[head_dim] } fp32;
-  // a ticket for every CTA and query head, 0 between launches; two parts of items a warp.
+  DecodeTeams head_teams;  // with a line of each kv head
+  // Scratch: [team][first or last item][query head] { reference, sum, padding, out[head_dim] }
+  // fp32; a ticket for every team and query head, 0 between launches; two parts of items a warp.
   float* partials = nullptr;
   uint32_t* tickets = nullptr;
   float* warp_parts = nullptr;
@@ -49,6 +50,7 @@ struct DecodeKernelKey {
   bool is_wide = false;     // more than 4 query heads a kv head
   bool has_fine = false;    // k_fine_tokens
   bool is_grouped = false;  // several groups in a block, of K or V
+  bool is_rotated = false;
 };
 // Null kernel: no such instance.
 DecodeKernelInfo FindDecodeKernel2(const DecodeKernelKey& key);   // 2 bits

@@ -26,6 +26,7 @@ DecodeKernelInfo FindKernel(const DecodeAttentionShape& shape) {
   key.is_wide = shape.num_qo_heads / shape.num_kv_heads > kNarrowHeads;
   if (encoding.is_fp16()) return FindDecodeKernel16(key);
   key.has_fine = encoding.k_fine_tokens > 0;
+  key.is_rotated = encoding.rotated;
   key.is_grouped =
       encoding.k_group_tokens < kBlockTokens || encoding.v_group_channels < shape.head_dim;
   return key.bits == 2 ? FindDecodeKernel2(key) : FindDecodeKernel4(key);
@@ -87,6 +88,7 @@ class DecodeAttentionTensorCore : public DecodeAttention {
     launch_.is_bfloat16 = shape.query_type == QueryType::kBfloat16;
     launch_.has_patterns = shape.encoding.has_patterns;
     launch_.rule.tile_tokens = kernel.tile_tokens;
+    launch_.head_teams = TeamsOfKvHeads(limits.num_sms, shape.num_kv_heads);
     launch_.rule.units_per_block = shape.encoding.is_fp16() ? kBlockTokens / kernel.tile_tokens : 1;
     launch_.rule.num_sinks = shape.num_sinks;
   }
@@ -97,7 +99,8 @@ class DecodeAttentionTensorCore : public DecodeAttention {
         CudaStatus(cudaFuncSetAttribute(kernel_.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         limits_.shared_bytes),
                    "decode attention's shared memory"));
-    const size_t ctas = limits_.num_sms, heads = ctas * kernel_.heads;
+    const size_t ctas = limits_.num_sms;
+    const size_t heads = ctas * launch_.head_teams.of_cta * kernel_.heads;
     PKV_ASSIGN_OR_RETURN(
         partials_, DeviceBuffer::Make(
                        2 * heads * (shape_.head_dim + kPartialPadding) * sizeof(float), stream));

@@ -12,10 +12,13 @@ namespace pkv {
 
 // kWide: lane 4 g + q holds the scores of query heads 2 q and 2 q + 1, and column h of an mma is
 // head h. Not wide (up to 4 query heads): head q alone, and columns 2 h and 2 h + 1 are head h.
-template <int kBitsValue, int kHeadDimValue, bool kWideValue, bool kFineValue, bool kGroupedValue>
+template <int kBitsValue, int kHeadDimValue, bool kWideValue, bool kFineValue, bool kGroupedValue,
+          bool kRotatesValue>
 struct DecodeConfig {
   static constexpr int kBits = kBitsValue, kHeadDim = kHeadDimValue;
   static constexpr bool kWide = kWideValue, kFine = kFineValue, kGrouped = kGroupedValue;
+  // Takes rotated encodings: code that an instance does not need is in the way of what it does.
+  static constexpr bool kRotates = kRotatesValue;
   static constexpr bool kHasCodes = kBits != 16;
 
   // One CTA an SM, of as many warps as there are registers and shared memory for.
@@ -43,6 +46,7 @@ struct DecodeConfig {
   static constexpr int kDenseBytes = kTileTokens * kRowStride;
   static constexpr int Aligned(int at) { return (at + 15) / 16 * 16; }
   static constexpr int Larger(int a, int b) { return a > b ? a : b; }
+  static constexpr int Smaller(int a, int b) { return a < b ? a : b; }
   static constexpr int kMaxGroups = kGrouped ? 4 : 1;
   static constexpr int kMaxVGroups = kGrouped ? kHeadDim / 32 : 1;
   static constexpr int kParamBytes =
@@ -58,7 +62,8 @@ struct DecodeConfig {
   static constexpr int kVSlotsAt = kKSlotsAt + kSlots * kKSlotBytes;
   static constexpr int kParamsAt = kVSlotsAt + kSlots * kVSlotBytes;
   static constexpr int kBarriersAt = kParamsAt + 2 * kParamBytes;
-  static constexpr int kFeedAt = Aligned(kBarriersAt + 2 * 8 * kSlots);
+  static constexpr int kRowsBarrierAt = kBarriersAt + 2 * 8 * kSlots;
+  static constexpr int kFeedAt = Aligned(kRowsBarrierAt + 8);
   static constexpr int kFeedBytes = 224;
   static constexpr int kEndsAt = kFeedAt + kFeedBytes;  // SliceEnds
   static constexpr int kEndsBytes = 192;
@@ -79,8 +84,11 @@ struct DecodeConfig {
   static constexpr int kPartHistogramAt = kPartOutAt + kHeads * kOutStride;
   static constexpr int kPartFloats =
       kPartHistogramAt + (kHasCodes ? kRegisterPatterns * kHeads : 0);
-  // The last one of a slice is left where its codes were.
+  // The last one of a slice is left where its codes were, and behind it the item's V patterns.
   static_assert(4 * kPartFloats <= kSlots * (kKSlotBytes + kVSlotBytes));
+  static constexpr int kRowsAt = (4 * kPartFloats + 127) / 128 * 128;
+  static constexpr int kRowsInShared =
+      kHasCodes ? Smaller(kRegisterPatterns, (kBarriersAt - kRowsAt) / kRowBytes / 32 * 32) : 0;
 
   // What an item costs a warp besides its units, in units (PERFORMANCE.md).
   static constexpr int kItemCost = 1;

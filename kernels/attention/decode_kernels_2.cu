@@ -9,10 +9,11 @@ DecodeKernelInfo Find(const DecodeKernelKey& key) {
   if (key.is_grouped) {
     // No preset has fine tokens in several groups.
     if (key.has_fine) return {};
-    return InfoOf<DecodeConfig<2, kHeadDim, kWide, false, true>>();
+    return InfoOf<DecodeConfig<2, kHeadDim, kWide, false, true, true>>();
   }
-  return key.has_fine ? InfoOf<DecodeConfig<2, kHeadDim, kWide, true, false>>()
-                      : InfoOf<DecodeConfig<2, kHeadDim, kWide, false, false>>();
+  if (key.has_fine) return InfoOf<DecodeConfig<2, kHeadDim, kWide, true, false, true>>();
+  return key.is_rotated ? InfoOf<DecodeConfig<2, kHeadDim, kWide, false, false, true>>()
+                        : InfoOf<DecodeConfig<2, kHeadDim, kWide, false, false, false>>();
 }
 
 }  // namespace

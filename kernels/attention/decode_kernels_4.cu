@@ -6,8 +6,9 @@ namespace {
 
 template <int kHeadDim, bool kWide>
 DecodeKernelInfo Find(const DecodeKernelKey& key) {
-  return key.is_grouped ? InfoOf<DecodeConfig<4, kHeadDim, kWide, false, true>>()
-                        : InfoOf<DecodeConfig<4, kHeadDim, kWide, false, false>>();
+  if (key.is_grouped) return InfoOf<DecodeConfig<4, kHeadDim, kWide, false, true, true>>();
+  return key.is_rotated ? InfoOf<DecodeConfig<4, kHeadDim, kWide, false, false, true>>()
+                        : InfoOf<DecodeConfig<4, kHeadDim, kWide, false, false, false>>();
 }
 
 }  // namespace

@@ -54,6 +54,14 @@ struct WarpMemory {
   __device__ DecodePart<C> Tail(int warp) const {
     return {reinterpret_cast<float*>(At(warp) + C::kKSlotsAt)};
   }
+  // Some V patterns of the item in SliceEnds::tail, in the memory of the first warp of its team
+  // that has a part of it; there when RowsBarrier()'s first phase has ended.
+  __device__ const uint16_t* Rows(int warp) const {
+    return reinterpret_cast<const uint16_t*>(At(warp) + C::kRowsAt);
+  }
+  __device__ uint32_t RowsBarrier(int warp) const {
+    return ptx::SharedAddress(At(warp)) + C::kRowsBarrierAt;
+  }
   // Of the item in SliceEnds::head.
   __device__ DecodePart<C> Head(int warp) const { return Scratch(warp, 0); }
   // Of an item that is in the slice as a whole.

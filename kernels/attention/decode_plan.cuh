@@ -14,7 +14,7 @@ struct SlicePlanner {
   WarpFeed* feed;
   int warp, lane, num_warps;
 
-  // Units and items before the lane's requests, and with them.
+  // Units and items of one kv head: before the lane's requests, and with them.
   struct LaneSums {
     int begin;  // the lane's first request
     int2 before, with;
@@ -25,29 +25,49 @@ struct SlicePlanner {
   // Fills in the feed; false when the warp has no unit.
   __device__ bool Plan() const {
     const LaneSums sums = SumRequests();
-    const int total = __shfl_sync(0xffffffffu, LaneSums::Cost(sums.with), 31);
-    // As few warps of a CTA as leave the longest slice as long: they are in each other's way.
-    const int ctas = static_cast<int>(gridDim.x), of_cta = (total + ctas - 1) / ctas;
-    const int longest = (of_cta + num_warps - 1) / num_warps;
-    const int active_warps = total == 0 ? 1 : (of_cta + longest - 1) / longest;
-    const DecodeSlices slices = CutDecodeUnits(total, ctas * active_warps, 1);
-    const int slice = static_cast<int>(blockIdx.x) * active_warps + warp;
-    if (warp >= active_warps || slice >= slices.count) return false;
+    const int items = __shfl_sync(0xffffffffu, sums.with.y, 31) * launch.num_kv_heads;
+    const DecodeTeams teams = TeamsFor(items);
+    const int heads_of_line = teams.lines > 1 ? 1 : launch.num_kv_heads;
+    const int total = __shfl_sync(0xffffffffu, LaneSums::Cost(sums.with), 31) * heads_of_line;
+    // As few warps of a team as leave the longest slice as long: they are in each other's way.
+    const bool is_one_line = teams.lines == 1;
+    const int most_warps = is_one_line ? num_warps : num_warps / teams.of_cta;
+    const int of_team = (total + teams.of_line - 1) / teams.of_line;
+    const int longest = (of_team + most_warps - 1) / most_warps;
+    const int team_warps = total == 0 ? 1 : (of_team + longest - 1) / longest;
+    if (lane == 0) feed->teams = teams, feed->team_warps = team_warps;
+    const DecodeSlices slices = CutDecodeUnits(total, teams.of_line * team_warps, 1);
+    int team = static_cast<int>(blockIdx.x), line = 0, in_team = warp;
+    if (!is_one_line) {
+      team = team * teams.of_cta + warp / team_warps;
+      in_team = warp % team_warps;
+      line = team % teams.lines;
+      team /= teams.lines;
+    }
+    const int slice = team * team_warps + in_team;
+    if (warp >= teams.of_cta * team_warps || slice >= slices.count) return false;
+    UnitCursor start;
+    start.heads_of_line = heads_of_line;
+    start.kv_head = line;
     int item_at;
-    const UnitCursor first = Locate(slices.CostBegin(slice), sums, item_at);
+    const UnitCursor first = Locate(slices.CostBegin(slice), start, sums, item_at);
     // Most slices end in the item that they begin in.
     const int end_cost = slices.CostBegin(slice + 1), units = first.item.total();
     const int end =
         end_cost <= item_at + C::kItemCost + units
             ? first.unit - first.unit_in_item + DecodeUnitAt(end_cost, item_at, C::kItemCost, units)
-            : Locate(end_cost, sums, item_at).unit;
+            : Locate(end_cost, start, sums, item_at).unit;
     if (first.unit >= end) return false;
     if (lane == 0) {
       feed->consumed = first;
       feed->slices = slices;
       feed->begin = first.unit;
       feed->end = end;
-      feed->active_warps = active_warps;
+      feed->is_first_of_team = in_team == 0;
+      // Every item, and every team once more, is merged for each query head.
+      const int num_teams = teams.of_line * teams.lines;
+      feed->merges_several =
+          (items + num_teams) * launch.heads_per_kv > static_cast<int>(gridDim.x) * num_warps;
     }
     __syncwarp();
     return true;
@@ -68,6 +88,14 @@ struct SlicePlanner {
   }
 
  private:
+  // A line of each kv head reads faster, but leaves more parts to merge: for many items.
+  __device__ DecodeTeams TeamsFor(int items) const {
+    constexpr int kManyItems = 2;  // of a team
+    const int ctas = static_cast<int>(gridDim.x), of_cta = launch.head_teams.of_cta;
+    const bool has_many = items >= kManyItems * ctas * of_cta && num_warps >= of_cta;
+    return has_many ? launch.head_teams : DecodeTeams{1, 1, ctas};
+  }
+
   // Every lane adds up requests of its own.
   __device__ LaneSums SumRequests() const {
     const int batch = launch.args.batch, share = (batch + 31) / 32;
@@ -79,8 +107,8 @@ struct SlicePlanner {
     for (at.request = sums.begin; at.request < end; ++at.request) {
       at.Count(launch);
       const int units = at.item.total();
-      mine.x += units * launch.num_kv_heads;
-      mine.y += units > 0 ? launch.num_kv_heads : 0;
+      mine.x += units;
+      mine.y += units > 0 ? 1 : 0;
     }
     int2 sum = mine;
 #pragma unroll
@@ -95,31 +123,34 @@ struct SlicePlanner {
   }
 
   // The first unit at `cost` or behind, 0 <= cost <= the whole; item_at: where the gap of its item
-  // begins. All lanes walk alike.
-  __device__ __forceinline__ UnitCursor Locate(int cost, const LaneSums& sums, int& item_at) const {
-    const bool reaches = cost <= LaneSums::Cost(sums.with);
+  // begins. start: at the line's first kv head. All lanes walk alike.
+  __device__ __forceinline__ UnitCursor Locate(int cost, const UnitCursor& start,
+                                               const LaneSums& sums, int& item_at) const {
+    const int heads = start.heads_of_line;
+    const bool reaches = cost <= LaneSums::Cost(sums.with) * heads;
     const int owner = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, reaches))) - 1;
-    UnitCursor at;
+    UnitCursor at = start;
     at.request = __shfl_sync(0xffffffffu, sums.begin, owner);
-    at.unit = __shfl_sync(0xffffffffu, sums.before.x, owner);
-    at.items_before = __shfl_sync(0xffffffffu, sums.before.y, owner);
+    at.unit = __shfl_sync(0xffffffffu, sums.before.x, owner) * heads;
+    at.items_before = __shfl_sync(0xffffffffu, sums.before.y, owner) * heads;
     int from = LaneSums::Cost({at.unit, at.items_before}), item_cost;
     for (;; ++at.request) {
       at.Count(launch);
       item_cost = at.item.total() > 0 ? at.item.total() + C::kItemCost : 0;
-      if (cost <= from + item_cost * launch.num_kv_heads) break;
-      from += item_cost * launch.num_kv_heads;
-      at.unit += at.item.total() * launch.num_kv_heads;
-      at.items_before += at.item.total() > 0 ? launch.num_kv_heads : 0;
+      if (cost <= from + item_cost * heads) break;
+      from += item_cost * heads;
+      at.unit += at.item.total() * heads;
+      at.items_before += at.item.total() > 0 ? heads : 0;
     }
     item_at = from;
     // Empty requests may stand at the same place of the line.
     if (item_cost == 0) return at;
-    at.kv_head = min((cost - from) / item_cost, launch.num_kv_heads - 1);
-    item_at = from += at.kv_head * item_cost;
-    at.items_before += at.kv_head;
+    const int head = min((cost - from) / item_cost, heads - 1);
+    at.kv_head += head;
+    item_at = from += head * item_cost;
+    at.items_before += head;
     at.unit_in_item = DecodeUnitAt(cost, from, C::kItemCost, at.item.total());
-    at.unit += at.kv_head * at.item.total() + at.unit_in_item;
+    at.unit += head * at.item.total() + at.unit_in_item;
     return at;
   }
 };

@@ -9,6 +9,9 @@
 // and for each of them (an "item") its blocks, its sinks' and its window's tiles of dense tokens.
 // Every warp takes an equal run of it, within one unit. Neighbouring warps so share an item, which
 // their CTA merges before other CTAs see it.
+//
+// With many items every kv head has a line of its own: a page's heads are then read at about one
+// time, by neighbouring CTAs.
 
 #include "proto/base/host_device.h"
 
@@ -37,6 +40,25 @@ PKV_HOST_DEVICE inline DecodeItemUnits CountDecodeUnits(const DecodeUnitRule& ru
   return {num_blocks * rule.units_per_block,
           num_blocks > 0 ? (rule.num_sinks + tile - 1) / tile : 0,
           (window_tokens + tile - 1) / tile};
+}
+
+// The warps of a CTA form teams, each with consecutive slices of one line. Team t of the launch
+// (CTA c has teams c * of_cta and on) is the t / lines-th of line t % lines.
+struct DecodeTeams {
+  int lines = 1;  // one of all kv heads, or one of each
+  int of_cta = 1;
+  int of_line = 1;
+};
+
+// For a line of each kv head; for one of all where these could not have equally many teams.
+PKV_HOST_DEVICE inline DecodeTeams TeamsOfKvHeads(int num_ctas, int num_kv_heads) {
+  constexpr int kMostTeams = 4;  // of a CTA: more of them leave more parts to merge
+  for (int of_cta = 1; of_cta <= kMostTeams; of_cta *= 2) {
+    if (num_ctas * of_cta % num_kv_heads == 0) {
+      return {num_kv_heads, of_cta, num_ctas * of_cta / num_kv_heads};
+    }
+  }
+  return {1, 1, num_ctas};
 }
 
 // Where slices begin. Starting an item costs a warp what `item_cost` units do (query, pattern

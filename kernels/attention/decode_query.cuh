@@ -98,7 +98,7 @@ struct QueryMath {
                                     : __half2float(__ushort_as_half(rows.q[head].x[i]));
         }
       }
-      if (is_rotated) RotateRow(x, lane);
+      if (C::kRotates && is_rotated) RotateRow(x, lane);
       float largest = 0;
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) largest = fmaxf(largest, fabsf(x[i]));

@@ -18,6 +18,7 @@ struct alignas(16) UnitCursor {
   int unit_in_item = 0;
   DecodeItemUnits item;
   int window_tokens = 0;  // of this request, the new one counted
+  int heads_of_line = 1;  // kv heads on the line: 1, or all
 
   // REQUIRES: more than `count` units are left on the line.
   __device__ __forceinline__ void Advance(const DecodeLaunch& launch, int count) {
@@ -26,8 +27,8 @@ struct alignas(16) UnitCursor {
     while (unit_in_item >= item.total()) {
       unit_in_item -= item.total();
       if (item.total() > 0) ++items_before;
-      if (++kv_head == launch.num_kv_heads) {
-        kv_head = 0;
+      if (++kv_head % heads_of_line == 0) {
+        kv_head -= heads_of_line;
         ++request;
         Count(launch);
       }
@@ -63,8 +64,14 @@ struct alignas(16) WarpFeed {
   UnitInfo units[2];    // those in the K slots
   DecodeSlices slices;  // of the launch
   int begin, end;       // of the slice
-  int active_warps;     // slices of a CTA
+  DecodeTeams teams;    // of the launch
+  int team_warps;       // slices of a team
+  bool is_first_of_team;
+  bool merges_several;  // query heads at once
   int run;              // units that `ahead` has to move by, when the run is copied
+
+  // The slice has its team's first part of the item whose units begin at `unit`.
+  __device__ bool Leads(int unit) const { return unit >= begin || is_first_of_team; }
 };
 
 // The run of blocks of one item that is being copied: all that has to be known from one block to
@@ -110,7 +117,7 @@ struct Ring {
   }
 
   __device__ void Init() const {
-    if (lane < 2 * C::kSlots) ptx::InitBarrier(warp + C::kBarriersAt + 8 * lane, 1);
+    if (lane < 2 * C::kSlots + 1) ptx::InitBarrier(warp + C::kBarriersAt + 8 * lane, 1);
     ptx::FenceBarrierInit();
     __syncwarp();
   }

@@ -3,7 +3,7 @@
 
 // A warp's way over its slice: item by item, unit by unit, with copies of its own that run ahead.
 
-#include "kernels/attention/decode_memory.cuh"
+#include "kernels/attention/decode_item_end.cuh"
 #include "kernels/attention/decode_plan.cuh"
 #include "kernels/attention/decode_rows.cuh"
 #include "kernels/attention/decode_values.cuh"
@@ -44,6 +44,7 @@ class DecodeWarp {
 
  private:
   __device__ Ring<C> ring() const { return Ring<C>(launch_, memory_.At(warp_), lane_); }
+  __device__ bool is_rotated() const { return C::kRotates && launch_.is_rotated; }
   __device__ UnitCursor consumed() const { return memory_.Feed(warp_).consumed; }
   __device__ void SetConsumed(const UnitCursor& at) const {
     __syncwarp();
@@ -69,15 +70,15 @@ class DecodeWarp {
 #pragma unroll 1
     for (bool is_first = true, goes_on = true; goes_on; is_first = false) {
       int left;
-      bool is_rotated;
+      bool rotates;
       {
         const ItemRange item = {consumed(), {}};
         const int stop = min(item.end(), memory_.Feed(warp_).end);
-        const int turn = item.end() - (launch_.is_rotated ? item.at.item.window : 0);
-        is_rotated = launch_.is_rotated && unit < turn;
+        const int turn = item.end() - (is_rotated() ? item.at.item.window : 0);
+        rotates = is_rotated() && unit < turn;
         const int until = unit < turn ? min(stop, turn) : stop;
         const bool has_blocks = unit < item.begin() + item.at.item.blocks;
-        PrepareQueries(item.at, is_first, is_rotated, has_blocks, state);
+        PrepareQueries(item.at, is_first, rotates, has_blocks, state);
         left = until - unit;
         unit = until;
         goes_on = until < stop;
@@ -88,7 +89,7 @@ class DecodeWarp {
         ++n;
       }
       state.AddZeros(launch_.v_groups);
-      if (is_rotated) state.RotateOut();
+      if (rotates) state.RotateOut();
     }
     return FinishItem(state);
   }
@@ -96,9 +97,8 @@ class DecodeWarp {
   // The queries that an item's next units meet, and with blocks the scores of K patterns; before
   // the item's first units also clears the state. Everything from global memory is asked for before
   // the first copies, which would be in its way.
-  __device__ __forceinline__ void PrepareQueries(const UnitCursor& at, bool is_first,
-                                                 bool is_rotated, bool has_blocks,
-                                                 WarpState<C>& state) {
+  __device__ __forceinline__ void PrepareQueries(const UnitCursor& at, bool is_first, bool rotates,
+                                                 bool has_blocks, WarpState<C>& state) {
     const QueryMath<C> query = {launch_, ring().warp + C::kQueriesAt, memory_.Table(warp_), lane_};
     const auto rows =
         query.Load(at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv);
@@ -113,7 +113,7 @@ class DecodeWarp {
       auto tile = query.LoadPatterns(state, patterns, 0);
       auto next = query.LoadPatterns(state, patterns, 1);
       if (!has_started_) StartFeed();
-      query.Prepare(rows, is_rotated, state);
+      query.Prepare(rows, rotates, state);
 #pragma unroll 1
       for (int i = 0; 16 * i < patterns.num_k; ++i) {
         query.ScorePatterns(state, tile, i);
@@ -123,7 +123,7 @@ class DecodeWarp {
       query.ClearRaw();
     } else {
       if (!has_started_) StartFeed();
-      query.Prepare(rows, is_rotated, state);
+      query.Prepare(rows, rotates, state);
     }
   }
 
@@ -212,74 +212,16 @@ class DecodeWarp {
     v[lane_] = reinterpret_cast<const Row*>(args.token_v)[int64_t{item} * 32 + lane_];
   }
 
-  // Writes the item's output, or leaves the slice's part of it to the merge. Moves to the next
-  // item; false when there is none in the slice.
+  // The item's output, or the slice's part of it. Moves to the next item; false when there is none
+  // in the slice.
   __device__ bool FinishItem(WarpState<C>& state) const {
-    ItemRange item = {consumed(), {}};
-    item.patterns = PatternsOf<C>(launch_, item.at);
-    const int begin = memory_.Feed(warp_).begin, end = memory_.Feed(warp_).end;
-    const bool begins = item.begin() >= begin, ends = item.end() <= end;
-    const DecodePart<C> part = !ends    ? memory_.Tail(warp_)
-                               : begins ? memory_.Whole(warp_)
-                                        : memory_.Head(warp_);
-    part.Write(state);
-    const PatternRows& patterns = item.patterns;
-    if constexpr (C::kHasCodes) AddManyPatterns(patterns, part);
-    SliceEnds& mine = memory_.Ends(warp_);
-    if (lane_ == 0 && !ends) mine.tail = item, mine.has_tail = 1;
-    if (lane_ == 0 && ends && !begins) mine.head = item, mine.has_head = 1;
-    if (begins && ends) {
-      WriteWhole(item.at, patterns, part);
-    } else {
-      PrefetchRows(patterns.v, patterns.num_v);
-    }
-    if (item.end() >= end) return false;
+    const ItemEnd<C> item_end = {launch_, memory_, warp_, lane_};
+    const ItemRange item = item_end.Write(consumed(), state);
+    if (item.end() >= memory_.Feed(warp_).end) return false;
     UnitCursor next = item.at;
     next.Advance(launch_, item.end() - next.unit);
     SetConsumed(next);
     return true;
-  }
-
-  // For the merge.
-  __device__ void PrefetchRows(const uint16_t* rows, int count) const {
-    for (int at = lane_ * 128; at < count * C::kRowBytes; at += 32 * 128) {
-      asm volatile("prefetch.global.L1 [%0];" ::"l"(reinterpret_cast<const std::byte*>(rows) + at));
-    }
-  }
-
-  __device__ void WriteWhole(const UnitCursor& at, const PatternRows& patterns,
-                             const DecodePart<C>& part) const {
-    const int first = at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv;
-#pragma unroll 1
-    for (int head = 0; head < launch_.heads_per_kv; ++head) {
-      HeadSum<C> total(head, lane_);
-      total.AddParts(part.memory, 1, patterns.num_v);
-      total.AddPatterns(patterns, launch_.is_rotated);
-      total.Write(launch_, first + head);
-    }
-    __syncwarp();
-  }
-
-  // V patterns whose weights are not in registers: into the part's output.
-  __device__ void AddManyPatterns(const PatternRows& patterns, const DecodePart<C>& part) const {
-    if (patterns.num_v <= C::kRegisterPatterns) return;
-    constexpr int kChannels = HeadSum<C>::kChannels;
-    const auto* many = reinterpret_cast<const float*>(memory_.At(warp_) + C::kWarpBytes);
-    __syncwarp();
-#pragma unroll 1
-    for (int head = 0; head < launch_.heads_per_kv; ++head) {
-      const HeadSum<C> sum(head, lane_);
-      float x[kChannels] = {};
-#pragma unroll 4
-      for (int id = C::kRegisterPatterns; id < patterns.num_v; ++id) {
-        sum.AddRow(patterns.v + int64_t{id} * C::kHeadDim,
-                   many[(id - C::kRegisterPatterns) * C::kHeads + head], x);
-      }
-      if (launch_.is_rotated) RotateRow(x, lane_);
-#pragma unroll
-      for (int i = 0; i < kChannels; ++i) part.out(head)[lane_ * kChannels + i] += x[i];
-    }
-    __syncwarp();
   }
 
   const DecodeLaunch& launch_;

@@ -3,11 +3,12 @@
 
 #include "kernels/codec/block_codec_backends.h"
 #include "kernels/codec/block_codec_kernels.h"
-#include "kernels/codec/head_frame.h"
+#include "kernels/codec/layer_decoder_kernels.h"
 #include "kernels/codec/layer_encode.h"
 #include "kernels/device/cuda_status.h"
 #include "kernels/device/device_buffer.h"
 #include "kernels/pattern/finite_check.h"
+#include "pkv/block/object_header.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
@@ -18,10 +19,8 @@ constexpr unsigned long long kAllFinite = std::numeric_limits<unsigned long long
 // Host data of one call, and its copies on the device. The host parts must live until the stream
 // has passed, so the codec synchronizes before they go.
 struct CallBuffers {
-  std::vector<HeadSections<std::byte>> frames;
   std::vector<uint16_t> k_patterns, v_patterns;
-  DeviceBuffer frames_device, k_patterns_device, v_patterns_device, k_ids, v_ids, k_order,
-      k_weights, residuals;
+  DeviceBuffer k_patterns_device, v_patterns_device, k_ids, v_ids, k_order, k_weights, residuals;
 };
 
 template <typename T>
@@ -40,29 +39,6 @@ absl::Status UploadPatterns(const Codebook& codebook, void* stream, CallBuffers&
   PKV_ASSIGN_OR_RETURN(buffers.v_patterns_device,
                        DeviceBuffer::CopyOf(Bytes(buffers.v_patterns), stream));
   return absl::OkStatus();
-}
-
-// What the decoder reads, but for where it writes.
-absl::StatusOr<CodecKernelArgs> DecodeArgs(const ObjectHeader& header, std::byte* frame,
-                                           const Codebook& codebook, void* stream,
-                                           CallBuffers& buffers) {
-  CodecKernelArgs args;
-  args.encoding = header.encoding();
-  args.num_kv_heads = header.num_kv_heads;
-  args.head_dim = header.head_dim;
-  const PayloadLayout layout = PayloadLayout::Of(header);
-  for (int head = 0; head < args.num_kv_heads; ++head) {
-    buffers.frames.push_back(HeadFrame<std::byte>(header, layout, frame, head));
-  }
-  PKV_ASSIGN_OR_RETURN(buffers.frames_device, DeviceBuffer::CopyOf(Bytes(buffers.frames), stream));
-  args.frames = buffers.frames_device.As<HeadSections<std::byte>>();
-  if (!args.encoding.has_patterns) return args;
-  PKV_RETURN_IF_ERROR(UploadPatterns(codebook, stream, buffers));
-  args.k_patterns = buffers.k_patterns_device.As<uint16_t>();
-  args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
-  args.num_k = codebook.num_k();
-  args.num_v = codebook.num_v();
-  return args;
 }
 
 // Adds patterns and what is chosen about the block.
@@ -112,30 +88,30 @@ absl::Status CopyAppended(const ObjectHeader& header, const Codebook& codebook,
 }
 
 absl::Status CheckFiniteOnDevice(const KvTensorView& kv, cudaStream_t stream) {
-  CodecKernelArgs args;
-  args.num_kv_heads = kv.num_kv_heads;
-  args.head_dim = kv.head_dim;
-  args.k_in = kv.k;
-  args.v_in = kv.v;
-  args.head_stride = kv.head_stride;
   unsigned long long place = kAllFinite;
   const std::span<std::byte> bytes = std::as_writable_bytes(std::span(&place, 1));
   PKV_ASSIGN_OR_RETURN(DeviceBuffer place_device, DeviceBuffer::CopyOf(bytes, stream));
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(LaunchFiniteCheck(args, place_device.As<unsigned long long>(), stream),
-                 "launch finite check"));
+  PKV_RETURN_IF_ERROR(CudaStatus(
+      LaunchFiniteCheck(kv, place_device.As<unsigned long long>(), stream), "launch finite check"));
   PKV_RETURN_IF_ERROR(place_device.CopyToHost(bytes));
   if (place == kAllFinite) return absl::OkStatus();
-  const int channel = static_cast<int>(place % args.head_dim);
-  const int token = static_cast<int>(place / args.head_dim % kBlockTokens);
-  const int tensor_head = static_cast<int>(place / args.head_dim / kBlockTokens);
-  const int head = tensor_head % args.num_kv_heads;
-  const bool is_k = tensor_head < args.num_kv_heads;
+  const int channel = static_cast<int>(place % kv.head_dim);
+  const int token = static_cast<int>(place / kv.head_dim % kBlockTokens);
+  const int tensor_head = static_cast<int>(place / kv.head_dim / kBlockTokens);
+  const int head = tensor_head % kv.num_kv_heads;
+  const bool is_k = tensor_head < kv.num_kv_heads;
   const uint16_t* row = is_k ? kv.k_row(head, token) : kv.v_row(head, token);
   uint16_t value = 0;
   PKV_RETURN_IF_ERROR(CudaStatus(
       cudaMemcpy(&value, row + channel, sizeof(value), cudaMemcpyDeviceToHost), "copy value"));
   return NotFinite({is_k, head, token, channel}, value);
+}
+
+// The decoder stores 16 bytes at a time.
+absl::Status CheckAligned(const MutableKvTensorView& out) {
+  const auto bits = reinterpret_cast<uintptr_t>(out.k) | reinterpret_cast<uintptr_t>(out.v);
+  if (bits % 16 == 0 && out.head_stride % 8 == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("kv_out has rows that are not aligned to 16 bytes");
 }
 
 // Every call ends synchronized with its stream: the first correct version. Thread-safe (immutable).
@@ -176,16 +152,26 @@ class BlockCodecCuda final : public BlockCodec {
                       const Codebook& codebook, const ComputeContext& ctx,
                       const MutableKvTensorView& kv_out) const override {
     PKV_RETURN_IF_ERROR(CheckDecodeArguments(shape_, params_, header, frame, codebook, kv_out));
+    PKV_RETURN_IF_ERROR(CheckAligned(kv_out));
     const auto stream = static_cast<cudaStream_t>(ctx.stream);
     CallBuffers buffers;
-    // The decoder writes no frame; one kernel argument type serves both directions.
-    PKV_ASSIGN_OR_RETURN(
-        CodecKernelArgs args,
-        DecodeArgs(header, const_cast<std::byte*>(frame.data()), codebook, stream, buffers));
-    args.k_out = kv_out.k;
-    args.v_out = kv_out.v;
+    LayerDecodeArgs args;
+    args.layout = PayloadLayout::Of(header);
+    args.num_blocks = 1;
+    args.num_sinks = header.num_sinks;
+    args.pages = frame.data();
+    args.sinks = reinterpret_cast<const uint16_t*>(frame.data() + args.layout.sinks);
+    if (args.layout.encoding.has_patterns) {
+      PKV_RETURN_IF_ERROR(UploadPatterns(codebook, stream, buffers));
+      args.k_patterns = buffers.k_patterns_device.As<uint16_t>();
+      args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
+      args.k_bank_head_stride = int64_t{codebook.num_k()} * codebook.head_dim();
+      args.v_bank_head_stride = int64_t{codebook.num_v()} * codebook.head_dim();
+    }
+    args.k = kv_out.k;
+    args.v = kv_out.v;
     args.head_stride = kv_out.head_stride;
-    PKV_RETURN_IF_ERROR(CudaStatus(LaunchDecode(args, stream), "launch decode"));
+    PKV_RETURN_IF_ERROR(CudaStatus(LaunchLayerDecode(args, stream), "launch decode"));
     return CudaStatus(cudaStreamSynchronize(stream), "decode");
   }
 

@@ -10,6 +10,7 @@
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/codec_math.h"
 #include "kernels/codec/group_lanes_math.h"
+#include "kernels/codec/head_sections.h"
 #include "kernels/codec/key_fit_math.h"
 #include "kernels/codec/layer_encode.h"
 #include "kernels/pattern/pattern_math.h"
@@ -253,69 +254,13 @@ __global__ void __launch_bounds__(kThreads)
   if (!is_finite && args.has_non_finite != nullptr) *args.has_non_finite = 1;
 }
 
-__device__ uint32_t CodeAt(const uint32_t* codes, int row, int column, int num_columns, int bits) {
-  const CodePosition place = LocateCode(row, column, num_columns, bits);
-  return (codes[place.word_index] >> place.shift) & ((1u << bits) - 1);
-}
-
-__device__ float DecodeK(const CodecKernelArgs& args, const HeadSections<std::byte>& frame,
-                         int head, int token, int channel) {
-  const int d = args.head_dim, num_coarse = kBlockTokens - args.encoding.k_fine_tokens;
-  const int at = token / args.encoding.k_group_tokens * d + ColumnPosition(channel, d);
-  const float scale = Float16ToFloat(frame.k_scales[at]), zero = Float16ToFloat(frame.k_zeros[at]);
-  float value;
-  if (token < num_coarse) {
-    const uint32_t code = CodeAt(frame.k_codes, token, channel, d, args.encoding.bits_k);
-    value = DequantizeOne(static_cast<float>(code), scale, zero);
-  } else {
-    const FineGrid fine = MakeFineGrid(scale, zero);
-    const uint32_t code = CodeAt(frame.k_fine_codes, token - num_coarse, channel, d, kFineBits);
-    value = DequantizeOne(static_cast<float>(code), fine.step, fine.low);
-  }
-  if (frame.k_ids == nullptr) return value;
-  const int id = frame.k_ids[RowPosition(token, kBlockTokens)];
-  if (id == kRawPatternId) return value;
-  return value + Float16ToFloat(args.k_patterns[(head * args.num_k + id) * d + channel]);
-}
-
-__device__ float DecodeV(const CodecKernelArgs& args, const HeadSections<std::byte>& frame,
-                         int head, int token, int channel) {
-  const int d = args.head_dim, bits = args.encoding.bits_v;
-  const uint32_t code = CodeAt(frame.v_codes, channel, token, kBlockTokens, bits);
-  const int first = channel / args.encoding.v_group_channels * kBlockTokens;
-  const float value =
-      DequantizeOne(static_cast<float>(code),
-                    Float16ToFloat(frame.v_scales[first + RowPosition(token, kBlockTokens)]),
-                    Float16ToFloat(frame.v_zeros[first + ColumnPosition(token, kBlockTokens)]));
-  if (frame.v_ids == nullptr) return value;
-  const int id = frame.v_ids[ColumnPosition(token, kBlockTokens)];
-  if (id == kRawPatternId) return value;
-  return value + Float16ToFloat(args.v_patterns[(head * args.num_v + id) * d + channel]);
-}
-
-__global__ void __launch_bounds__(kThreads) DecodeKernel(CodecKernelArgs args) {
-  const int head = static_cast<int>(blockIdx.x), channel = static_cast<int>(threadIdx.x);
-  const int d = args.head_dim;
-  if (channel >= d) return;
-  const HeadSections<std::byte> frame = args.frames[head];
-  const int64_t head_at = head * args.head_stride;
-  for (int token = 0; token < kBlockTokens; ++token) {
-    const int at = token * d + channel;
-    const bool is_row = token < frame.num_rows;
-    args.k_out[head_at + at] =
-        is_row ? frame.k_rows[at] : ToFiniteFloat16(DecodeK(args, frame, head, token, channel));
-    args.v_out[head_at + at] =
-        is_row ? frame.v_rows[at] : ToFiniteFloat16(DecodeV(args, frame, head, token, channel));
-  }
-}
-
 // Grid: kv heads x {K, V}.
 __global__ void __launch_bounds__(kThreads)
-    FiniteCheckKernel(CodecKernelArgs args, unsigned long long* place) {
+    FiniteCheckKernel(KvTensorView kv, unsigned long long* place) {
   const int head = static_cast<int>(blockIdx.x), is_v = static_cast<int>(blockIdx.y);
-  const uint16_t* rows = (is_v ? args.v_in : args.k_in) + head * args.head_stride;
-  const int count = kBlockTokens * args.head_dim;
-  const auto first = static_cast<unsigned long long>(is_v * args.num_kv_heads + head) * count;
+  const uint16_t* rows = (is_v ? kv.v : kv.k) + head * kv.head_stride;
+  const int count = kBlockTokens * kv.head_dim;
+  const auto first = static_cast<unsigned long long>(is_v * kv.num_kv_heads + head) * count;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
     if (!IsFiniteFloat16(rows[i])) atomicMin(place, first + i);
   }
@@ -328,9 +273,9 @@ constexpr int KeyErrorBytes(int head_dim) {
 
 }  // namespace
 
-cudaError_t LaunchFiniteCheck(const CodecKernelArgs& args, unsigned long long* place,
+cudaError_t LaunchFiniteCheck(const KvTensorView& kv, unsigned long long* place,
                               cudaStream_t stream) {
-  FiniteCheckKernel<<<dim3(args.num_kv_heads, 2), kThreads, 0, stream>>>(args, place);
+  FiniteCheckKernel<<<dim3(kv.num_kv_heads, 2), kThreads, 0, stream>>>(kv, place);
   return cudaGetLastError();
 }
 
@@ -363,11 +308,6 @@ cudaError_t LaunchRowCopy(const LayerEncodeArgs& args, cudaStream_t stream) {
     RowCopyKernel<<<args.num_kv_heads(), kThreads, 0, stream>>>(args, args.num_sinks, args.sinks,
                                                                 head_elements);
   }
-  return cudaGetLastError();
-}
-
-cudaError_t LaunchDecode(const CodecKernelArgs& args, cudaStream_t stream) {
-  DecodeKernel<<<args.num_kv_heads, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -108,6 +108,14 @@ PKV_HOST_DEVICE inline GroupParams ShrunkParamsOf(float min, float max, int rati
   return GroupParamsOf<kBits>(middle - reach, middle + reach);
 }
 
+// MakeFineGrid() of a stored scale without a division: Markstein's correction again.
+PKV_HOST_DEVICE inline FineGrid FineGridOf(float scale, float zero) {
+  constexpr float kInverse = 1.0f / 3.0f;
+  const float quotient = scale * kInverse;
+  const float remainder = FusedMultiplyAdd(-3.0f, quotient, scale);
+  return {FusedMultiplyAdd(remainder, kInverse, quotient), zero - scale};
+}
+
 // 2^23 plus the code: its bits are kCodeBase plus the code.
 inline constexpr uint32_t kCodeBase = 0x4b000000u;
 template <int kBits>

@@ -7,6 +7,7 @@
 
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/layer_prepare.h"
+#include "kernels/codec/octet_rotation.cuh"
 #include "pkv/block/kv_shape.h"
 #include "proto/block/fragment_order.h"
 
@@ -14,7 +15,6 @@ namespace pkv {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kOctet = 8;  // channels of a thread
 constexpr int kCtasPerSm = 8;
 
 // The halves of an aligned 16-byte word.
@@ -37,39 +37,13 @@ __device__ bool AreFinite(const Halves& row) {
   return is_finite;
 }
 
-// RotateRow() of rotation.cc: butterflies over distances 1, 2, 4 in a thread, then between lanes.
-template <int kHeadDim>
-__device__ void Rotate(float (&x)[kOctet], int octet, float norm) {
-#pragma unroll
-  for (int half = 1; half < kOctet; half *= 2) {
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      if ((i & half) != 0) continue;
-      const float a = x[i], b = x[i + half];
-      x[i] = a + b;
-      x[i + half] = a - b;
-    }
-  }
-#pragma unroll
-  for (int step = 1; step < kHeadDim / kOctet; step *= 2) {
-    const bool is_upper = (octet & step) != 0;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      const float other = __shfl_xor_sync(~0u, x[i], step);
-      x[i] = is_upper ? other - x[i] : x[i] + other;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kOctet; ++i) x[i] = x[i] * norm;
-}
-
 // Where the octets of a tensor with `num_tokens` rows a head stand.
 struct Rows {
   const uint16_t* in;
   uint16_t* out;
 };
 
-// Grid: any number of CTAs x heads x {K, V}; a thread owns 8 channels of a row at a time. Moves 4
+// Grid: any number of CTAs x heads x {K, V}; a thread reads 8 channels of a row at a time. Moves 4
 // bytes a value.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads)
@@ -95,10 +69,11 @@ __global__ void __launch_bounds__(kThreads)
     float x[kOctet];
 #pragma unroll
     for (int j = 0; j < kOctet; ++j) x[j] = StoredToFloat(halves.bits[j]);
-    Rotate<kHeadDim>(x, static_cast<int>(threadIdx.x) % kLanes, norm);
+    const int octet = static_cast<int>(threadIdx.x) % kLanes;
+    RotateOctets<kHeadDim>(x, octet, norm);
 #pragma unroll
     for (int j = 0; j < kOctet; ++j) halves.bits[j] = ToStored(x[j]);
-    if (is_inside) reinterpret_cast<Halves*>(rows.out)[i] = halves;
+    if (is_inside) StoreRotated<kHeadDim>(halves, octet, rows.out + i / kLanes * kHeadDim);
   }
   if (!is_finite) *has_non_finite = 1;
 }

@@ -17,6 +17,15 @@ __device__ __forceinline__ void Mma(float (&d)[4], uint32_t a0, uint32_t a1, uin
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same of bf16.
+__device__ __forceinline__ void MmaBfloat16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                            uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // d += a b, m16n8k32, unsigned bytes times signed bytes, 32-bit sums. Lane = 4 g + q holds of a
 // bytes 4 q .. 4 q + 3 of rows g and g + 8 (a0, a1) and of the same rows 16 columns on (a2, a3), of
 // b the same rows of column g, of d columns 2 q and 2 q + 1.
@@ -95,6 +104,17 @@ __device__ __forceinline__ uint32_t EqualHalf2(uint32_t a, uint32_t b) {
   return d;
 }
 
+// Adds to a counter in global memory and returns what it was. What this thread has written or seen
+// before, those see that add later; it sees what those had that added before.
+__device__ __forceinline__ uint32_t AddAcquireRelease(uint32_t* counter, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0,[%1],%2;"
+               : "=r"(before)
+               : "l"(counter), "r"(value)
+               : "memory");
+  return before;
+}
+
 // 2^x; 0 for results below the normal range.
 __device__ __forceinline__ float Exp2(float x) {
   float y;
@@ -140,6 +160,14 @@ __device__ __forceinline__ void Arrive(uint32_t barrier) {
 __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
+}
+// Groups this thread's CopyAsync16() so far; waits until at most kPending of its groups are open.
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 // Has the barrier's phase wait for this thread's CopyAsync16() so far.
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
@@ -189,6 +217,11 @@ __device__ __forceinline__ uint32_t LoadShared32(uint32_t address) {
 }
 __device__ __forceinline__ void StoreShared32(uint32_t address, uint32_t value) {
   asm volatile("st.shared.u32 [%0],%1;" ::"r"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void StoreShared128(uint32_t address, uint4 value) {
+  asm volatile("st.shared.v4.u32 [%0],{%1,%2,%3,%4};" ::"r"(address), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w)
+               : "memory");
 }
 __device__ __forceinline__ float LoadSharedFloat(uint32_t address) {
   float r;

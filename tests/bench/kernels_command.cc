@@ -21,6 +21,7 @@
 #include "tests/bench/attention_section.h"
 #include "tests/bench/compression_section.h"
 #include "tests/bench/gpu_timing.h"
+#include "tests/bench/prefill_section.h"
 #endif
 
 namespace pkv {
@@ -183,6 +184,9 @@ absl::Status RunGpu(const KernelsFlags& flags, const std::vector<AttentionCase>&
   if (flags.Runs("compression")) {
     PKV_RETURN_IF_ERROR(RunCompression(flags, cases, stream, pool, report));
   }
+  if (flags.Runs("prefill")) {
+    PKV_ASSIGN_OR_RETURN(report.prefill, TimePrefill(flags.repetitions, stream.handle()));
+  }
   return absl::OkStatus();
 }
 #else
@@ -245,7 +249,7 @@ void AddOptions(CLI::App& command, KernelsFlags& flags) {
                   "random, or a file of pkvctl eval --dump; more than one is possible")
       ->capture_default_str();
   command.add_option("--section", flags.sections, "what to time on the GPU")
-      ->check(CLI::IsMember({"ceilings", "attention", "compression"}))
+      ->check(CLI::IsMember({"ceilings", "attention", "compression", "prefill"}))
       ->capture_default_str();
   command.add_option("--kernel", flags.kernel, "decode attention")
       ->check(CLI::IsMember({"tensor-core", "cuda-core"}))

@@ -1,10 +1,12 @@
-// Times the compression of one layer on a GPU, and a device copy of the bytes that it moves.
+// Times the compression of one layer on a GPU, its decoding, and a device copy of the bytes that
+// compression moves.
 //
 //   pkv-layer-timing [PRESET[:KEY=VALUE,...]...]      default: kivi2 pkv2 pkv4 default default4
 //
 // 32,768 tokens, 8 kv heads, head_dim 128, clustered random data; rotates over four layers (512
 // MiB); median microseconds of CUDA events over 21 calls after 3. "ids": patterns are given and
-// nothing is mined; "all": rotation, mining, assignment and encoding.
+// nothing is mined; "all": rotation, mining, assignment and encoding; "decode": what was compressed
+// last, into two outputs in turn.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -18,6 +20,7 @@
 #include "pkv/kernels/codec_params_text.h"
 #include "pkv/kernels/key_feedback.h"
 #include "pkv/kernels/layer_compressor.h"
+#include "pkv/kernels/layer_decoder.h"
 #include "proto/base/float16.h"
 #include "proto/base/log.h"
 #include "proto/block/payload_layout.h"
@@ -192,17 +195,38 @@ double TimePreset(const CodecParams& params, bool all, bool feedback, Layers& la
   return us;
 }
 
+// Microseconds to decode the pages that stand in `layers`.
+double TimeDecode(const CodecParams& params, Layers& layers, DeviceBuffer (&outputs)[2],
+                  const Stream& stream) {
+  const ComputeContext ctx = {.device = Device::kCuda, .stream = stream.handle()};
+  const auto decoder = Value(LayerDecoder::Make(kShape, params, ctx));
+  LayerDecode layer;
+  layer.pages = layers.pages.data();
+  layer.page_stride = PayloadLayout::OfBlock(kShape, params.encoding).page_bytes;
+  layer.num_blocks = kTokens / kBlockTokens;
+  layer.sinks = layers.sinks.As<uint16_t>();
+  layer.bank = &layers.bank;
+  return MedianUs(stream.handle(), [&](int i) {
+    auto* out = outputs[i % 2].As<uint16_t>();
+    layer.out = {out,      out + kTensorBytes / 2,     kHeads, kTokens,
+                 kHeadDim, int64_t{kTokens} * kHeadDim};
+    const absl::Status status = decoder->Decode(layer, ctx);
+    PKV_CHECK(status.ok(), status.ToString());
+  });
+}
+
 void Run(const std::vector<std::string>& presets) {
   const Stream stream = Value(Stream::Make());
   Layers layers(stream.handle());
-  DeviceBuffer copies = Value(DeviceBuffer::Make(2 * kTensorBytes, stream.handle()));
+  DeviceBuffer outputs[] = {Value(DeviceBuffer::Make(2 * kTensorBytes, stream.handle())),
+                            Value(DeviceBuffer::Make(2 * kTensorBytes, stream.handle()))};
   const auto copy = [&](size_t bytes) {
     return MedianUs(stream.handle(), [&](int i) {
       const size_t half = bytes / 2;
       const auto handle = static_cast<cudaStream_t>(stream.handle());
-      PKV_CHECK(cudaMemcpyAsync(copies.data(), layers.k[i].data(), half, cudaMemcpyDeviceToDevice,
-                                handle) == cudaSuccess);
-      PKV_CHECK(cudaMemcpyAsync(copies.data() + half, layers.v[i].data(), half,
+      PKV_CHECK(cudaMemcpyAsync(outputs[0].data(), layers.k[i].data(), half,
+                                cudaMemcpyDeviceToDevice, handle) == cudaSuccess);
+      PKV_CHECK(cudaMemcpyAsync(outputs[0].data() + half, layers.v[i].data(), half,
                                 cudaMemcpyDeviceToDevice, handle) == cudaSuccess);
     });
   };
@@ -210,8 +234,8 @@ void Run(const std::vector<std::string>& presets) {
   const double ceiling = 4.0 * kTensorBytes / copy_us * 1e-6;  // TB/s, read and written
   std::printf("copy of K and V, %zu bytes: %.1f us, %.2f TB/s read + written\n", 2 * kTensorBytes,
               copy_us, ceiling);
-  std::printf("%-10s %10s %8s %9s %12s %10s\n", "preset", "ids us", "TB/s", "% copy", "feedback us",
-              "all us");
+  std::printf("%-10s %10s %8s %9s %12s %10s %10s %8s\n", "preset", "ids us", "TB/s", "% copy",
+              "feedback us", "all us", "decode us", "TB/s");
   for (const std::string& name : presets) {
     const CodecParams params = ParamsOf(name);
     const PayloadLayout layout = PayloadLayout::OfBlock(kShape, params.encoding);
@@ -219,8 +243,10 @@ void Run(const std::vector<std::string>& presets) {
     const double ids = TimePreset(params, false, false, layers, stream);
     const double fed = params.feedback_k ? TimePreset(params, false, true, layers, stream) : ids;
     const double all = TimePreset(params, true, params.feedback_k, layers, stream);
-    std::printf("%-10s %10.1f %8.2f %9.1f %12.1f %10.1f\n", name.c_str(), ids, bytes / ids * 1e-6,
-                100 * bytes / ids * 1e-6 / ceiling, fed, all);
+    const double decode = TimeDecode(params, layers, outputs, stream);
+    std::printf("%-10s %10.1f %8.2f %9.1f %12.1f %10.1f %10.1f %8.2f\n", name.c_str(), ids,
+                bytes / ids * 1e-6, 100 * bytes / ids * 1e-6 / ceiling, fed, all, decode,
+                bytes / decode * 1e-6);
   }
 }
 

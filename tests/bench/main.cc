@@ -5,6 +5,10 @@
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
 #include "tests/bench/commands.h"
+#ifdef PKV_WITH_CUDA
+#include "tests/bench/decode_command.h"
+#include "tests/bench/prefill_command.h"
+#endif
 
 int main(int argc, char** argv) {
   CLI::App app("Benchmarks of patternkv");
@@ -15,6 +19,11 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) absl::StrAppend(&command_line, " ", argv[i]);
   int exit_code = 0;
   pkv::AddKernelsCommand(app, command_line, exit_code);
+  pkv::AddServeCommand(app, command_line, exit_code);
+#ifdef PKV_WITH_CUDA
+  pkv::AddDecodeCommand(app, exit_code);
+  pkv::AddPrefillCommand(app, exit_code);
+#endif
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -76,7 +76,7 @@ def relative_error(out, q, k, v) -> float:
     return ((out[-1, -group:, 0].double() - expected).norm() / expected.norm()).item()
 
 
-def _median_us(run, launches: int, repetitions: int) -> dict:
+def median_us(run, launches: int, repetitions: int) -> dict:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     samples = []
     for i in range(WARM_UPS + repetitions):
@@ -103,14 +103,14 @@ def _time_way(way: str, inputs, repetitions: int) -> dict:
         for launch in inputs:
             attend(way, *launch)
 
-    once = _median_us(rotation, 1, 1)["median"]
+    once = median_us(rotation, 1, 1)["median"]
     rotations = max(1, -int(-LEAST_GRAPH_US // max(once, 1)))
     rotations = min(rotations, 1 + MOST_LAUNCHES // len(inputs))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rotations):
             rotation()
-    us = _median_us(graph.replay, rotations * len(inputs), repetitions)
+    us = median_us(graph.replay, rotations * len(inputs), repetitions)
     return {"us": us, "relative_error": error, "launches": rotations * len(inputs)}
 
 

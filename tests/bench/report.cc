@@ -73,6 +73,19 @@ Json ToJson(const CompressionRow& row) {
   return json;
 }
 
+Json ToJson(const PrefillRow& row) {
+  return {{"what", row.what},
+          {"num_queries", row.num_queries},
+          {"num_tokens", row.num_tokens},
+          {"num_qo_heads", row.num_qo_heads},
+          {"num_kv_heads", row.num_kv_heads},
+          {"head_dim", row.head_dim},
+          {"operations", row.operations},
+          {"operations_per_s", Number(row.operations_per_s())},
+          {"graph", row.graph},
+          {"us", ToJson(row.us)}};
+}
+
 Json ToJson(const CpuRow& row) {
   return {{"preset", row.preset},
           {"data", row.data},
@@ -127,6 +140,20 @@ std::string CompressionText(const BenchReport& report) {
     absl::StrAppendFormat(&text, "%-10s %-7s %-22s %10.2f %10.2f %6.1f%% %8.3f %6s%s\n", row.preset,
                           row.data, row.stage, row.us.median, row.us.min, 100 * row.us.spread(),
                           row.bytes_per_s() / 1e12, share, row.graph ? "" : "  (no graph)");
+  }
+  return text;
+}
+
+std::string PrefillText(const BenchReport& report) {
+  std::string text =
+      absl::StrFormat("%-12s %8s %8s %5s %5s %5s %10s %10s %7s %8s\n", "prefill", "queries",
+                      "tokens", "qo", "kv", "dim", "us", "min", "spread", "TFLOP/s");
+  for (const PrefillRow& row : report.prefill) {
+    absl::StrAppendFormat(&text, "%-12s %8d %8d %5d %5d %5d %10.2f %10.2f %6.1f%% %8.1f%s\n",
+                          row.what, row.num_queries, row.num_tokens, row.num_qo_heads,
+                          row.num_kv_heads, row.head_dim, row.us.median, row.us.min,
+                          100 * row.us.spread(), row.operations_per_s() / 1e12,
+                          row.graph ? "" : "  (no graph)");
   }
   return text;
 }
@@ -224,6 +251,7 @@ Json ToJson(const BenchReport& report) {
   }
   json["attention"] = ToJsonArray(report.attention);
   json["compression"] = ToJsonArray(report.compression);
+  json["prefill"] = ToJsonArray(report.prefill);
   json["cpu"] = ToJsonArray(report.cpu);
   return json;
 }
@@ -244,6 +272,7 @@ std::string ToText(const BenchReport& report) {
   }
   if (!report.attention.empty()) absl::StrAppend(&text, "\n", AttentionText(report));
   if (!report.compression.empty()) absl::StrAppend(&text, "\n", CompressionText(report));
+  if (!report.prefill.empty()) absl::StrAppend(&text, "\n", PrefillText(report));
   if (!report.cpu.empty()) absl::StrAppend(&text, "\n", CpuText(report));
   return text;
 }

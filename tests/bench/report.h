@@ -67,6 +67,17 @@ struct CompressionRow {
   std::string Fault() const;
 };
 
+// One kernel of a prefill pass.
+struct PrefillRow {
+  std::string what;
+  int num_queries = 0, num_tokens = 0, num_qo_heads = 0, num_kv_heads = 0, head_dim = 0;
+  double operations = 0;  // multiply-adds on tensor cores, times two; 0: not counted
+  bool graph = true;      // as in AttentionRow
+  SampleSummary us = {};
+
+  double operations_per_s() const { return operations / (us.median * 1e-6); }
+};
+
 // One core: a codec or attention, in bytes of fp16 input or of blocks.
 struct CpuRow {
   std::string preset, data = {}, what = {};
@@ -94,6 +105,7 @@ struct BenchReport {
   std::optional<Ceilings> ceilings;
   std::vector<AttentionRow> attention;
   std::vector<CompressionRow> compression;
+  std::vector<PrefillRow> prefill;
   std::vector<CpuRow> cpu;
   Peers peers;
 

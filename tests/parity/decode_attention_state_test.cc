@@ -25,6 +25,7 @@ struct Layout {
   int heads_per_kv;
   QueryType query_type;
   int num_kv_heads = 2;
+  int rounds = 1;  // of all requests; with several, short ones
 };
 
 std::vector<Layout> Layouts() {
@@ -37,6 +38,10 @@ std::vector<Layout> Layouts() {
           // More items than a CTA has warps.
           {"TwoBitsManyHeads", {2, 2, 128, 128, true, kFineTokens, true}, 128, 4, kHalf, 8},
           {"FourBitsManyHeads", {4, 4, 64, 64, true, 0, false}, 64, 2, kBrain, 16},
+          // So many that every kv head has a line of its own (decode_plan_math.h), also with
+          // several teams a CTA.
+          {"TwoBitsManyItems", {2, 2, 128, 128, true, 0, false}, 128, 4, kHalf, 8, 10},
+          {"FourBitsManyItems", {4, 4, 32, 32, true, 0, true}, 128, 6, kBrain, 4, 10},
           {"MixedBits", {4, 2, 128, 32, true, 0, true}, 128, 9, kHalf}};
 }
 
@@ -62,6 +67,16 @@ DecodeCaseSpec SpecOf(const Case& c) {
   spec.bank_capacity = layout.encoding.has_patterns ? 40 : 0;
   spec.requests = {{7, 130, 33, 33}, {0, 0, 33, 0},  {1, 0, 33, 1},    {0, 255, 33, 33},
                    {3, 17, 33, 0},   {12, 1, 0, 33}, {2, 128, 16, 33}, {1, 127, 33, 33}};
+  if (layout.rounds > 1) {
+    for (DecodeRequest& r : spec.requests) {
+      r.num_blocks = std::min(r.num_blocks, 1);
+      r.num_window_tokens = std::min(r.num_window_tokens, 17);
+    }
+  }
+  const std::vector<DecodeRequest> round = spec.requests;
+  for (int i = 1; i < layout.rounds; ++i) {
+    spec.requests.insert(spec.requests.end(), round.begin(), round.end());
+  }
   if (layout.encoding.has_patterns) return spec;
   for (DecodeRequest& r : spec.requests) r.num_patterns_k = r.num_patterns_v = 0;
   return spec;
@@ -196,8 +211,10 @@ TEST_P(DecodeAttentionStateTest, ReplaysOfAGraphFollowLengthsTablesAndPages) {
   for (int i = 0; i < 7; ++i) {
     spec.seed = kSeed + i;
     for (int r = 0; r < batch; ++r) {
-      const int most = i % 3 == 0 ? 1 : 12;
-      spec.requests[r] = {random.Below(most + 1), random.Below(250), patterns, patterns / 2};
+      const int rounds = GetParam().layout.rounds;
+      const int most = i % 3 == 0 ? 1 : 12 / rounds;
+      spec.requests[r] = {random.Below(most + 1), random.Below(250 / rounds), patterns,
+                          patterns / 2};
       if (i == 5) spec.requests[r] = {0, 0, patterns, patterns};
     }
     DecodeCase of(spec);

@@ -181,6 +181,66 @@ inline constexpr double kDecodeDeviations = 6;
 // the steps of integers, patterns and rotation add. Twice the sum of 1e-3.
 inline constexpr double kDecodeFrobenius = 2e-3;
 
+// Prefill attention on tensor cores (prefill_attention_kernels.cu). Products of fp16 numbers are
+// exact; sums truncate as kTensorCoreArithmetic says. ex2.approx and lg2.approx err by 2^-22.
+struct PrefillArithmetic {
+  // A query in bf16 is exact in fp16 but for elements below 2^-28 of its largest: half a subnormal
+  // step of 2^-24, where the largest element is 2^14 at least.
+  static constexpr double kBfloat16Query = 0x1.0p-39;  // of the largest
+  // Weights become fp16 relative to 2^15, the largest weight's place.
+  static constexpr double kWeight = kFloat16Unit;         // relative
+  static constexpr double kWeightFloor = 0x1.0p-40;       // of the largest weight
+  static constexpr double kExponential = 4 * kFloatUnit;  // relative
+  static constexpr int kTileTokens = 128;
+
+  // Of a score whose products' magnitudes add up to `magnitude`: its sum, and sm_scale's two
+  // roundings.
+  static double Score(int head_dim, double magnitude) {
+    return DecodeSumBound(kTensorCoreArithmetic, head_dim, 0) * magnitude + SumBound(2, magnitude);
+  }
+  // Relative, of a weight and of what earlier sums are rescaled by, when scores err by
+  // `score_error` and none exceeds `largest_score` in magnitude. An exponent is a difference of
+  // scores in log2 plus 15: its fused product and the maximum's product round once each, at
+  // magnitudes of twice the largest score. So do the differences of maxima, which add up to no more
+  // than that over all tiles but for their roundings; each tile has one exponential and one product
+  // more.
+  static double Weight(double score_error, double largest_score, int num_tiles) {
+    const double exponent = 2 * score_error + 4 * kFloatUnit * (2 * largest_score + 16) +
+                            num_tiles * kFloatUnit * (2 * largest_score + 16);
+    return std::expm1(exponent) + (num_tiles + 1) * (kExponential + 2 * kFloatUnit);
+  }
+};
+
+// Sums of q q^T on tensor cores, of products whose magnitudes add up to `magnitude`: each part of
+// the rows sums 16 products a step; parts are added up, and chunks.
+inline double MomentBound(int num_vectors, int num_sums, double magnitude) {
+  return DecodeSumBound(kTensorCoreArithmetic, num_vectors, num_sums) * magnitude;
+}
+
+// A sampled query's weight on a token, e^(score - lse), at most 1, when the score errs by
+// `score_error`: lse in log2 rounds twice, the exponent once, at magnitudes up to |score| + |lse|;
+// below 2^-126 the exponential is 0.
+inline double SampledWeightBound(double weight, double score, double lse, double score_error) {
+  const double exponent = score_error + 4 * kFloatUnit * (std::abs(score) + std::abs(lse));
+  return weight * (std::expm1(exponent) + PrefillArithmetic::kExponential) + 0x1.0p-126;
+}
+
+// How far apart the weights of two factorisations of the same damped moment may be, in binary64
+// with sums in different orders. Each is exact for a matrix that is off by head_dim units of its
+// norm (Higham, 10.1), which moves weights by that times the condition, (head_dim + damping) /
+// damping at most, and by a weight's largest, the root of the same. Then each is rounded to
+// binary32.
+inline double FeedbackWeightBound(double weight, int head_dim, double damping) {
+  const double condition = (head_dim + damping) / damping;
+  return 2 * kFloatUnit * std::abs(weight) +
+         4 * head_dim * 0x1.0p-53 * condition * std::sqrt(condition);
+}
+
+// The relative error, in the Frobenius norm, that prefill attention is to keep with fp16 output on
+// random numbers: rounding weights and rounding outputs move each by 2^-11 / sqrt(3) = 2.8e-4 at
+// most, in any direction; 4e-4 together. Twice that.
+inline constexpr double kPrefillFrobenius = 8e-4;
+
 // What the product of a row of codes and a vector loses when the vector's elements, `largest` at
 // most, are rounded to 16 bits (kernels/attention/code_matrix_simd.h). An element becomes n steps
 // of largest / 32639 and moves by half a step. Step, inverse, quotient and n step round once each:
@@ -225,6 +285,20 @@ inline double InertiaGrowthBound(int num_tokens, int head_dim, double largest_va
   const double error = Float16Bound(largest_value) + kFloatUnit * largest_value;
   return num_tokens * (2 * NearestL2Gap(head_dim, magnitude) + head_dim * error * error);
 }
+
+// Root mean square of what an executor whose matrix products take operands rounded to fp16 differs
+// by in its logits, relative to their own. Each operand is off by at most 2^-11 of itself, each
+// independently, so each product by about that much of its norm; seven products a layer and the
+// head's add up in the residual stream like independent errors.
+inline double LogitDeviation(int num_layers) {
+  return std::sqrt(7 * num_layers + 1) * kFloat16Unit;
+}
+// Attention over codes amplifies: a score's error, of the query's rounding, weighs with the spread
+// of the values. Deviations that are allowed for that.
+inline constexpr double kLogitDeviations = 6;
+
+// Float and exp on a device: sums of `terms` terms, relative.
+inline double ReductionBound(int terms) { return 4 * kExpBound + SumBound(terms, 1); }
 
 }  // namespace pkv
 

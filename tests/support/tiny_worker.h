@@ -20,6 +20,7 @@
 #include "tests/support/tensor_gen.h"
 #include "tests/support/tiny_model.h"
 #include "worker/decode/decode_worker.h"
+#include "worker/prefill/cpu_prefill_executor.h"
 #include "worker/prefill/prefill_worker.h"
 
 namespace pkv {
@@ -210,7 +211,8 @@ class TinyWorkersTest : public testing::Test {
   static inline ModelHost* host_ = nullptr;
   FakeCacheClient cache_;
   WorkerMetrics prefill_metrics_{"prefill"}, decode_metrics_{"decode"};
-  PrefillWorker prefill_{host_, &cache_, &prefill_metrics_};
+  CpuPrefillExecutor executor_{host_};
+  PrefillWorker prefill_{host_, &executor_, &cache_, &prefill_metrics_};
   DecodeWorker decode_{host_, &cache_, &decode_metrics_};
 };
 

@@ -44,8 +44,10 @@ LAYERS = [
     (r"kvstore/", r"kvstore/|proto/(base|metrics|transport)/|pkv/(block|v1)/", [CUDA]),
     (r"client/(tools|examples)/", r"client/(tools|examples)/|proto/base/|pkv/", [CUDA]),
     (r"client/", r"client/|proto/(base|transport)/|pkv/(block|client|v1)/", [CUDA]),
-    (r"worker/engine/", r"worker/engine/|proto/(base|block)/|pkv/(block|kernels)/", NETWORK),
-    (r"worker/", r"worker/|proto/(base|block|metrics|transport)/|pkv/", []),
+    # kernels/device/ owns streams and device memory: all code on a GPU stands on it.
+    (r"worker/engine/", r"worker/engine/|kernels/device/|proto/(base|block)/|pkv/(block|kernels)/",
+     NETWORK),
+    (r"worker/", r"worker/|kernels/device/|proto/(base|block|metrics|transport)/|pkv/", []),
 ]
 
 MAX_LINES = {".h": 300, ".cuh": 300, ".cc": 600, ".cu": 600}
@@ -68,6 +70,13 @@ SOURCE_FILE = re.compile(r"\.(cc|cu)$")
 TESTED_ELSEWHERE = {
     # The commands of pkvctl: flags, calls and printing. What they call has unit tests.
     "worker/ctl/": "tests/integration/e2e/",
+    # The parts of the CUDA engine: through its interface, on the trained model.
+    "worker/batch/cuda_": "tests/unit/worker/batch/cuda_batch_engine_test",
+    "worker/batch/window_shift_": "tests/unit/worker/batch/cuda_pools_test",
+    "worker/engine/cuda/": "tests/unit/worker/batch/cuda_batch_engine_test",
+    "worker/prefill/layer_staging": "tests/unit/worker/prefill/cuda_prefill_executor_test",
+    # Of the workers' own tests, as the only executor without a GPU.
+    "worker/prefill/cpu_prefill_executor": "tests/unit/worker/prefill/prefill_worker_test",
     # Instances of a kernel's template.
     "kernels/attention/decode_kernels_": "tests/parity/decode_attention_",
 }

@@ -97,7 +97,9 @@ nlohmann::ordered_json ToJson(const Generation& generation) {
         {"recomputed_tokens", decode.recomputed_tokens()},
         {"recompute_reason", decode.recompute_reason()},
         {"flushed_blocks", decode.flushed_blocks()},
-        {"put_back_blocks", decode.put_back_blocks()}}},
+        {"put_back_blocks", decode.put_back_blocks()},
+        {"queue_seconds", decode.queue_seconds()},
+        {"resident_blocks", decode.resident_blocks()}}},
   };
 }
 

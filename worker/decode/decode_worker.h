@@ -1,21 +1,23 @@
 #ifndef PKV_WORKER_DECODE_DECODE_WORKER_H_
 #define PKV_WORKER_DECODE_DECODE_WORKER_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/v1/worker_service.pb.h"
-#include "worker/engine/sampler.h"
+#include "worker/batch/batch_engine.h"
+#include "worker/batch/batch_scheduler.h"
+#include "worker/batch/cpu_batch_engine.h"
 #include "worker/serve/model_host.h"
 #include "worker/serve/worker_metrics.h"
 
 namespace pkv {
 
-// get -> attend: continues a prompt whose KV cache a ticket names.
+// get -> attend: continues prompts whose KV cache tickets name, many at once.
 //
 // Attention on layer 0 starts while later layers are on their way. What the cache does not deliver,
 // whole and undamaged, is computed here instead, or refused; a wrong byte never reaches attention.
@@ -24,42 +26,41 @@ namespace pkv {
 // Thread-safe.
 class DecodeWorker {
  public:
-  // Sends one event; false means that nobody listens any more.
+  // Sends one event; false means that nobody listens any more. Must not block.
   using Emit = std::function<bool(const v1::DecodeEvent&)>;
-  // Asked after each layer of a prompt that is computed here; true ends the request.
-  using Cancelled = std::function<bool()>;
+  using Done = std::function<void(const absl::Status&)>;
 
   // All outlive the worker.
-  DecodeWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics)
-      : host_(*host), cache_(*cache), metrics_(*metrics) {}
+  DecodeWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics,
+               const CpuEngineOptions& engine = {}, const BatchOptions& batch = {});
+  // On an engine of the caller's, of `host`'s model.
+  DecodeWorker(ModelHost* host, std::unique_ptr<BatchEngine> engine, CacheClient* cache,
+               WorkerMetrics* metrics, const BatchOptions& batch);
 
-  // Emits one event a token, then the stats.
-  //   InvalidArgument     the ticket contradicts itself, or a sampling parameter is out of its
-  //                       range
-  //   FailedPrecondition  the ticket is of another model, or of a variant that this worker does
-  //                       not know
-  //   OutOfRange          K or V of a token is beyond fp16
-  //   Cancelled           emit returned false
-  // and errors of the fetch, when request.refuse_recompute().
-  absl::Status Decode(const v1::DecodeRequest& request, const Emit& emit,
-                      const Cancelled& cancelled = nullptr);
+  // Takes a request and returns its id. Emits one event a token, then the stats, then calls `done`
+  // once; all of that may happen before this returns. After an error neither is ever called.
+  //   InvalidArgument, FailedPrecondition  as ReadTicket
+  //   and errors of BatchScheduler::Submit
+  // `done` gets OK, or
+  //   OutOfRange  K or V of a token is beyond fp16
+  //   Cancelled   emit returned false, or Cancel()
+  //   Unavailable draining began before it had a slot
+  //   Internal    the engine failed
+  //   and errors of the fetch, when request.refuse_recompute().
+  absl::StatusOr<uint64_t> Start(const v1::DecodeRequest& request, Emit emit, Done done);
+  // The request ends soon, unless it has ended.
+  void Cancel(uint64_t id) { scheduler_.Cancel(id); }
+  // Start() for a caller with a thread to spare: returns what `done` is given.
+  absl::Status Decode(const v1::DecodeRequest& request, const Emit& emit);
+
+  // Takes nothing from now on; what has a slot goes on.
+  void Drain() { scheduler_.Drain(); }
 
  private:
-  struct Job;
-  struct MadeObject;
-
-  absl::StatusOr<Job> ReadTicket(const v1::DecodeRequest& request);
-  absl::Status FetchAndForward(Job& job);
-  absl::Status Recompute(Job& job);
-  absl::Status ForwardLast(Job& job);
-  absl::Status Generate(Job& job, const Emit& emit);
-  absl::Status FlushAfterStep(Job& job);
-  void KeepForPutBack(Job& job);
-  void PutBack(Job& job);
-
   ModelHost& host_;
-  CacheClient& cache_;
   WorkerMetrics& metrics_;
+  const std::unique_ptr<BatchEngine> engine_;
+  BatchScheduler scheduler_;
 };
 
 }  // namespace pkv

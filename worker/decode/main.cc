@@ -2,22 +2,34 @@
 
 #include <grpcpp/impl/codegen/service_type.h>
 
+#include "proto/base/status_macros.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/serve/serve_flags.h"
 
 namespace {
 
-std::unique_ptr<grpc::Service> MakeService(pkv::ModelHost& host, pkv::CacheClient& cache,
-                                           pkv::WorkerMetrics& metrics,
-                                           const pkv::QueueOptions& queue) {
-  // Lives as long as the process serves.
-  static pkv::DecodeWorker worker(&host, &cache, &metrics);
-  return pkv::MakeDecodeService(&worker, &metrics, queue);
+absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<pkv::BatchEngine> engine,
+                       parts.model.MakeEngine(parts.flags.max_batch, parts.flags.num_pages));
+  pkv::BatchOptions batch;
+  batch.max_waiting = parts.flags.queue.max_waiting;
+  batch.on_engine_failure = parts.on_failure;
+  const auto worker = std::make_shared<pkv::DecodeWorker>(&parts.model.host(), std::move(engine),
+                                                          &parts.cache, &parts.metrics, batch);
+  pkv::ServedWorker served;
+  served.worker = worker;
+  served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);
+  served.drain = [worker] { worker->Drain(); };
+  return served;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return pkv::WorkerMain(argc, argv, "decode", "Decode worker of patternkv", "127.0.0.1:7442",
-                         MakeService);
+  return pkv::WorkerMain(argc, argv,
+                         {.name = "decode",
+                          .description = "Decode worker of patternkv",
+                          .default_listen = "127.0.0.1:7442",
+                          .add_flags = pkv::AddDecodeFlags,
+                          .make_worker = MakeWorker});
 }

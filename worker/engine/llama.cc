@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "proto/base/thread_pool.h"
 #include "worker/engine/gemm.h"
 #include "worker/engine/layer_math.h"
+#include "worker/engine/llama_profile.h"
 #include "worker/engine/safetensors.h"
 
 namespace pkv {
@@ -55,27 +55,6 @@ class WeightLoader {
   const WeightFiles& files_;
   ThreadPool* pool_;
 };
-
-// Settings beside shape, rope_theta and weights that change K and V: part of the identity, so that
-// a directory with the same weights and another config never shares cache with this one.
-std::string IdentitySuffix(const ModelConfig& config) {
-  std::string lines;
-  const std::pair<const char*, double> settings[] = {
-      {"rms_norm_eps", config.rms_norm_eps},
-      {"rope_factor", config.rope_factor},
-      {"rope_low_freq_factor", config.rope_low_freq_factor},
-      {"rope_high_freq_factor", config.rope_high_freq_factor},
-      {"rope_original_max_position", config.rope_original_max_position}};
-  for (const auto& [name, value] : settings) {
-    char digits[32];  // the shortest text that reads back as `value`
-    const char* end = std::to_chars(digits, digits + sizeof(digits), value).ptr;
-    absl::StrAppend(&lines, name, "=", absl::string_view(digits, end - digits), "\n");
-  }
-  // Named only when set: models without biases keep the profiles they had.
-  if (config.attention_bias) absl::StrAppend(&lines, "attention_bias=1\n");
-  if (config.mlp_bias) absl::StrAppend(&lines, "mlp_bias=1\n");
-  return lines;
-}
 
 struct Weights {
   ModelConfig config;
@@ -167,9 +146,7 @@ absl::Status LoadWeights(const WeightFiles& files, ThreadPool* pool, Weights& we
     PKV_RETURN_IF_ERROR(loader.Projection("lm_head", config.hidden_size, config.vocab_size,
                                           /*has_bias=*/false, weights.lm_head));
   }
-  weights.profile.shape = config.kv_shape();
-  weights.profile.rope_theta = config.rope_theta;
-  weights.profile.weights = files.ComputeDigest(IdentitySuffix(config));
+  weights.profile = ProfileOf(config, files);
   return absl::OkStatus();
 }
 

@@ -216,6 +216,11 @@ absl::StatusOr<WeightFiles> WeightFiles::Open(const std::string& directory) {
   return weights;
 }
 
+std::string WeightFiles::dtype(const std::string& name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? std::string() : it->second->dtype;
+}
+
 absl::StatusOr<std::vector<float>> WeightFiles::Read(const std::string& name,
                                                      std::span<const int64_t> shape,
                                                      ThreadPool* pool) const {

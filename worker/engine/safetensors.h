@@ -60,6 +60,8 @@ class WeightFiles {
   static absl::StatusOr<WeightFiles> Open(const std::string& directory);
 
   bool Contains(const std::string& name) const { return tensors_.contains(name); }
+  // The tensor's dtype as written; empty without such a tensor.
+  std::string dtype(const std::string& name) const;
 
   // The tensor as fp32, row-major; exact for F16, BF16 and F32.
   //   DataLoss  no such tensor, another shape than `shape`, or another dtype; names it

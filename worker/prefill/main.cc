@@ -2,22 +2,38 @@
 
 #include <grpcpp/impl/codegen/service_type.h>
 
+#include "proto/base/status_macros.h"
 #include "worker/prefill/prefill_worker.h"
 #include "worker/serve/serve_flags.h"
 
 namespace {
 
-std::unique_ptr<grpc::Service> MakeService(pkv::ModelHost& host, pkv::CacheClient& cache,
-                                           pkv::WorkerMetrics& metrics,
-                                           const pkv::QueueOptions& queue) {
-  // Lives as long as the process serves.
-  static pkv::PrefillWorker worker(&host, &cache, &metrics);
-  return pkv::MakePrefillService(&worker, &metrics, queue);
+// A worker and what it stands on.
+struct Worker {
+  Worker(std::unique_ptr<pkv::PrefillExecutor> made, const pkv::WorkerParts& parts)
+      : executor(std::move(made)),
+        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics) {}
+
+  const std::unique_ptr<pkv::PrefillExecutor> executor;
+  pkv::PrefillWorker worker;
+};
+
+absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<pkv::PrefillExecutor> executor, parts.model.MakeExecutor());
+  const auto worker = std::make_shared<Worker>(std::move(executor), parts);
+  pkv::ServedWorker served;
+  served.worker = worker;
+  served.service = pkv::MakePrefillService(&worker->worker, &parts.metrics, parts.flags.queue);
+  return served;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return pkv::WorkerMain(argc, argv, "prefill", "Prefill worker of patternkv", "127.0.0.1:7441",
-                         MakeService);
+  return pkv::WorkerMain(argc, argv,
+                         {.name = "prefill",
+                          .description = "Prefill worker of patternkv",
+                          .default_listen = "127.0.0.1:7441",
+                          .add_flags = pkv::AddPrefillFlags,
+                          .make_worker = MakeWorker});
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,7 +9,6 @@
 #include "pkv/block/prefix_hash.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
-#include "worker/prefill/layer_queue.h"
 #include "worker/sequence/stopwatch.h"
 
 namespace pkv {
@@ -48,6 +46,7 @@ absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequ
   job.ticket = response.mutable_ticket();
   job.stats = response.mutable_stats();
   PKV_ASSIGN_OR_RETURN(job.params, PresetByName(request.preset(), host_.config().kv_shape()));
+  PKV_RETURN_IF_ERROR(executor_.CheckVariant(job.params));
   PKV_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, host_.ResolvePrompt(request.prompt()));
   job.tokens.assign(prompt.begin(), prompt.end() - 1);
   job.num_blocks =
@@ -221,43 +220,25 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   std::vector<const ObjectBuilder*> builders = objects.blocks;
   if (objects.window != nullptr) builders.push_back(objects.window);
 
-  // Layers are encoded and sent on a thread of their own, in order, while the model goes on. It
-  // alone touches what stands here until it is joined.
-  LayerQueue layers;
-  absl::Status encode_status, put_status;
+  absl::Status put_status;
   std::unique_ptr<PutStream> put;
   std::optional<Stopwatch> put_stopwatch;
-  std::thread encoder([&] {
-    for (int layer = layers.Pop(); layer >= 0; layer = layers.Pop()) {
-      encode_status = sequence.EncodeLayer(layer);
-      if (!encode_status.ok()) return;
-      // Not before the first layer: a stream that waits for the model's turn stalls to pkvd.
-      if (!put_stopwatch.has_value() && !builders.empty()) {
-        put_stopwatch.emplace();
-        put_status = StartPut(builders, put);
-      }
-      if (put == nullptr || !put_status.ok()) continue;
-      std::vector<std::span<const std::byte>> frames;
-      for (const ObjectBuilder* builder : builders) frames.push_back(builder->frame(layer));
-      put_status = put->WriteLayer(layer, frames);
-    }
-  });
   const Stopwatch compute_stopwatch;
-  const absl::Status compute_status =
-      ComputePrefill(host_, sequence, job.tokens, [&](int layer) -> absl::Status {
-        if (job.cancelled && job.cancelled()) {
-          return absl::CancelledError("the caller went away");
-        }
-        layers.Push(layer);
-        return absl::OkStatus();
-      });
+  const absl::Status computed = executor_.Run(sequence, job.tokens, job.cancelled, [&](int layer) {
+    // Not before the first layer: a stream that waits for the model's turn stalls to pkvd.
+    if (!put_stopwatch.has_value() && !builders.empty()) {
+      put_stopwatch.emplace();
+      put_status = StartPut(builders, put);
+    }
+    if (put == nullptr || !put_status.ok()) return;
+    std::vector<std::span<const std::byte>> frames;
+    for (const ObjectBuilder* builder : builders) frames.push_back(builder->frame(layer));
+    put_status = put->WriteLayer(layer, frames);
+  });
   job.stats->set_compute_seconds(compute_stopwatch.Seconds());
-  layers.Close();
-  encoder.join();
   job.stats->set_fetched_bytes(sequence.received_bytes());
   job.stats->set_fetch_seconds(sequence.prefix_seconds());
-  PKV_RETURN_IF_ERROR(compute_status);
-  PKV_RETURN_IF_ERROR(encode_status);
+  PKV_RETURN_IF_ERROR(computed);
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
   job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
 

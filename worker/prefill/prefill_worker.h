@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/v1/worker_service.pb.h"
+#include "worker/prefill/prefill_executor.h"
 #include "worker/serve/model_host.h"
 #include "worker/serve/worker_metrics.h"
 
@@ -27,16 +28,18 @@ namespace pkv {
 class PrefillWorker {
  public:
   // All outlive the worker.
-  PrefillWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics)
-      : host_(*host), cache_(*cache), metrics_(*metrics) {}
+  PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheClient* cache,
+                WorkerMetrics* metrics)
+      : host_(*host), executor_(*executor), cache_(*cache), metrics_(*metrics) {}
 
   // Asked after each layer; true ends the request. Null: never.
   using Cancelled = std::function<bool()>;
 
-  //   InvalidArgument  prompt (see ModelHost::ResolvePrompt)
-  //   NotFound         no such preset (lists them)
-  //   OutOfRange       K or V of a token is beyond fp16
-  //   Cancelled        `cancelled` returned true
+  //   InvalidArgument     prompt (see ModelHost::ResolvePrompt)
+  //   NotFound            no such preset (lists them)
+  //   FailedPrecondition  a preset that is not served here
+  //   OutOfRange          K or V of a token is beyond fp16
+  //   Cancelled           `cancelled` returned true
   absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request,
                                               const Cancelled& cancelled = nullptr);
 
@@ -55,6 +58,7 @@ class PrefillWorker {
                                 std::span<const PutOutcome> outcomes);
 
   ModelHost& host_;
+  PrefillExecutor& executor_;
   CacheClient& cache_;
   WorkerMetrics& metrics_;
 };

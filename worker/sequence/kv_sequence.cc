@@ -14,33 +14,9 @@
 #include "proto/base/status_macros.h"
 #include "worker/engine/dense_attention.h"
 #include "worker/sequence/kv_buffer.h"
+#include "worker/sequence/object_place.h"
 
 namespace pkv {
-namespace {
-
-// The geometry is checked although the variant names it: whoever wrote the object may have lied,
-// and sizes of frames follow from it.
-absl::Status CheckPlace(const ObjectHeader& header, ObjectKind kind,
-                        const KvSequence::Config& config, uint64_t first_token,
-                        const Digest& parent) {
-  const Variant variant = config.params.variant();
-  const bool same_geometry =
-      header.shape() == config.shape &&
-      (kind != ObjectKind::kBlock || header.encoding() == config.params.encoding);
-  if (header.kind == kind && header.profile == config.profile && header.variant() == variant &&
-      same_geometry && header.first_token == first_token && header.parent == parent) {
-    return absl::OkStatus();
-  }
-  return absl::FailedPreconditionError(
-      absl::StrCat("object ", header.id.ToShortHex(), " (kind ", static_cast<int>(header.kind),
-                   ", variant ", header.variant().name, ", ", header.num_layers, " layers, ",
-                   header.num_kv_heads, " kv heads, head_dim ", header.head_dim, ", first token ",
-                   header.first_token, ") is not the one that follows token ", first_token,
-                   " of a ", variant.name, " sequence of this model"));
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<KvSequence>> KvSequence::Create(const Config& config) {
   PKV_RETURN_IF_ERROR(ValidateShape(config.shape));
   PKV_RETURN_IF_ERROR(config.params.Validate(config.shape));
@@ -81,17 +57,19 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   PKV_RETURN_IF_ERROR(stream->WaitForManifest());
   const bool has_window = num_window_tokens > 0;
   const int num_blocks = stream->num_objects() - num_tables - (has_window ? 1 : 0);
+  const auto check = [this](const ObjectHeader& header, const ObjectPlace& place) {
+    return CheckPlace(header, place, config_.shape, config_.params, config_.profile);
+  };
   for (int i = 0; i < num_tables; ++i) {
     const ObjectHeader& header = stream->header(i);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kTable, config_, 0, Digest{}));
+    PKV_RETURN_IF_ERROR(check(header, {ObjectKind::kTable, 0, {}}));
     banks_.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
     attached_table_bytes_ += header.object_bytes;
   }
   Digest parent;
   for (int i = 0; i < num_blocks; ++i) {
     const ObjectHeader& header = stream->header(num_tables + i);
-    PKV_RETURN_IF_ERROR(
-        CheckPlace(header, ObjectKind::kBlock, config_, uint64_t(i) * kBlockTokens, parent));
+    PKV_RETURN_IF_ERROR(check(header, {ObjectKind::kBlock, uint64_t(i) * kBlockTokens, parent}));
     PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
     parent = header.id;
     block_headers_.push_back(header);
@@ -99,8 +77,8 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   }
   if (has_window) {
     const ObjectHeader& header = stream->header(stream->num_objects() - 1);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, ObjectKind::kWindow, config_,
-                                   uint64_t(num_blocks) * kBlockTokens, parent));
+    PKV_RETURN_IF_ERROR(
+        check(header, {ObjectKind::kWindow, uint64_t(num_blocks) * kBlockTokens, parent}));
     if (header.num_tokens != num_window_tokens) {
       return absl::FailedPreconditionError(absl::StrCat("window ", header.id.ToShortHex(),
                                                         " holds ", header.num_tokens,
@@ -168,19 +146,7 @@ absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
 }
 
 ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {
-  ObjectHeader header;
-  header.kind = kind;
-  header.num_layers = static_cast<uint16_t>(config_.shape.num_layers);
-  header.num_kv_heads = static_cast<uint16_t>(config_.shape.num_kv_heads);
-  header.head_dim = static_cast<uint16_t>(config_.shape.head_dim);
-  header.profile = config_.profile;
-  if (kind == ObjectKind::kBlock) {
-    header.set_encoding(config_.params.encoding);
-    header.num_tokens = kBlockTokens;
-  }
-  // The name was validated with the params at creation.
-  PKV_CHECK(SetVariant(config_.params.variant(), header).ok(), config_.params.name);
-  return header;
+  return pkv::HeaderOf(kind, config_.shape, config_.params, config_.profile);
 }
 
 absl::Status KvSequence::StartWindow(std::span<const int32_t> tokens, int block_tokens) {
@@ -240,15 +206,10 @@ absl::Status KvSequence::StartBlocks(int count, Phase phase, std::span<const int
   Digest parent = block_headers_.empty() ? Digest{} : block_headers_.back().id;
   for (int i = 0; i < count; ++i) {
     const int first_token = (first_block + i) * kBlockTokens;
-    ObjectHeader header = HeaderOf(ObjectKind::kBlock);
-    header.first_token = first_token;
-    header.parent = parent;
-    PKV_ASSIGN_OR_RETURN(header.id, BlockPrefixId(config_.profile, parent,
-                                                  tokens.subspan(first_token, kBlockTokens)));
+    PKV_ASSIGN_OR_RETURN(ObjectHeader header,
+                         BlockHeaderOf(config_.shape, config_.params, config_.profile, first_token,
+                                       parent, tokens.subspan(first_token, kBlockTokens)));
     parent = header.id;
-    if (first_token == 0 && !config_.params.encoding.is_fp16()) {
-      header.num_sinks = static_cast<uint16_t>(config_.params.num_sinks);
-    }
     if (bank != nullptr) {
       header.num_patterns_k = static_cast<uint16_t>(bank->num_k);
       header.num_patterns_v = static_cast<uint16_t>(bank->num_v);
@@ -390,8 +351,16 @@ absl::Status KvSequence::FinishBlocks() {
   started_.clear();
   num_finished_ = count;
   if (window_object_ != nullptr) PKV_RETURN_IF_ERROR(window_object_->Seal());
-  window_.DropFront(count * kBlockTokens);
+  if (window_.num_tokens() > 0) window_.DropFront(count * kBlockTokens);
   return absl::OkStatus();
+}
+
+KvSequence::LayerFrames KvSequence::layer_frames(int layer) {
+  LayerFrames frames;
+  for (const Block& block : started_) frames.blocks.push_back(block.builder->frame(layer));
+  if (table_object_ != nullptr) frames.table = table_object_->frame(layer);
+  if (window_object_ != nullptr) frames.window = window_object_->frame(layer);
+  return frames;
 }
 
 std::vector<BlockPage> KvSequence::pages(int layer) {

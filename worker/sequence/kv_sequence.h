@@ -89,8 +89,16 @@ class KvSequence final : public AttentionSink {
   // Mines if this sequence has no table yet, assigns and encodes one layer of the blocks started,
   // and fills the window object's frame.
   absl::Status EncodeLayer(int layer);
+  // Frames of one layer of what StartBlocks made: for whoever computes and encodes elsewhere, in
+  // place of Attend and EncodeLayer, and fills them before FinishBlocks. Empty where nothing was
+  // made.
+  struct LayerFrames {
+    std::vector<std::span<std::byte>> blocks;
+    std::span<std::byte> table, window;
+  };
+  LayerFrames layer_frames(int layer);
   // Seals the blocks (and the table, if mined, and the window object) and takes their tokens out of
-  // the window.
+  // the window, if they stand there.
   absl::Status FinishBlocks();
 
   // What the last StartBlocks made. Frames are valid after EncodeLayer, heads after FinishBlocks.

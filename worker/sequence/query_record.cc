@@ -52,7 +52,7 @@ void QueryRecord::Add(const LayerQkv& qkv, std::span<const float> lse) {
   Layer& layer = layers_[qkv.layer];
   AddMoments(qkv, layer);
   for (int i = 0; i < qkv.num_tokens; ++i) {
-    if ((qkv.first_token + i + 1) % kSampleStride == 0) AddSample(qkv, lse, i, layer);
+    if (QuerySample::IsSampled(qkv.first_token + i)) AddSample(qkv, lse, i, layer);
   }
 }
 
@@ -73,7 +73,7 @@ void QueryRecord::AddMoments(const LayerQkv& qkv, Layer& layer) const {
 
 void QueryRecord::AddSample(const LayerQkv& qkv, std::span<const float> lse, int token,
                             Layer& layer) const {
-  layer.positions.push_back(qkv.first_token + token);
+  const bool is_full = layer.sample.Add(qkv.first_token + token);
   const int64_t first_head = int64_t{token} * num_kv_heads_ * group_;
   for (int head = 0; head < num_kv_heads_; ++head) {
     const int64_t at = first_head + int64_t{head} * group_;
@@ -81,26 +81,12 @@ void QueryRecord::AddSample(const LayerQkv& qkv, std::span<const float> lse, int
     layer.q[head].insert(layer.q[head].end(), q, q + group_ * head_dim_);
     layer.lse[head].insert(layer.lse[head].end(), lse.begin() + at, lse.begin() + at + group_);
   }
-  if (static_cast<int>(layer.positions.size()) >= kMaxSamples) ThinOut(layer);
+  if (is_full) ThinOut(layer);
 }
 
 void QueryRecord::ThinOut(Layer& layer) const {
-  const size_t count = layer.positions.size();
-  const int64_t recent = layer.positions[count / 2];
-  const auto stays = [&](int64_t position) {
-    return position >= recent || (position + 1) % layer.old_stride == 0;
-  };
-  // Twice the stride only when the old one no longer makes room: it then grows with the time line,
-  // not with the number of calls.
-  while (std::count_if(layer.positions.begin(), layer.positions.end(), stays) >
-         kMaxSamples / 4 * 3) {
-    layer.old_stride *= 2;
-  }
   size_t kept = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const int64_t position = layer.positions[i];
-    if (!stays(position)) continue;
-    layer.positions[kept] = position;
+  for (const int64_t i : layer.sample.kept()) {
     for (int head = 0; head < num_kv_heads_; ++head) {
       const int64_t row = int64_t{group_} * head_dim_;
       std::copy_n(layer.q[head].begin() + i * row, row, layer.q[head].begin() + kept * row);
@@ -109,7 +95,6 @@ void QueryRecord::ThinOut(Layer& layer) const {
     }
     ++kept;
   }
-  layer.positions.resize(kept);
   for (int head = 0; head < num_kv_heads_; ++head) {
     layer.q[head].resize(kept * group_ * head_dim_);
     layer.lse[head].resize(kept * group_);
@@ -126,11 +111,12 @@ std::vector<float> QueryRecord::Moments(int layer) const {
 std::vector<float> QueryRecord::Importance(int layer_index, const KvTensorView& block,
                                            int64_t first_token) const {
   const Layer& layer = layers_[layer_index];
+  const std::vector<int64_t>& positions = layer.sample.positions();
   std::vector<float> importance(size_t(num_kv_heads_) * kBlockTokens);
   const auto first =
-      std::lower_bound(layer.positions.begin(), layer.positions.end(), first_token + kBlockTokens);
-  const auto first_sample = first - layer.positions.begin();
-  const int num_rows = static_cast<int>(layer.positions.end() - first) * group_;
+      std::lower_bound(positions.begin(), positions.end(), first_token + kBlockTokens);
+  const auto first_sample = first - positions.begin();
+  const int num_rows = static_cast<int>(positions.end() - first) * group_;
   if (num_rows == 0) return importance;
   std::vector<float> keys(size_t(kBlockTokens) * head_dim_),
       scores(size_t(num_rows) * kBlockTokens);

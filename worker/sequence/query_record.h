@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pkv/kernels/kv_tensor.h"
+#include "pkv/kernels/query_sample.h"
 #include "worker/engine/attention_sink.h"
 
 namespace pkv {
@@ -17,10 +18,8 @@ namespace pkv {
 // Thread-compatible; different layers may be touched from different threads.
 class QueryRecord {
  public:
-  // Positions p with p mod kSampleStride = kSampleStride - 1 are sampled. At kMaxSamples the older
-  // half of the samples is thinned out to a wider stride, until a quarter of the room is free.
-  static constexpr int kSampleStride = 8;
-  static constexpr int kMaxSamples = 512;
+  static constexpr int kSampleStride = QuerySample::kStride;
+  static constexpr int kMaxSamples = QuerySample::kMaxSamples;
 
   QueryRecord(int num_layers, int num_kv_heads, int num_qo_heads, int head_dim);
 
@@ -42,14 +41,14 @@ class QueryRecord {
   struct Layer {
     std::vector<float> moment_sums;  // [kv_head][head_dim][head_dim]
     int64_t num_vectors = 0;
-    std::vector<int64_t> positions;          // of the samples, ascending
-    std::vector<std::vector<float>> q;       // [kv_head] -> [sample][group][head_dim]
-    std::vector<std::vector<float>> lse;     // [kv_head] -> [sample][group]
-    int64_t old_stride = 2 * kSampleStride;  // to which older samples are thinned out
+    QuerySample sample;
+    std::vector<std::vector<float>> q;    // [kv_head] -> [sample][group][head_dim]
+    std::vector<std::vector<float>> lse;  // [kv_head] -> [sample][group]
   };
 
   void AddMoments(const LayerQkv& qkv, Layer& layer) const;
   void AddSample(const LayerQkv& qkv, std::span<const float> lse, int token, Layer& layer) const;
+  // Drops what the sample dropped.
   void ThinOut(Layer& layer) const;
 
   int num_kv_heads_, group_, head_dim_;  // group_: query heads that read one kv head

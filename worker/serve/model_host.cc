@@ -24,17 +24,55 @@ class LayerHookSink final : public AttentionSink {
   const std::function<absl::Status(int)>& on_layer_;
 };
 
+// Of a model that comes without text.
+class TextlessTokenizer final : public Tokenizer {
+ public:
+  absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view, bool) const override {
+    return absl::FailedPreconditionError("this model has no tokenizer: give token ids");
+  }
+  absl::StatusOr<std::string> Decode(std::span<const int32_t>) const override {
+    return std::string();
+  }
+};
+
+absl::Status CheckThreads(int num_threads) {
+  if (num_threads >= 1 && num_threads <= 1024) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("threads ", num_threads, " not in [1, 1024]"));
+}
+
+// Both a ModelHost and a LlamaModel have Forward().
+template <typename Model>
+absl::Status PrefillOn(Model& model, KvSequence& sequence, std::span<const int32_t> tokens,
+                       const std::function<absl::Status(int)>& on_layer) {
+  const int64_t cached = sequence.num_tokens();
+  if (cached >= static_cast<int64_t>(tokens.size())) return absl::OkStatus();
+  const std::span<const int32_t> rest = tokens.subspan(cached);
+  LayerHookSink sink(sequence, on_layer);
+  return model.Forward(rest, cached, sink, static_cast<int>(rest.size()), nullptr);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::Load(const std::string& directory,
                                                            int num_threads) {
-  if (num_threads < 1 || num_threads > 1024) {
-    return absl::InvalidArgumentError(absl::StrCat("threads ", num_threads, " not in [1, 1024]"));
-  }
+  PKV_RETURN_IF_ERROR(CheckThreads(num_threads));
   auto host = std::unique_ptr<ModelHost>(new ModelHost(num_threads));
   PKV_ASSIGN_OR_RETURN(host->model_, LlamaModel::Load(directory, &host->pool_));
   PKV_ASSIGN_OR_RETURN(host->tokenizer_, Tokenizer::Load(directory));
   host->profile_ = host->model_->profile().ComputeDigest();
+  host->config_ = host->model_->config();
+  return host;
+}
+
+absl::StatusOr<std::unique_ptr<ModelHost>> ModelHost::WithoutExecutor(
+    const ModelConfig& config, const Digest& profile, std::unique_ptr<Tokenizer> tokenizer,
+    int num_threads) {
+  PKV_RETURN_IF_ERROR(CheckThreads(num_threads));
+  auto host = std::unique_ptr<ModelHost>(new ModelHost(num_threads));
+  host->config_ = config;
+  host->profile_ = profile;
+  host->tokenizer_ =
+      tokenizer != nullptr ? std::move(tokenizer) : std::make_unique<TextlessTokenizer>();
   return host;
 }
 
@@ -97,11 +135,13 @@ absl::StatusOr<std::unique_ptr<KvSequence>> ModelHost::MakeReplicaSequence(
 
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
                             const std::function<absl::Status(int)>& on_layer) {
-  const int64_t cached = sequence.num_tokens();
-  if (cached >= static_cast<int64_t>(tokens.size())) return absl::OkStatus();
-  const std::span<const int32_t> rest = tokens.subspan(cached);
-  LayerHookSink sink(sequence, on_layer);
-  return host.Forward(rest, cached, sink, static_cast<int>(rest.size()), nullptr);
+  return PrefillOn(host, sequence, tokens, on_layer);
+}
+
+absl::Status ComputePrefill(LlamaModel& model, KvSequence& sequence,
+                            std::span<const int32_t> tokens,
+                            const std::function<absl::Status(int)>& on_layer) {
+  return PrefillOn(model, sequence, tokens, on_layer);
 }
 
 }  // namespace pkv

@@ -28,7 +28,13 @@ class ModelHost {
   static absl::StatusOr<std::unique_ptr<ModelHost>> Load(const std::string& directory,
                                                          int num_threads);
 
-  const ModelConfig& config() const { return model_->config(); }
+  // The host of a model that runs elsewhere: for prompts and profiles. Forward() and replicas are
+  // not to be called. Without a tokenizer (null) prompts are token ids, and tokens have no text.
+  static absl::StatusOr<std::unique_ptr<ModelHost>> WithoutExecutor(
+      const ModelConfig& config, const Digest& profile, std::unique_ptr<Tokenizer> tokenizer,
+      int num_threads);
+
+  const ModelConfig& config() const { return config_; }
   const Digest& profile() const { return profile_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   ThreadPool* pool() { return &pool_; }
@@ -48,6 +54,8 @@ class ModelHost {
   // The same model on the calling thread alone, beside this host's forward passes and those of
   // other replicas; and an empty sequence that stays on the calling thread.
   std::unique_ptr<LlamaModel> MakeReplica() const { return model_->MakeReplica(nullptr); }
+  // The same model on this host's threads, beside its forward passes: the same bits come out.
+  std::unique_ptr<LlamaModel> MakeSidePass() { return model_->MakeReplica(&pool_); }
   absl::StatusOr<std::unique_ptr<KvSequence>> MakeReplicaSequence(
       const CodecParams& params,
       std::shared_ptr<const std::vector<Codebook>> shared_patterns = nullptr) const;
@@ -57,16 +65,22 @@ class ModelHost {
   KvSequence::Config SequenceConfig(const CodecParams& params) const;
 
   ThreadPool pool_;
+  ModelConfig config_;                    // constant after Load
   std::unique_ptr<Tokenizer> tokenizer_;  // constant after Load
   Digest profile_;                        // constant after Load
   Mutex mu_;                              // held during a forward pass
-  std::unique_ptr<LlamaModel> model_;     // constant after Load; Forward under mu_
+  // Constant after Load; Forward under mu_. Null without an executor.
+  std::unique_ptr<LlamaModel> model_;
 };
 
 // Computes tokens [sequence.num_tokens(), tokens.size()) of `tokens` into the sequence, calling
 // `on_layer(layer)` after each layer's attention, from this thread; no logits. An error of
 // `on_layer` ends the pass and is returned. Nothing to compute is OK and calls nothing.
 absl::Status ComputePrefill(ModelHost& host, KvSequence& sequence, std::span<const int32_t> tokens,
+                            const std::function<absl::Status(int)>& on_layer);
+// The same on a model of the caller's.
+absl::Status ComputePrefill(LlamaModel& model, KvSequence& sequence,
+                            std::span<const int32_t> tokens,
                             const std::function<absl::Status(int)>& on_layer);
 
 }  // namespace pkv

@@ -3,16 +3,13 @@
 #include <grpcpp/impl/codegen/service_type.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
-#include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "pkv/client/cache_client.h"
 #include "proto/base/log.h"
-#include "worker/serve/model_host.h"
 
 namespace pkv {
 namespace {
@@ -23,11 +20,34 @@ int ExitCode(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? 2 : 1;
 }
 
+void NameInEnvironment(CLI::App& command) {
+  for (CLI::Option* option : command.get_options()) {
+    const std::string& name = option->get_lnames().empty() ? "" : option->get_lnames().front();
+    if (name.empty() || name == "help") continue;
+    option->envname("PKV_" + absl::AsciiStrToUpper(absl::StrReplaceAll(name, {{"-", "_"}})));
+  }
+}
+
 }  // namespace
 
 void AddServeFlags(CLI::App& command, ServeFlags& flags) {
-  command.add_option("--model", flags.model, "Hugging Face directory of a Llama-family model")
-      ->required();
+  command.add_option("--model", flags.model.model,
+                     "Hugging Face directory of a Llama-family model");
+  command.add_option("--device", flags.model.device, "where the model runs")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command.add_option("--shape", flags.model.shape,
+                     "cuda: random weights of this shape in place of --model: llama-3.1-8b, "
+                     "llama-3.2-1b or qwen2.5-7b");
+  command
+      .add_option("--preset", flags.model.preset,
+                  "cuda: the preset of all sequences; on the CPU every request names its own")
+      ->capture_default_str();
+  command
+      .add_option("--max-prompt-tokens", flags.model.max_prompt_tokens,
+                  "cuda: the longest prompt that is computed; takes device memory in proportion")
+      ->check(CLI::Range(128, 1 << 20))
+      ->capture_default_str();
   command.add_option("--cache", flags.cache, "pkvd to use, host:port or unix:/path")
       ->capture_default_str();
   command
@@ -46,11 +66,9 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--port-file", flags.server.port_file,
                      "write 'port metrics_port' there once serving");
   command
-      .add_option("--threads", flags.threads, "threads for attention and encoding; 0: one per CPU")
+      .add_option("--threads", flags.model.threads,
+                  "threads for attention and encoding; 0: one per CPU")
       ->check(CLI::Range(0, 1024))
-      ->capture_default_str();
-  command.add_option("--max-running", flags.queue.max_running, "requests running at once")
-      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command
       .add_option("--max-waiting", flags.queue.max_waiting,
@@ -75,30 +93,50 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_flag("--i-understand-insecure", flags.server.allow_insecure,
                    "listen beyond loopback although connections are not encrypted");
-  for (CLI::Option* option : command.get_options()) {
-    const std::string& name = option->get_lnames().empty() ? "" : option->get_lnames().front();
-    if (name.empty() || name == "help") continue;
-    option->envname("PKV_" + absl::AsciiStrToUpper(absl::StrReplaceAll(name, {{"-", "_"}})));
-  }
+  NameInEnvironment(command);
 }
 
-int RunWorker(const char* role, const ServeFlags& flags, MakeService make_service) {
+void AddPrefillFlags(CLI::App& command, ServeFlags& flags) {
+  command.add_option("--max-running", flags.queue.max_running, "requests running at once")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  NameInEnvironment(command);
+}
+
+void AddDecodeFlags(CLI::App& command, ServeFlags& flags) {
+  command.add_option("--max-batch", flags.max_batch, "sequences decoded together")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      .add_option("--pages", flags.num_pages,
+                  "blocks of 128 tokens that all sequences may hold together; 0: as many as fit "
+                  "on the GPU, 4096 on the CPU")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command
+      .add_option("--memory-share", flags.model.memory_share,
+                  "cuda, without --pages: share of the free device memory that pages take")
+      ->check(CLI::Range(0.01, 1.0))
+      ->capture_default_str();
+  NameInEnvironment(command);
+}
+
+int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   const LogLevel level = flags.log_level == "debug"     ? LogLevel::kDebug
                          : flags.log_level == "warning" ? LogLevel::kWarning
                          : flags.log_level == "error"   ? LogLevel::kError
                                                         : LogLevel::kInfo;
   ConfigureLog(level, flags.log_format == "json" ? LogFormat::kJson : LogFormat::kText);
   BlockTerminationSignals();
-  const int threads =
-      flags.threads > 0 ? flags.threads : std::max(1u, std::thread::hardware_concurrency());
   Log(LogLevel::kInfo, "starting",
-      {{"role", role},
-       {"model", flags.model},
+      {{"role", role.name},
+       {"model", flags.model.shape.empty() ? flags.model.model : flags.model.shape},
+       {"device", flags.model.device},
        {"cache", flags.cache},
-       {"transport", flags.transport},
-       {"threads", threads}});
-  absl::StatusOr<std::unique_ptr<ModelHost>> host = ModelHost::Load(flags.model, threads);
-  if (!host.ok()) return ExitCode(host.status());
+       {"transport", flags.transport}});
+  absl::StatusOr<std::unique_ptr<WorkerModel>> model = WorkerModel::Load(flags.model);
+  if (!model.ok()) return ExitCode(model.status());
+  const ModelHost& host = (*model)->host();
   ClientOptions client_options;
   client_options.address = flags.cache;
   const absl::StatusOr<Transport> transport = ParseTransport(flags.transport);
@@ -108,32 +146,37 @@ int RunWorker(const char* role, const ServeFlags& flags, MakeService make_servic
   absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
   if (!cache.ok()) return ExitCode(cache.status());
   Log(LogLevel::kInfo, "model loaded",
-      {{"profile", (*host)->profile().ToShortHex()}, {"layers", (*host)->config().num_layers}});
-  WorkerMetrics metrics(role);
-  const std::unique_ptr<grpc::Service> service =
-      make_service(**host, **cache, metrics, flags.queue);
+      {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
+  WorkerMetrics metrics(role.name);
+  ServingFault fault;
+  const absl::StatusOr<ServedWorker> served =
+      role.make_worker({**model, **cache, metrics, flags,
+                        [&fault](const absl::Status& status) { fault.Report(status); }});
+  if (!served.ok()) return ExitCode(served.status());
   ServerHostOptions server = flags.server;
   server.drain_timeout = absl::Seconds(flags.drain_timeout_s);
-  return ExitCode(ServeUntilSignal(server, {service.get()}, metrics.registry()));
+  server.on_drain = served->drain;
+  server.fault = &fault;
+  return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));
 }
 
-int WorkerMain(int argc, char** argv, const char* role, const char* description,
-               const char* default_listen, MakeService make_service) {
-  CLI::App app(description);
+int WorkerMain(int argc, char** argv, const WorkerRole& role) {
+  CLI::App app(role.description);
   app.require_subcommand(1);
   app.set_version_flag("--version", PKV_VERSION);
   ServeFlags flags;
-  flags.server.listen = default_listen;
+  flags.server.listen = role.default_listen;
   CLI::App* serve = app.add_subcommand("serve", "load the model and serve until SIGTERM");
   AddServeFlags(*serve, flags);
-  app.footer(absl::StrCat("Example:\n  pkv-", role,
+  role.add_flags(*serve, flags);
+  app.footer(absl::StrCat("Example:\n  pkv-", role.name,
                           " serve --model deploy/models/novella-14m --cache 127.0.0.1:7440\n"));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  return RunWorker(role, flags, make_service);
+  return RunWorker(role, flags);
 }
 
 }  // namespace pkv

@@ -66,6 +66,21 @@ void BlockTerminationSignals() {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
+void ServingFault::Report(const absl::Status& status) {
+  {
+    MutexLock lock(&mu_);
+    if (!status_.ok()) return;
+    status_ = status;
+  }
+  Log(LogLevel::kError, "cannot serve any more", {{"reason", status.ToString()}});
+  ::kill(::getpid(), SIGTERM);
+}
+
+absl::Status ServingFault::status() const {
+  MutexLock lock(&mu_);
+  return status_;
+}
+
 absl::Status CheckListenAddress(const std::string& address, bool allow_insecure) {
   if (absl::StartsWith(address, "unix:/")) return absl::OkStatus();
   const size_t colon = address.rfind(':');
@@ -132,10 +147,11 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
     WaitForTerminationSignal();
     _exit(1);
   }).detach();
+  if (options.on_drain) options.on_drain();
   server->Shutdown(absl::ToChronoTime(absl::Now() + options.drain_timeout));
   server->Wait();
   Log(LogLevel::kInfo, "stopped");
-  return absl::OkStatus();
+  return options.fault == nullptr ? absl::OkStatus() : options.fault->status();
 }
 
 }  // namespace pkv

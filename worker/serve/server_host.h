@@ -1,12 +1,14 @@
 #ifndef PKV_WORKER_SERVE_SERVER_HOST_H_
 #define PKV_WORKER_SERVE_SERVER_HOST_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "proto/base/sync.h"
 
 namespace grpc {
 class Service;
@@ -17,12 +19,29 @@ class Registry;
 
 namespace pkv {
 
+// Ends serving from within the process, as a signal does from outside. Thread-safe.
+class ServingFault {
+ public:
+  // What serves is broken: health checks answer NOT_SERVING, running calls get drain_timeout, then
+  // ServeUntilSignal returns `status`. The first call counts.
+  // REQUIRES: BlockTerminationSignals() was called before the process started other threads.
+  void Report(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // OK before Report().
+  absl::Status status() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  mutable Mutex mu_;
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+};
+
 struct ServerHostOptions {
   std::string listen = "127.0.0.1:7441";  // host:port (port 0 picks one) or unix:/path
   std::string metrics_listen;             // host:port; empty: no metrics
   std::string port_file;        // written as "port metrics_port\n" once serving; empty: none
   bool allow_insecure = false;  // listen beyond loopback without TLS
   absl::Duration drain_timeout = absl::Seconds(10);
+  std::function<void()> on_drain;       // called when draining begins; may be null
+  const ServingFault* fault = nullptr;  // may be null; outlives the call
 };
 
 // Serves `services` with gRPC health checks and reflection until SIGTERM or SIGINT, then drains:
@@ -31,6 +50,7 @@ struct ServerHostOptions {
 // REQUIRES: BlockTerminationSignals() was called before the process started other threads.
 //   InvalidArgument  an address is malformed, or is not loopback while allow_insecure is false
 //   Unavailable      an address cannot be bound
+//   and what was reported to options.fault
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
                               const std::shared_ptr<prometheus::Registry>& registry);

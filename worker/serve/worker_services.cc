@@ -76,10 +76,19 @@ class PrefillService final : public v1::Prefill::CallbackService {
   RequestQueue queue_;
 };
 
-// One decode stream: the worker's thread adds events, gRPC writes them one at a time. Deletes
+// One decode stream: threads of the worker add events, gRPC writes them one at a time. Deletes
 // itself when done.
 class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
  public:
+  explicit DecodeCall(DecodeWorker* worker) : worker_(*worker) {}
+
+  // Under this id the worker knows the call. No reaction comes before the service has returned the
+  // call to gRPC.
+  void set_request_id(uint64_t id) {
+    MutexLock lock(&mu_);
+    request_id_ = id;
+  }
+
   // False when the caller went away.
   bool Add(const v1::DecodeEvent& event) {
     MutexLock lock(&mu_);
@@ -89,7 +98,7 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
     return true;
   }
 
-  // The last call of the worker's thread.
+  // The last call of the worker.
   void End(const absl::Status& status) {
     {
       MutexLock lock(&mu_);
@@ -99,11 +108,6 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
     }
     // Not under the lock: OnDone may delete this before Finish returns.
     Finish(ToGrpc(status));
-  }
-
-  bool broken() {
-    MutexLock lock(&mu_);
-    return broken_;
   }
 
   void OnWriteDone(bool ok) override {
@@ -119,8 +123,13 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
   }
 
   void OnCancel() override {
-    MutexLock lock(&mu_);
-    broken_ = true;
+    uint64_t id = 0;
+    {
+      MutexLock lock(&mu_);
+      broken_ = true;
+      id = request_id_;
+    }
+    worker_.Cancel(id);
   }
 
   void OnDone() override { delete this; }
@@ -131,7 +140,9 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
     StartWrite(&events_.front());
   }
 
+  DecodeWorker& worker_;
   Mutex mu_;
+  uint64_t request_id_ ABSL_GUARDED_BY(mu_) = 0;
   // At most one event a generated token: bounded by the model's context.
   std::deque<v1::DecodeEvent> events_ ABSL_GUARDED_BY(mu_);
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
@@ -142,25 +153,22 @@ class DecodeCall final : public grpc::ServerWriteReactor<v1::DecodeEvent> {
 
 class DecodeService final : public v1::Decode::CallbackService {
  public:
-  DecodeService(DecodeWorker* worker, WorkerMetrics* metrics, const QueueOptions& queue)
-      : worker_(*worker), metrics_(*metrics), queue_(queue) {}
+  DecodeService(DecodeWorker* worker, WorkerMetrics* metrics)
+      : worker_(*worker), metrics_(*metrics) {}
 
-  grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* context,
+  grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* /*context*/,
                                                     const v1::DecodeRequest* request) override {
-    auto* call = new DecodeCall;
-    const absl::Status queued = queue_.Add([this, request, call] {
-      absl::Status status = absl::CancelledError("the caller went away");
-      if (!call->broken()) {
-        status = worker_.Decode(
-            *request, [call](const v1::DecodeEvent& event) { return call->Add(event); },
-            [call] { return call->broken(); });
-      }
+    auto* call = new DecodeCall(&worker_);
+    const auto end = [this, call](const absl::Status& status) {
       metrics_.CountRequest(status);
       call->End(status);
-    });
-    if (!queued.ok()) {
-      metrics_.CountRequest(queued);
-      call->End(queued);
+    };
+    const absl::StatusOr<uint64_t> id = worker_.Start(
+        *request, [call](const v1::DecodeEvent& event) { return call->Add(event); }, end);
+    if (id.ok()) {
+      call->set_request_id(*id);
+    } else {
+      end(id.status());
     }
     return call;
   }
@@ -168,7 +176,6 @@ class DecodeService final : public v1::Decode::CallbackService {
  private:
   DecodeWorker& worker_;
   WorkerMetrics& metrics_;
-  RequestQueue queue_;
 };
 
 }  // namespace
@@ -178,9 +185,8 @@ std::unique_ptr<grpc::Service> MakePrefillService(PrefillWorker* worker, WorkerM
   return std::make_unique<PrefillService>(worker, metrics, queue);
 }
 
-std::unique_ptr<grpc::Service> MakeDecodeService(DecodeWorker* worker, WorkerMetrics* metrics,
-                                                 const QueueOptions& queue) {
-  return std::make_unique<DecodeService>(worker, metrics, queue);
+std::unique_ptr<grpc::Service> MakeDecodeService(DecodeWorker* worker, WorkerMetrics* metrics) {
+  return std::make_unique<DecodeService>(worker, metrics);
 }
 
 }  // namespace pkv

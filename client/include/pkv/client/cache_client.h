@@ -135,7 +135,7 @@ class GetStream {
   // gRPC brought. Costs a microsecond: ask after each step of work on frames.
   //   Aborted  the server took its memory back: forget what was computed from frames since the last
   //            OK, destroy this stream and start again
-  virtual absl::Status CheckHeld() { return absl::OkStatus(); }
+  virtual absl::Status CheckHeld() = 0;
 
   // Payload received so far; over shm, all of it from the manifest on.
   virtual uint64_t received_bytes() const = 0;

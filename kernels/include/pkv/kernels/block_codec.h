@@ -47,7 +47,8 @@ class BlockCodec {
   // rotation as Encode took them. For every value that was not clipped, of variants without
   // feedback and gain correction, |decoded - original| <= scale / 2 + the rounding of scale, zero
   // point and result; kernels/README.md, "Error bounds", has the others.
-  // InvalidArgument     a shape differs from the header's
+  // InvalidArgument     a shape differs from the header's; on CUDA, rows of kv_out are not aligned
+  //                     to 16 bytes
   virtual absl::Status Decode(const ObjectHeader& header, std::span<const std::byte> frame,
                               const Codebook& codebook, const ComputeContext& ctx,
                               const MutableKvTensorView& kv_out) const = 0;

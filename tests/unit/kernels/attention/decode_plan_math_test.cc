@@ -122,6 +122,26 @@ TEST_F(DecodeSlicesTest, TakeEveryUnitOfEveryItemOnce) {
   }
 }
 
+// A team has one line, and lines have equally many teams.
+TEST(DecodeTeamsTest, GiveEveryKvHeadAsMany) {
+  for (int num_ctas = 1; num_ctas <= 200; ++num_ctas) {
+    for (int num_kv_heads = 1; num_kv_heads <= 32; ++num_kv_heads) {
+      SCOPED_TRACE(testing::Message() << num_ctas << " CTAs, " << num_kv_heads << " kv heads");
+      const DecodeTeams teams = TeamsOfKvHeads(num_ctas, num_kv_heads);
+      ASSERT_EQ(teams.lines * teams.of_line, num_ctas * teams.of_cta);
+      ASSERT_TRUE(teams.lines == num_kv_heads || (teams.lines == 1 && teams.of_cta == 1));
+    }
+  }
+}
+
+TEST(DecodeTeamsTest, AreAsFewOfACtaAsThatTakes) {
+  EXPECT_EQ(TeamsOfKvHeads(132, 4).of_cta, 1);
+  EXPECT_EQ(TeamsOfKvHeads(132, 8).of_cta, 2);
+  EXPECT_EQ(TeamsOfKvHeads(132, 16).of_cta, 4);
+  EXPECT_EQ(TeamsOfKvHeads(132, 32).lines, 1) << "eight would be too many";
+  EXPECT_EQ(TeamsOfKvHeads(132, 7).lines, 1);
+}
+
 // Tiles of a run of tokens: all of them, and none that is empty.
 void ExpectTiles(int tiles, int tokens, int tile_tokens) {
   EXPECT_GE(tiles * tile_tokens, tokens);

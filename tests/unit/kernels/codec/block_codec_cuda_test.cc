@@ -42,5 +42,22 @@ TEST_F(BlockCodecCudaTest, NamesThePlaceOfAnInfinity) {
                        HasSubstr("V is -inf at kv head 1, token 7, channel 9")));
 }
 
+TEST_F(BlockCodecCudaTest, DecodesIntoAlignedRowsAlone) {
+  const CodecParams params = PresetFor("kivi2", kShape);
+  const ObjectHeader header = BlockHeaderFor(kShape, params, {});
+  DeviceBuffer frame = OnDevice(std::vector<std::byte>(header.frame_bytes), stream());
+  const TestTensor tensor(2, kBlockTokens, 64);
+  CudaTensor device(tensor, stream());
+  const auto codec = MakeBlockCodec(kShape, params, Device::kCuda);
+  ASSERT_THAT(codec, IsOk());
+  const ComputeContext cuda = {.device = Device::kCuda, .stream = stream()};
+  const std::span<const std::byte> bytes = frame.span();
+  MutableKvTensorView out = device.view();
+  EXPECT_THAT((*codec)->Decode(header, bytes, {}, cuda, out), IsOk());
+  out.v += 4;
+  EXPECT_THAT((*codec)->Decode(header, bytes, {}, cuda, out),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("aligned to 16 bytes")));
+}
+
 }  // namespace
 }  // namespace pkv

@@ -92,6 +92,15 @@ TEST(CodeStepsMathTest, GivesTheCodeOfTheLargestValues) {
   }
 }
 
+TEST(CodeStepsMathTest, GivesTheFineGridOfEveryScale) {
+  for (int bits = 0; bits <= kLargestScale; ++bits) {
+    const float scale = Float16ToFloat(static_cast<Float16Bits>(bits));
+    const FineGrid got = FineGridOf(scale, 0.75f), want = MakeFineGrid(scale, 0.75f);
+    ASSERT_EQ(std::bit_cast<uint32_t>(got.step), std::bit_cast<uint32_t>(want.step)) << bits;
+    ASSERT_EQ(std::bit_cast<uint32_t>(got.low), std::bit_cast<uint32_t>(want.low)) << bits;
+  }
+}
+
 TEST(CodeStepsMathTest, GivesTheParametersOfRandomRanges) {
   TestRandom random(20261123);
   RecordProperty("seed", 20261123);

@@ -211,7 +211,8 @@ TEST_F(DecodeWorkerTest, StopsAtTheEndOfSequenceUnlessToldToIgnoreIt) {
   const TinyModelFolder folder(model);
   const std::unique_ptr<ModelHost> host = LoadTinyHost(folder.path());
   const size_t first_end = std::find(exact.begin(), exact.end(), exact[2]) - exact.begin() + 1;
-  PrefillWorker prefill(host.get(), &cache_, &prefill_metrics_);
+  CpuPrefillExecutor executor(host.get());
+  PrefillWorker prefill(host.get(), &executor, &cache_, &prefill_metrics_);
   DecodeWorker decode(host.get(), &cache_, &decode_metrics_);
   const auto prefilled = prefill.Prefill(MakePrefill(prompt, "fp16"));
   ASSERT_THAT(prefilled, IsOk());

@@ -305,37 +305,6 @@ TEST(LlamaModelTest, LoadsShardsAndEveryWeightType) {
   EXPECT_EQ(AllLogits(**wide, tokens, wide_sink), logits);
 }
 
-TEST(LlamaModelTest, NamesItsProfileByShapeRopeWeightsAndWhatElseChangesKAndV) {
-  TinyModel tiny;
-  const ModelProfile profile = LoadTiny(tiny)->profile();
-  EXPECT_EQ(profile.shape, (KvShape{2, 1, 64}));
-  EXPECT_EQ(profile.rope_theta, 10000);
-  const Digest digest = profile.ComputeDigest();
-  EXPECT_EQ(LoadTiny(tiny)->profile().ComputeDigest(), digest);
-  tiny.extra_config = {{"rms_norm_eps", 2e-5}};
-  EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
-  tiny.extra_config = {{"rope_scaling",
-                        {{"rope_type", "llama3"},
-                         {"factor", 8.0},
-                         {"low_freq_factor", 1.0},
-                         {"high_freq_factor", 4.0},
-                         {"original_max_position_embeddings", 128}}}};
-  EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
-  tiny.extra_config = nlohmann::json::object();
-  for (const char* bias : {"attention_bias", "mlp_bias"}) {
-    TinyModel biased;
-    biased.attention_bias = biased.mlp_bias = true;
-    const Digest with_bias = LoadTiny(biased)->profile().ComputeDigest();
-    biased.extra_config = {{bias, false}};
-    EXPECT_NE(LoadTiny(biased)->profile().ComputeDigest(), with_bias) << bias;
-  }
-  tiny.rope_theta = 20000;
-  EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
-  tiny.rope_theta = 10000;
-  tiny.seed = 2;
-  EXPECT_NE(LoadTiny(tiny)->profile().ComputeDigest(), digest);
-}
-
 // Answers with zeros, keeps the layers it was asked for, and fails at one of them.
 class RecordingSink final : public AttentionSink {
  public:

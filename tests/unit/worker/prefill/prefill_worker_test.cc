@@ -262,7 +262,7 @@ TEST_F(PrefillWorkerTest, NamesTheTableOfAPrefillThatWasFirst) {
   // Another worker stores its blocks of the shared prefix while this one computes.
   FakeCacheClient elsewhere;
   WorkerMetrics metrics("prefill");
-  PrefillWorker other(host_, &elsewhere, &metrics);
+  PrefillWorker other(host_, &executor_, &elsewhere, &metrics);
   ASSERT_THAT(other.Prefill(MakePrefill(SharedPrompt(300, 400, 18), "pkv2")), IsOk());
   std::atomic<bool> raced = false;
   cache_.set_script([&](CacheCall call) {

@@ -20,6 +20,8 @@ class ServeFlagsTest : public testing::Test {
     CLI::App app;
     flags_ = ServeFlags();
     AddServeFlags(app, flags_);
+    AddPrefillFlags(app, flags_);
+    AddDecodeFlags(app, flags_);
     arguments.insert(arguments.begin(), {"--model", "m"});
     std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the end
     try {
@@ -39,6 +41,8 @@ TEST_F(ServeFlagsTest, HasDefaultsForAllButTheModel) {
   EXPECT_EQ(flags_.cache, "127.0.0.1:7440");
   EXPECT_EQ(flags_.queue.max_running, 4);
   EXPECT_EQ(flags_.queue.max_waiting, 64);
+  EXPECT_EQ(flags_.max_batch, 8);
+  EXPECT_EQ(flags_.num_pages, 4096);
   EXPECT_FALSE(flags_.server.allow_insecure);
   EXPECT_TRUE(flags_.server.metrics_listen.empty());
 }
@@ -58,6 +62,10 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
                      "5",
                      "--max-waiting",
                      "0",
+                     "--max-batch",
+                     "16",
+                     "--pages",
+                     "99",
                      "--drain-timeout",
                      "1.5",
                      "--put-deadline",
@@ -74,6 +82,8 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   EXPECT_EQ(flags_.threads, 3);
   EXPECT_EQ(flags_.queue.max_running, 5);
   EXPECT_EQ(flags_.queue.max_waiting, 0);
+  EXPECT_EQ(flags_.max_batch, 16);
+  EXPECT_EQ(flags_.num_pages, 99);
   EXPECT_EQ(flags_.drain_timeout_s, 1.5);
   EXPECT_EQ(flags_.put_deadline_s, 7);
   EXPECT_EQ(flags_.log_format, "json");
@@ -88,6 +98,9 @@ TEST_F(ServeFlagsTest, RefusesValuesOutOfRange) {
   EXPECT_TRUE(Parse({"--max-running", "1"}));
   EXPECT_FALSE(Parse({"--max-running", "0"}));
   EXPECT_FALSE(Parse({"--max-waiting", "-1"}));
+  EXPECT_TRUE(Parse({"--max-batch", "1024"}));
+  EXPECT_FALSE(Parse({"--max-batch", "0"}));
+  EXPECT_FALSE(Parse({"--pages", "0"}));
   EXPECT_FALSE(Parse({"--drain-timeout", "3601"}));
   EXPECT_FALSE(Parse({"--put-deadline", "0"}));
   EXPECT_FALSE(Parse({"--log-format", "xml"}));
@@ -102,6 +115,19 @@ TEST_F(ServeFlagsTest, TakesOptionsFromTheEnvironmentToo) {
   EXPECT_TRUE(Parse({"--max-running", "2"}));
   EXPECT_EQ(flags_.queue.max_running, 2) << "the command line wins";
   ::unsetenv("PKV_MAX_RUNNING");
+  ASSERT_EQ(::setenv("PKV_MAX_BATCH", "7", 1), 0);
+  EXPECT_TRUE(Parse({}));
+  EXPECT_EQ(flags_.max_batch, 7);
+  ::unsetenv("PKV_MAX_BATCH");
+}
+
+TEST(WorkerMainTest, TakesTheOptionsOfItsRoleAlone) {
+  for (const auto& [binary, option] : {std::pair("worker/pkv-prefill", "--max-batch"),
+                                       std::pair("worker/pkv-decode", "--max-running")}) {
+    const BinaryRun run = RunBinary(binary, {"serve", "--model", "m", option, "1"});
+    EXPECT_EQ(run.exit_code, 2) << option;
+    EXPECT_THAT(run.err, HasSubstr(option));
+  }
 }
 
 TEST(WorkerMainTest, ExitsWithTwoOnBadUsageAndOneOnFailure) {

@@ -3,7 +3,9 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
+#include <thread>
 
 #include "tests/support/run_binary.h"
 #include "tests/support/status_matchers.h"
@@ -138,6 +140,34 @@ TEST_F(ServerHostTest, FailsWhenThePortFileCannotBeWritten) {
                                       "127.0.0.1:0", "--port-file", "/nonexistent/port"});
   EXPECT_EQ(run.exit_code, 1);
   EXPECT_THAT(run.err, HasSubstr("cannot write port file /nonexistent/port"));
+}
+
+// In a process of its own: signals are blocked and raised.
+TEST(ServingFaultDeathTest, EndsServingWithWhatWasReportedFirst) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  const auto serve = [] {
+    BlockTerminationSignals();
+    ServingFault fault;
+    int num_drains = 0;
+    ServerHostOptions options;
+    options.listen = "127.0.0.1:0";
+    options.fault = &fault;
+    options.on_drain = [&num_drains] { ++num_drains; };
+    std::thread reporter([&fault] {
+      fault.Report(absl::InternalError("the device is lost"));
+      fault.Report(absl::InternalError("again"));
+    });
+    const absl::Status status =
+        ServeUntilSignal(options, {}, std::make_shared<prometheus::Registry>());
+    reporter.join();
+    const bool first = status == absl::InternalError("the device is lost");
+    std::_Exit(first && num_drains == 1 ? 7 : 8);
+  };
+  EXPECT_EXIT(serve(), testing::ExitedWithCode(7), "the device is lost");
+}
+
+TEST(ServingFaultTest, IsFineUntilSomethingIsReported) {
+  EXPECT_THAT(ServingFault().status(), IsOk());
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ class WorkerServicesTest : public TinyWorkersTest {
   void SetUp() override {
     const QueueOptions queue{.max_running = 1, .max_waiting = 0};
     prefill_service_ = MakePrefillService(&prefill_, &prefill_metrics_, queue);
-    decode_service_ = MakeDecodeService(&decode_, &decode_metrics_, queue);
+    decode_service_ = MakeDecodeService(&one_decode_, &decode_metrics_);
     // A socket, not an in-process channel: that hands a sender's buffer to the receiver, which TSan
     // cannot see to be in order because Debian's gRPC is not instrumented.
     int port = 0;
@@ -66,6 +66,11 @@ class WorkerServicesTest : public TinyWorkersTest {
     decode_service_.reset();
   }
 
+  static BatchOptions NoneWaits() {
+    BatchOptions options;
+    options.max_waiting = 0;
+    return options;
+  }
   void HoldCache() {
     cache_.set_script([this](CacheCall) {
       gate_.Pass();
@@ -78,6 +83,7 @@ class WorkerServicesTest : public TinyWorkersTest {
   }
 
   Gate gate_;
+  DecodeWorker one_decode_{host_, &cache_, &decode_metrics_, {.num_slots = 1}, NoneWaits()};
   std::unique_ptr<grpc::Service> prefill_service_, decode_service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Prefill::Stub> prefill_stub_;
@@ -160,6 +166,61 @@ TEST_F(WorkerServicesTest, EndsARequestWhoseCallerWentAway) {
   decode_service_.reset();
   EXPECT_EQ(DecodeMetric("pkv_worker_requests_total", {{"code", "CANCELLED"}}), 1);
   EXPECT_EQ(DecodeMetric("pkv_worker_generated_tokens_total"), 0);
+}
+
+// No layer ever arrives: only the cancellation can end the request.
+TEST_F(WorkerServicesTest, EndsAFetchWhoseCallerWentAway) {
+  v1::PrefillResponse prefilled;
+  ASSERT_TRUE(CallPrefill(&prefilled).ok());
+  cache_.HoldLayersFrom(0);
+  grpc::ClientContext context;
+  const auto reader = decode_stub_->Decode(&context, MakeDecode(prefilled.ticket(), 3));
+  cache_.WaitForBlockedReader();
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  server_->Shutdown();
+  server_->Wait();
+  EXPECT_EQ(DecodeMetric("pkv_worker_requests_total", {{"code", "CANCELLED"}}), 1);
+  EXPECT_EQ(DecodeMetric(kRecomputes), 0);
+}
+
+// As many streams as slots and more, each from a thread of its caller alone.
+TEST_F(WorkerServicesTest, CarriesManyStreamsAtOnce) {
+  DecodeWorker worker(host_, &cache_, &decode_metrics_, {.num_slots = 3});
+  const auto service = MakeDecodeService(&worker, &decode_metrics_);
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service.get());
+  const auto server = builder.BuildAndStart();
+  const auto stub = v1::Decode::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+
+  constexpr int kStreams = 8;
+  std::vector<v1::DecodeRequest> requests;
+  std::vector<std::vector<int32_t>> alone, together(kStreams);
+  for (int i = 0; i < kStreams; ++i) {
+    const char* preset = i % 2 == 0 ? "fp16" : "default";
+    requests.push_back(
+        MakeDecode(Prefill(RandomPrompt(50 + i, 40 + 60 * i), preset).ticket(), 20 + 20 * i));
+    alone.push_back(Decode(requests.back()).continuation.tokens);
+  }
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kStreams; ++i) {
+    callers.emplace_back([&, i] {
+      grpc::ClientContext context;
+      const auto reader = stub->Decode(&context, requests[i]);
+      v1::DecodeEvent event;
+      while (reader->Read(&event)) {
+        if (event.has_token()) together[i].push_back(event.token().token_id());
+      }
+      EXPECT_TRUE(reader->Finish().ok()) << "stream " << i;
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(together, alone);
+  server->Shutdown();
+  server->Wait();
 }
 
 }  // namespace

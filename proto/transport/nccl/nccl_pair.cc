@@ -1,0 +1,454 @@
+#include "proto/transport/nccl/nccl_pair.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+
+namespace pkv {
+namespace {
+
+// Groups in flight: one on its way, one posted behind it, one being gathered or scattered.
+constexpr size_t kSlots = 3;
+
+// What both ends send when they open: that they speak alike.
+struct Greeting {
+  uint32_t magic = 0x706b7630;
+  uint32_t rank = 0;
+  uint64_t group_bytes = 0;
+};
+constexpr uint64_t kGreetingBytes = sizeof(Greeting);
+static_assert(kGreetingBytes == 16 && kGreetingBytes % kSpanAlignmentBytes == 0);
+
+// Runs `work` on a thread of its own and waits up to `timeout` for it. The thread may end after the
+// pair: when NCCL waits for the peer's process, or freeing memory for another pair's kernels.
+void RunBounded(absl::Duration timeout, std::function<void()> work) {
+  struct Shared {
+    Mutex mu;
+    CondVar done_changed;
+    bool done ABSL_GUARDED_BY(mu) = false;
+  };
+  auto shared = std::make_shared<Shared>();  // by both threads, whichever ends first
+  std::thread([shared, work = std::move(work)] {
+    work();
+    MutexLock lock(&shared->mu);
+    shared->done = true;
+    shared->done_changed.SignalAll();
+  }).detach();
+  // The machine's clock even in tests: this waits for a thread, which no other clock moves.
+  Clock* const clock = Clock::Real();
+  const absl::Time end = clock->MonotonicNow() + timeout;
+  MutexLock lock(&shared->mu);
+  while (!shared->done) {
+    const absl::Duration left = end - clock->MonotonicNow();
+    if (left <= absl::ZeroDuration()) break;
+    shared->done_changed.WaitWithTimeout(&shared->mu, left);
+  }
+}
+
+}  // namespace
+
+struct NcclPair::Bound {
+  absl::Time end;
+  absl::Duration allowed;
+};
+
+// Of one call that moves groups.
+struct NcclPair::Progress {
+  enum class Kind { kSend, kReceive, kChecksum } kind;
+  std::span<const LayerSpans> layers;
+  const TransferLimits& limits;
+  LayerDone layer_done = nullptr;
+  TransferPlan plan = {};
+  absl::Time end = {};         // of the call
+  absl::Time last_group = {};  // when the last one was through
+  size_t num_issued = 0, num_finished = 0;
+  uint32_t layers_told = 0;
+  absl::Status layer_status = {};     // of layers_told
+  absl::Status first_data_loss = {};  // of all layers
+  std::vector<uint32_t> digests = {};
+
+  Bound bound() const {
+    const absl::Time stalled = last_group + limits.stall_timeout;
+    if (stalled < end) return {stalled, limits.stall_timeout};
+    return {end, limits.timeout};
+  }
+};
+
+NcclPair::NcclPair(std::shared_ptr<PairCalls> calls, const NcclPairOptions& options, Clock* clock)
+    : calls_(std::move(calls)), options_(options), clock_(clock) {}
+
+NcclPair::~NcclPair() {
+  if (state_ == State::kOpen) static_cast<void>(Break(absl::OkStatus()));
+}
+
+void NcclPair::PeerGone(absl::string_view reason) {
+  MutexLock lock(&mu_);
+  if (is_peer_gone_) return;
+  peer_gone_reason_ = std::string(reason);
+  is_peer_gone_ = true;
+  peer_gone_.SignalAll();
+}
+
+absl::Status NcclPair::PeerGoneStatus() {
+  MutexLock lock(&mu_);
+  return absl::UnavailableError(absl::StrCat("the peer is gone: ", peer_gone_reason_));
+}
+
+absl::Status NcclPair::RequireState(State state, absl::string_view call) const {
+  if (state_ == state) return absl::OkStatus();
+  static constexpr const char* kNames[] = {"idle", "open", "broken", "closed"};
+  return absl::FailedPreconditionError(
+      absl::StrCat(call, " of a pair that is ", kNames[static_cast<int>(state_)]));
+}
+
+// Spins while a group is in flight (tens of microseconds), then looks ten thousand times a second.
+void NcclPair::Pause(int num_polls) {
+  constexpr int kSpins = 5000;
+  if (num_polls < kSpins) {
+    std::this_thread::yield();
+    return;
+  }
+  MutexLock lock(&mu_);
+  if (!is_peer_gone_) peer_gone_.WaitWithTimeout(&mu_, absl::Microseconds(100));
+}
+
+absl::Status NcclPair::Await(const Bound& bound, absl::string_view what,
+                             const std::function<absl::StatusOr<bool>()>& done) {
+  for (int num_polls = 0;; ++num_polls) {
+    if (is_peer_gone_) return PeerGoneStatus();
+    PKV_ASSIGN_OR_RETURN(const bool is_done, done());
+    if (is_done) return absl::OkStatus();
+    // Errors of the network, or of NCCL's own threads, show here only.
+    PKV_RETURN_IF_ERROR(calls_->IsReady(comm_).status());
+    if (clock_->MonotonicNow() >= bound.end) {
+      return absl::DeadlineExceededError(
+          absl::StrCat(what, " took over ", absl::FormatDuration(bound.allowed)));
+    }
+    Pause(num_polls);
+  }
+}
+
+absl::Status NcclPair::AwaitReady(const Bound& bound, absl::string_view what) {
+  return Await(bound, what, [this] { return calls_->IsReady(comm_); });
+}
+
+absl::Status NcclPair::Open(const NcclUniqueId& id, int rank) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kIdle, "Open"));
+  const absl::Status status = Connect(id, rank);
+  if (!status.ok()) return Break(status);
+  state_ = State::kOpen;
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::Connect(const NcclUniqueId& id, int rank) {
+  PKV_CHECK(rank == 0 || rank == 1, rank);
+  const Bound bound = {clock_->MonotonicNow() + options_.open_timeout, options_.open_timeout};
+  PKV_ASSIGN_OR_RETURN(comm_stream_, calls_->MakeStream(0));
+  PKV_ASSIGN_OR_RETURN(copy_stream_, calls_->MakeStream(1));
+  slots_.resize(kSlots);
+  for (PairSlot& slot : slots_) PKV_RETURN_IF_ERROR(slot.Allocate(*calls_, options_.group_bytes));
+  if (is_peer_gone_) return PeerGoneStatus();
+  PKV_ASSIGN_OR_RETURN(comm_, calls_->BeginInit(id, rank));
+  PKV_RETURN_IF_ERROR(AwaitReady(bound, "joining the peer"));
+  return Exchange(rank, bound);
+}
+
+absl::Status NcclPair::Exchange(int rank, const Bound& bound) {
+  const Greeting sent = {.rank = static_cast<uint32_t>(rank), .group_bytes = options_.group_bytes};
+  std::byte* const host = slots_[0].host();
+  std::byte* const out = slots_[0].staging();
+  std::byte* const in = slots_[1].staging();
+  std::memcpy(host, &sent, sizeof(sent));
+  PKV_RETURN_IF_ERROR(calls_->CopyAsync(out, host, kGreetingBytes, comm_stream_));
+  const std::array<PairOp, 2> ops = {PairOp{true, out, kGreetingBytes},
+                                     PairOp{false, in, kGreetingBytes}};
+  PKV_RETURN_IF_ERROR(calls_->Begin(comm_, ops, comm_stream_));
+  PKV_RETURN_IF_ERROR(AwaitReady(bound, "connecting to the peer"));
+  PKV_RETURN_IF_ERROR(calls_->CopyAsync(host, in, kGreetingBytes, comm_stream_));
+  PKV_RETURN_IF_ERROR(
+      Await(bound, "the peer's greeting", [this] { return calls_->StreamIsIdle(comm_stream_); }));
+  Greeting got;
+  std::memcpy(&got, host, sizeof(got));
+  if (got.magic != sent.magic || got.rank != 1 - sent.rank || got.group_bytes != sent.group_bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the peer is rank ", got.rank, " with groups of ", got.group_bytes,
+                     " bytes, this is rank ", sent.rank, " with ", sent.group_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::Send(std::span<const LayerSpans> layers, const TransferLimits& limits) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Send"));
+  Progress progress = {.kind = Progress::Kind::kSend, .layers = layers, .limits = limits};
+  return Run(progress);
+}
+
+absl::Status NcclPair::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+                               const LayerDone& layer_done) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Receive"));
+  for (const LayerSpans& layer : layers) {
+    if (layer.checksums.empty()) {
+      return absl::InvalidArgumentError("a receive without checksums to compare with");
+    }
+  }
+  Progress progress = {.kind = Progress::Kind::kReceive,
+                       .layers = layers,
+                       .limits = limits,
+                       .layer_done = layer_done};
+  PKV_RETURN_IF_ERROR(Run(progress));
+  return progress.first_data_loss;
+}
+
+absl::StatusOr<std::vector<uint32_t>> NcclPair::Checksum(const LayerSpans& layer,
+                                                         const TransferLimits& limits) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Checksum"));
+  Progress progress = {
+      .kind = Progress::Kind::kChecksum, .layers = std::span(&layer, 1), .limits = limits};
+  PKV_RETURN_IF_ERROR(Run(progress));
+  return std::move(progress.digests);
+}
+
+absl::Status NcclPair::Run(Progress& progress) {
+  PKV_ASSIGN_OR_RETURN(progress.plan, TransferPlan::Make(progress.layers, options_.group_bytes));
+  progress.last_group = clock_->MonotonicNow();
+  progress.end = progress.last_group + progress.limits.timeout;
+  const auto run = [&]() -> absl::Status {
+    uint64_t list_bytes = 0;
+    for (const TransferPlan::Group& group : progress.plan.groups) {
+      list_bytes = std::max(list_bytes, PairSlot::ListBytes(group));
+    }
+    for (PairSlot& slot : slots_) PKV_RETURN_IF_ERROR(slot.Reserve(*calls_, list_bytes));
+    switch (progress.kind) {
+      case Progress::Kind::kSend:
+        PKV_RETURN_IF_ERROR(RunSend(progress));
+        break;
+      case Progress::Kind::kReceive:
+        PKV_RETURN_IF_ERROR(RunReceive(progress));
+        break;
+      case Progress::Kind::kChecksum:
+        PKV_RETURN_IF_ERROR(RunChecksum(progress));
+        break;
+    }
+    while (progress.num_finished < progress.num_issued) {
+      PKV_RETURN_IF_ERROR(FinishGroup(progress));
+    }
+    return absl::OkStatus();
+  };
+  const absl::Status status = run();
+  return status.ok() ? status : Break(status);
+}
+
+// NCCL posts an operation on a thread that it starts for it, which takes about as long as 32 MiB
+// take on the wire. What this thread has to do for other groups is done meanwhile.
+absl::Status NcclPair::RunSend(Progress& progress) {
+  const size_t num_groups = progress.plan.groups.size();
+  PKV_RETURN_IF_ERROR(PrepareSend(progress, 0));
+  for (size_t g = 0; g < num_groups; ++g) {
+    PKV_RETURN_IF_ERROR(BeginSend(progress, g));
+    if (g + 1 < num_groups) {
+      PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g + 1));
+      PKV_RETURN_IF_ERROR(PrepareSend(progress, g + 1));
+    }
+    PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a send"));
+    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slots_[g % kSlots].done(), comm_stream_));
+    ++progress.num_issued;
+    PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::RunReceive(Progress& progress) {
+  const std::vector<TransferPlan::Group>& groups = progress.plan.groups;
+  PKV_RETURN_IF_ERROR(BeginReceive(progress, 0));
+  for (size_t g = 0; g < groups.size(); ++g) {
+    PairSlot& slot = slots_[g % kSlots];
+    slot.Fill(groups[g], false, groups[g].contiguous == nullptr, true, cutter_);
+    PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
+    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.received(), comm_stream_));
+    PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(copy_stream_, slot.received()));
+    if (g + 1 < groups.size()) {
+      PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g + 1));
+      PKV_RETURN_IF_ERROR(BeginReceive(progress, g + 1));
+    }
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress, groups[g], copy_stream_));
+    PKV_RETURN_IF_ERROR(LaunchAndRecord(slot));
+    ++progress.num_issued;
+    PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::RunChecksum(Progress& progress) {
+  for (size_t g = 0; g < progress.plan.groups.size(); ++g) {
+    PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g));
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress, progress.plan.groups[g], copy_stream_));
+    slots_[g % kSlots].Fill(progress.plan.groups[g], false, false, true, cutter_);
+    PKV_RETURN_IF_ERROR(LaunchAndRecord(slots_[g % kSlots]));
+    ++progress.num_issued;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::FreeSlotOf(Progress& progress, size_t group_index) {
+  while (progress.num_finished + kSlots <= group_index) {
+    PKV_RETURN_IF_ERROR(FinishGroup(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::WaitForLayers(Progress& progress, const TransferPlan::Group& group,
+                                     void* stream) {
+  // Streams of earlier groups waited for the earlier layers, but not always this stream.
+  for (uint32_t layer = group.first_layer; layer < group.end_layer; ++layer) {
+    if (progress.layers[layer].ready != nullptr) {
+      PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(stream, progress.layers[layer].ready));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::PrepareSend(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  if (group.contiguous != nullptr) return absl::OkStatus();
+  PairSlot& slot = slots_[group_index % kSlots];
+  slot.Fill(group, true, true, false, cutter_);
+  PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, copy_stream_));
+  PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
+  return calls_->RecordEvent(slot.copied(), copy_stream_);
+}
+
+absl::Status NcclPair::BeginSend(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  const PairSlot& slot = slots_[group_index % kSlots];
+  const bool gathers = group.contiguous == nullptr;
+  if (gathers) {
+    PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(comm_stream_, slot.copied()));
+  } else {
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
+  }
+  const PairOp op = {true, gathers ? slot.staging() : group.contiguous, group.bytes};
+  return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
+}
+
+absl::Status NcclPair::BeginReceive(Progress& progress, size_t group_index) {
+  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  const bool scatters = group.contiguous == nullptr;
+  if (!scatters) PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
+  const PairOp op = {false, scatters ? slots_[group_index % kSlots].staging() : group.contiguous,
+                     group.bytes};
+  return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
+}
+
+absl::Status NcclPair::LaunchAndRecord(PairSlot& slot) {
+  PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
+  return calls_->RecordEvent(slot.done(), copy_stream_);
+}
+
+absl::Status NcclPair::FinishWhatPassed(Progress& progress) {
+  while (progress.num_finished < progress.num_issued) {
+    const PairSlot& slot = slots_[progress.num_finished % kSlots];
+    PKV_ASSIGN_OR_RETURN(const bool has_passed, calls_->EventHasPassed(slot.done()));
+    if (!has_passed) return absl::OkStatus();
+    PKV_RETURN_IF_ERROR(FinishGroup(progress));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::FinishGroup(Progress& progress) {
+  const PairSlot& slot = slots_[progress.num_finished % kSlots];
+  PKV_RETURN_IF_ERROR(
+      Await(progress.bound(), "a group", [&] { return calls_->EventHasPassed(slot.done()); }));
+  const TransferPlan::Group& group = progress.plan.groups[progress.num_finished];
+  progress.last_group = clock_->MonotonicNow();
+  ++progress.num_finished;
+  if (progress.kind == Progress::Kind::kReceive) Compare(progress, group, slot);
+  if (progress.kind == Progress::Kind::kChecksum) {
+    const auto digests = slot.digests();
+    progress.digests.insert(progress.digests.end(), digests.begin(), digests.end());
+  }
+  return absl::OkStatus();
+}
+
+void NcclPair::Compare(Progress& progress, const TransferPlan::Group& group, const PairSlot& slot) {
+  const auto tell_until = [&](uint32_t end_layer) {
+    for (; progress.layers_told < end_layer; ++progress.layers_told) {
+      if (progress.layer_done) progress.layer_done(progress.layers_told, progress.layer_status);
+      progress.layer_status = absl::OkStatus();
+    }
+  };
+  const std::span<const uint32_t> digests = slot.digests();
+  for (size_t i = 0; i < digests.size(); ++i) {
+    const TransferPlan::EndingSpan& ending = group.ending[i];
+    tell_until(ending.layer);
+    const std::span<const uint32_t> checksums = progress.layers[ending.layer].checksums;
+    if (checksums[ending.index] == digests[i]) continue;
+    const absl::Status status = absl::DataLossError(
+        absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ", ending.span.bytes,
+                     " bytes: checksum ", digests[i], ", expected ", checksums[ending.index]));
+    if (progress.layer_status.ok()) progress.layer_status = status;
+    if (progress.first_data_loss.ok()) progress.first_data_loss = status;
+  }
+  tell_until(group.layers_done);
+}
+
+absl::Status NcclPair::Close() {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Close"));
+  const Bound bound = {clock_->MonotonicNow() + options_.close_timeout, options_.close_timeout};
+  absl::Status status = calls_->BeginFinalize(comm_);
+  if (status.ok()) status = AwaitReady(bound, "closing");
+  if (!status.ok()) return Break(status);
+  state_ = State::kClosed;
+  RunBounded(options_.abort_timeout,
+             [calls = calls_, comm = std::exchange(comm_, nullptr)] { calls->Destroy(comm); });
+  Release();
+  return absl::OkStatus();
+}
+
+absl::Status NcclPair::Break(absl::Status status) {
+  state_ = State::kBroken;
+  // Its first act is to tell the kernels to end; then it may wait for the peer, which we do not.
+  if (comm_ != nullptr) {
+    RunBounded(options_.abort_timeout,
+               [calls = calls_, comm = std::exchange(comm_, nullptr)] { calls->Abort(comm); });
+  }
+  const absl::Status idle = AwaitIdleStreams();
+  if (!idle.ok()) {
+    return absl::InternalError(
+        absl::StrCat(idle.message(), " after an abort because of: ", status.ToString()));
+  }
+  Release();
+  return status;
+}
+
+absl::Status NcclPair::AwaitIdleStreams() {
+  const absl::Time end = clock_->MonotonicNow() + options_.abort_timeout;
+  for (void* stream : {comm_stream_, copy_stream_}) {
+    for (int num_polls = 0; stream != nullptr; ++num_polls) {
+      PKV_ASSIGN_OR_RETURN(const bool is_idle, calls_->StreamIsIdle(stream));
+      if (is_idle) break;
+      if (clock_->MonotonicNow() >= end) return absl::InternalError("the GPU goes on working");
+      Pause(num_polls);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void NcclPair::Release() {
+  RunBounded(options_.abort_timeout,
+             [calls = calls_, slots = std::exchange(slots_, {}),
+              streams = std::array{std::exchange(comm_stream_, nullptr),
+                                   std::exchange(copy_stream_, nullptr)}]() mutable {
+               for (PairSlot& slot : slots) slot.Free(*calls);
+               for (void* stream : streams) {
+                 if (stream != nullptr) calls->DestroyStream(stream);
+               }
+             });
+}
+
+}  // namespace pkv

@@ -1,0 +1,140 @@
+// Copies and CRC-32C digests of spans on the device against the CPU: equal bytes, equal digests.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "kernels/device/device_buffer.h"
+#include "proto/base/checksum.h"
+#include "proto/transport/nccl/span_kernels.h"
+#include "tests/support/cuda_fixture.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+constexpr uint32_t kSeed = 14;
+
+// `begin` and `bytes`, multiples of 16, in a buffer.
+struct Range {
+  uint64_t begin = 0, bytes = 0;
+};
+
+class SpanDigestParityTest : public CudaTest {
+ protected:
+  std::vector<std::byte> RandomBytes(size_t size) {
+    std::mt19937 random(kSeed);
+    std::vector<std::byte> bytes(size);
+    for (size_t i = 0; i + 4 <= size; i += 4) {
+      const uint32_t word = random();
+      std::memcpy(bytes.data() + i, &word, 4);
+    }
+    return bytes;
+  }
+
+  template <typename T>
+  DeviceBuffer OnDevice(const std::vector<T>& values) {
+    auto buffer = DeviceBuffer::CopyOf(std::as_bytes(std::span(values)), stream());
+    EXPECT_THAT(buffer, IsOk());
+    return *std::move(buffer);
+  }
+  template <typename T>
+  void ToHost(const DeviceBuffer& buffer, std::vector<T>& values) {
+    EXPECT_THAT(buffer.CopyToHost(std::as_writable_bytes(std::span(values))), IsOk());
+  }
+
+  std::vector<uint32_t> Digests(std::byte* data, const std::vector<Range>& ranges,
+                                uint64_t item_bytes, int max_ctas = 0) {
+    DigestItemCutter cutter(item_bytes);
+    std::vector<DigestItem> items;
+    std::vector<uint32_t> digests;
+    for (const Range& range : ranges) {
+      digests.push_back(cutter.Append({data + range.begin, range.bytes},
+                                      static_cast<uint32_t>(digests.size()), items));
+    }
+    const DeviceBuffer device_items = OnDevice(items);
+    DeviceBuffer device_digests = OnDevice(digests);
+    EXPECT_EQ(LaunchDigestItems(reinterpret_cast<const DigestItem*>(device_items.data()),
+                                static_cast<uint32_t>(items.size()), device_digests.As<uint32_t>(),
+                                max_ctas, stream()),
+              cudaSuccess);
+    ToHost(device_digests, digests);
+    return digests;
+  }
+};
+
+TEST_F(SpanDigestParityTest, DigestsAreTheHostsChecksumsAtEveryLength) {
+  SCOPED_TRACE(kSeed);
+  const std::vector<std::byte> bytes = RandomBytes(1 << 20);
+  DeviceBuffer device = OnDevice(bytes);
+  std::vector<Range> ranges;
+  // Up to two items and some rows; then pages, frames with sinks, and more.
+  for (uint64_t length = 16; length <= 40'000; length += 16) {
+    ranges.push_back({(length * 7) % 60'000 / 16 * 16, length});
+  }
+  for (const uint64_t length : {79'872, 81'920, 262'144, 524'272, 1'048'576}) {
+    ranges.push_back({0, length});
+  }
+  for (const uint64_t item_bytes : {kDigestRowBytes, kDigestItemBytes, 4 * kDigestItemBytes}) {
+    const std::vector<uint32_t> digests = Digests(device.data(), ranges, item_bytes);
+    for (size_t i = 0; i < ranges.size(); ++i) {
+      const auto range = std::span(bytes).subspan(ranges[i].begin, ranges[i].bytes);
+      ASSERT_EQ(digests[i], Crc32c(range)) << ranges[i].bytes << " bytes, items " << item_bytes;
+    }
+  }
+}
+
+TEST_F(SpanDigestParityTest, FewCtasTakeManyItemsInTurns) {
+  const std::vector<std::byte> bytes = RandomBytes(1 << 20);
+  DeviceBuffer device = OnDevice(bytes);
+  EXPECT_EQ(Digests(device.data(), {{0, bytes.size()}}, kDigestRowBytes, 3)[0], Crc32c(bytes));
+}
+
+TEST_F(SpanDigestParityTest, ADigestChangesWithAnyBit) {
+  std::vector<std::byte> bytes = RandomBytes(80'000);
+  const std::vector<Range> whole = {{0, bytes.size()}};
+  DeviceBuffer device = OnDevice(bytes);
+  const uint32_t before = Digests(device.data(), whole, kDigestItemBytes)[0];
+  std::mt19937 random(kSeed);
+  for (int i = 0; i < 200; ++i) {
+    const size_t bit = random() % (8 * bytes.size());
+    bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+    DeviceBuffer changed = OnDevice(bytes);
+    ASSERT_NE(Digests(changed.data(), whole, kDigestItemBytes)[0], before) << bit;
+    bytes[bit / 8] ^= std::byte{1} << (bit % 8);
+  }
+}
+
+TEST_F(SpanDigestParityTest, CopiesEveryByteAndNoOther) {
+  const std::vector<std::byte> bytes = RandomBytes(1 << 20);
+  const std::vector<std::byte> blank(bytes.size(), std::byte{0xee});
+  DeviceBuffer from = OnDevice(bytes), to = OnDevice(blank);
+  std::vector<std::byte> expected = blank;
+  std::vector<CopyItem> items;
+  uint64_t at = 0;
+  for (uint64_t length = 16; at + length <= bytes.size() && length <= kCopyItemBytes;
+       at += length + 16, length = length * 5 / 3 / 16 * 16 + 16) {
+    const uint64_t target = bytes.size() - at - length;
+    items.push_back({from.data() + at, to.data() + target, length});
+    std::memcpy(expected.data() + target, bytes.data() + at, length);
+  }
+  ASSERT_GT(items.size(), 10u);
+  const DeviceBuffer device_items = OnDevice(items);
+  ASSERT_EQ(LaunchCopyItems(reinterpret_cast<const CopyItem*>(device_items.data()),
+                            static_cast<uint32_t>(items.size()), 3, stream()),
+            cudaSuccess);
+  std::vector<std::byte> got(bytes.size());
+  ToHost(to, got);
+  EXPECT_EQ(got, expected);
+}
+
+TEST_F(SpanDigestParityTest, NoItemsAreNoLaunch) {
+  EXPECT_EQ(LoadSpanKernels(), cudaSuccess);
+  EXPECT_EQ(LaunchCopyItems(nullptr, 0, 0, stream()), cudaSuccess);
+  EXPECT_EQ(LaunchDigestItems(nullptr, 0, nullptr, 0, stream()), cudaSuccess);
+}
+
+}  // namespace
+}  // namespace pkv

@@ -1,0 +1,73 @@
+#include "worker/batch/stream_watch.h"
+
+#include <utility>
+
+#include "proto/base/clock.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+
+namespace pkv {
+
+class StreamWatch::WatchedStream final : public GetStream {
+ public:
+  WatchedStream(StreamWatch* watch, std::unique_ptr<GetStream> stream)
+      : watch_(*watch), stream_(std::move(stream)) {
+    MutexLock lock(&watch_.mu_);
+    PKV_CHECK(watch_.stream_ == nullptr);
+    watch_.stream_ = stream_.get();
+    if (watch_.cancelled_) stream_->Cancel();
+  }
+  ~WatchedStream() override {
+    MutexLock lock(&watch_.mu_);
+    watch_.stream_ = nullptr;
+  }
+
+  absl::Status WaitForManifest() override { return stream_->WaitForManifest(); }
+  absl::Status WaitForLayer(int layer) override {
+    PKV_RETURN_IF_ERROR(stream_->WaitForLayer(layer));
+    return Arrived();
+  }
+  absl::Status WaitForAll() override {
+    PKV_RETURN_IF_ERROR(stream_->WaitForAll());
+    return Arrived();
+  }
+  int num_objects() const override { return stream_->num_objects(); }
+  const ObjectHeader& header(int object_index) const override {
+    return stream_->header(object_index);
+  }
+  std::span<const std::byte> frame(int object_index, int layer) const override {
+    return stream_->frame(object_index, layer);
+  }
+  AlignedBuffer TakeObject(int object_index) override { return stream_->TakeObject(object_index); }
+  absl::Status CheckHeld() override { return stream_->CheckHeld(); }
+  uint64_t received_bytes() const override { return stream_->received_bytes(); }
+  void Cancel() override { stream_->Cancel(); }
+
+ private:
+  absl::Status Arrived() {
+    const absl::Time now = Clock::Real()->MonotonicNow();
+    MutexLock lock(&watch_.mu_);
+    watch_.last_arrival_ = now;
+    return absl::OkStatus();
+  }
+
+  StreamWatch& watch_;
+  const std::unique_ptr<GetStream> stream_;
+};
+
+std::unique_ptr<GetStream> StreamWatch::Watch(std::unique_ptr<GetStream> stream) {
+  return std::make_unique<WatchedStream>(this, std::move(stream));
+}
+
+void StreamWatch::Cancel() {
+  MutexLock lock(&mu_);
+  cancelled_ = true;
+  if (stream_ != nullptr) stream_->Cancel();
+}
+
+absl::Time StreamWatch::last_arrival() const {
+  MutexLock lock(&mu_);
+  return last_arrival_;
+}
+
+}  // namespace pkv

@@ -1,0 +1,116 @@
+#ifndef PKV_WORKER_ENGINE_CUDA_CUDA_PREFILL_H_
+#define PKV_WORKER_ENGINE_CUDA_CUDA_PREFILL_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device/device_buffer.h"
+#include "kernels/device/event.h"
+#include "kernels/device/stream.h"
+#include "pkv/kernels/codec_params.h"
+#include "pkv/kernels/kv_tensor.h"
+#include "pkv/kernels/layer_compressor.h"
+#include "pkv/kernels/prefill_attention.h"
+#include "pkv/kernels/query_statistics.h"
+#include "worker/engine/cuda/cuda_model.h"
+#include "worker/engine/cuda/layer_pass.h"
+
+namespace pkv {
+
+// Where one layer's compressed blocks go, on the device (layer_compressor.h).
+struct PrefillTarget {
+  std::byte* pages = nullptr;
+  int64_t page_stride = 0;
+  const int32_t* page_ids = nullptr;  // null: one after another
+  uint16_t* sinks = nullptr;          // of variants with sinks, when the prompt starts here
+  DeviceBank* bank = nullptr;         // of variants with patterns
+  bool mine = true;
+};
+
+// One prompt, or what is missing of it.
+struct PrefillRequest {
+  std::span<const int32_t> tokens;  // the whole prompt that is to be cached
+  // Tokens [0, first_token) are cached already, in whole blocks: load_prefix brings them.
+  int first_token = 0;
+  // The first so many blocks of the prompt are to stand compressed; those behind first_token are
+  // made here.
+  int num_blocks = 0;
+  // Enqueues on `stream` what fills K and V of [0, first_token) in `prefix`: after RoPE, not
+  // rotated; the tokens of a block in any order. Unused when first_token is 0.
+  std::function<absl::Status(int layer, const MutableKvTensorView& prefix, void* stream)>
+      load_prefix;
+  // Asked for each layer, in order, before its compression is enqueued; may wait for room.
+  std::function<absl::StatusOr<PrefillTarget>(int layer)> target;
+  // Called in order when a layer's compression has been enqueued on `stream`, in which what
+  // follows may read target and `window`, the tokens behind the blocks. The view holds until the
+  // stream has passed what this call enqueued.
+  std::function<absl::Status(int layer, const PrefillTarget& target, const KvTensorView& window,
+                             void* stream)>
+      on_compressed;
+  std::function<bool()> cancelled;  // asked before each layer; null: never
+};
+
+// Computes the K and V of prompts on a GPU, layer by layer, each compressed on a stream of its own
+// while the next one is computed. Inside a layer tokens are taken in chunks, so that activations
+// stay small.
+//
+// Owns activations and the uncompressed K and V of two layers. Thread-compatible.
+class CudaPrefill {
+ public:
+  struct Options {
+    int max_tokens = 0;  // of a prompt; a multiple of 128
+    int chunk_tokens = 4096;
+    bool compress = true;  // false: K and V are computed and dropped, for comparison
+  };
+  // `model` outlives it.
+  //   ResourceExhausted  out of device memory
+  static absl::StatusOr<std::unique_ptr<CudaPrefill>> Make(const CudaModel* model,
+                                                           const CodecParams& params,
+                                                           const Options& options);
+
+  // Returns when all is done.
+  //   InvalidArgument  more tokens than max_tokens, blocks or a prefix that they do not fill
+  //   OutOfRange       K or V of a token is beyond fp16
+  //   Cancelled        `cancelled` said so
+  //   errors of the callbacks
+  absl::Status Run(const PrefillRequest& request);
+
+  void* stream() const { return compute_.handle(); }
+  void* compress_stream() const { return compress_.handle(); }
+
+ private:
+  CudaPrefill(const CudaModel* model, const CodecParams& params, const Options& options,
+              Stream compute, Stream compress);
+  absl::Status Allocate();
+  absl::Status RunLayers(const PrefillRequest& request);
+  absl::Status ComputeLayer(const PrefillRequest& request, int layer);
+  absl::Status AttendChunk(const PrefillRequest& request, int layer, int first, int rows);
+  absl::Status CompressLayer(const PrefillRequest& request, int layer);
+  // K and V of all tokens of the layer, whose buffer is used by every other one.
+  MutableKvTensorView kv(int layer, int num_tokens);
+  // Of tokens that are compressed; null when the encoding asks for no queries.
+  bool wants_statistics() const { return statistics_ != nullptr; }
+
+  const CudaModel& model_;
+  const CodecParams params_;
+  const Options options_;
+  const Stream compute_, compress_;  // outlive the device memory
+  std::unique_ptr<LayerPass> pass_;
+  std::unique_ptr<PrefillAttention> attention_;
+  std::unique_ptr<QueryStatistics> statistics_;
+  std::unique_ptr<LayerCompressor> compressor_;
+  DeviceBuffer tokens_, lse_, not_finite_;
+  std::array<DeviceBuffer, 2> kv_;          // by layer mod 2
+  std::array<DeviceBuffer, 2> importance_;  // [kv_head][token] fp32
+  // By layer mod 2: K and V are complete; whoever reads them is through.
+  std::array<Event, 2> ready_, released_;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_ENGINE_CUDA_CUDA_PREFILL_H_

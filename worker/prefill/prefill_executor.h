@@ -1,0 +1,34 @@
+#ifndef PKV_WORKER_PREFILL_PREFILL_EXECUTOR_H_
+#define PKV_WORKER_PREFILL_PREFILL_EXECUTOR_H_
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include "absl/status/status.h"
+#include "pkv/kernels/codec_params.h"
+#include "worker/sequence/kv_sequence.h"
+
+namespace pkv {
+
+// Computes and encodes prompts on some device, for a prefill worker. Thread-safe.
+class PrefillExecutor {
+ public:
+  virtual ~PrefillExecutor() = default;
+
+  // FailedPrecondition: prompts of these parameters are not served here; says which are.
+  virtual absl::Status CheckVariant(const CodecParams& params) const = 0;
+
+  // Computes what `sequence` lacks of `tokens` and fills the frames of everything that its
+  // StartBlocks made. Calls on_encoded(layer) once a layer's are filled, in order, from one thread,
+  // while later layers are computed; that it takes long holds the computation back. `cancelled` may
+  // be null; it is asked after each layer.
+  //   Cancelled, OutOfRange, errors of the sequence's prefix
+  virtual absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
+                           const std::function<bool()>& cancelled,
+                           const std::function<void(int)>& on_encoded) = 0;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_PREFILL_PREFILL_EXECUTOR_H_

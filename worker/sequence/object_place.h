@@ -1,0 +1,41 @@
+#ifndef PKV_WORKER_SEQUENCE_OBJECT_PLACE_H_
+#define PKV_WORKER_SEQUENCE_OBJECT_PLACE_H_
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "pkv/block/object_header.h"
+#include "pkv/kernels/codec_params.h"
+
+namespace pkv {
+
+// Where an object stands in a sequence.
+struct ObjectPlace {
+  ObjectKind kind = ObjectKind::kBlock;
+  uint64_t first_token = 0;
+  Digest parent;
+};
+
+// The object is of this model, geometry and variant, and stands at `place`. The geometry is checked
+// although the variant names it: whoever wrote the object may have lied, and sizes of frames follow
+// from it. FailedPrecondition: it is not; names it.
+absl::Status CheckPlace(const ObjectHeader& header, const ObjectPlace& place, const KvShape& shape,
+                        const CodecParams& params, const Digest& profile);
+
+// The fields of an object's header that follow from model and variant; places and ids are left to
+// the caller, the number of tokens too but for blocks. REQUIRES: params are valid for `shape`.
+ObjectHeader HeaderOf(ObjectKind kind, const KvShape& shape, const CodecParams& params,
+                      const Digest& profile);
+
+// The header of the block of `tokens`, 128 of them, that stands at first_token behind the block
+// `parent`. What it refers to of patterns, and appends, is left to the caller. InvalidArgument:
+// another number of tokens.
+absl::StatusOr<ObjectHeader> BlockHeaderOf(const KvShape& shape, const CodecParams& params,
+                                           const Digest& profile, uint64_t first_token,
+                                           const Digest& parent, std::span<const int32_t> tokens);
+
+}  // namespace pkv
+
+#endif  // PKV_WORKER_SEQUENCE_OBJECT_PLACE_H_
