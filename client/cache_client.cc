@@ -10,6 +10,8 @@
 #include "client/get_call.h"
 #include "client/put_call.h"
 #include "client/put_objects.h"
+#include "client/shm_dialer.h"
+#include "client/shm_get.h"
 #include "proto/base/status_macros.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
@@ -141,16 +143,31 @@ absl::StatusOr<LookupResult> CacheClientImpl::Lookup(std::span<const Digest> pre
 }
 
 std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> keys) {
-  return std::make_unique<GetCall>(core_, std::vector<ObjectKey>(keys.begin(), keys.end()));
+  ++core_->counters.gets;
+  std::vector<ObjectKey> copied(keys.begin(), keys.end());
+  const absl::Time deadline = core_->clock->MonotonicNow() + core_->options.get_deadline;
+  const Transport transport = core_->options.transport;
+  if (transport == Transport::kShm ||
+      (transport == Transport::kAuto && core_->shm->IsWorthATry())) {
+    return std::make_unique<ShmGet>(core_, std::move(copied), deadline);
+  }
+  return std::make_unique<GetCall>(core_, std::move(copied), deadline);
 }
 
 absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
   std::vector<AlignedBuffer> objects;
   if (keys.empty()) return objects;
-  const std::unique_ptr<GetStream> stream = StartGet(keys);
-  PKV_RETURN_IF_ERROR(stream->WaitForAll());
-  for (int i = 0; i < stream->num_objects(); ++i) objects.push_back(stream->TakeObject(i));
-  return objects;
+  absl::Status held;
+  for (int attempt = 1; attempt <= core_->options.max_attempts; ++attempt) {
+    const std::unique_ptr<GetStream> stream = StartGet(keys);
+    PKV_RETURN_IF_ERROR(stream->WaitForAll());
+    objects.clear();
+    for (int i = 0; i < stream->num_objects(); ++i) objects.push_back(stream->TakeObject(i));
+    held = stream->CheckHeld();
+    if (held.ok()) return objects;
+    ++core_->counters.retries;
+  }
+  return held;
 }
 
 absl::StatusOr<std::unique_ptr<PutStream>> CacheClientImpl::StartPut(
@@ -231,10 +248,21 @@ ClientCounters CacheClientImpl::counters() const {
   counters.get_bytes = set.get_bytes;
   counters.put_bytes = set.put_bytes;
   counters.integrity_failures = set.integrity_failures;
+  counters.shm_gets = set.shm_gets;
+  counters.shm_get_bytes = set.shm_get_bytes;
+  counters.shm_fallbacks = set.shm_fallbacks;
   return counters;
 }
 
 }  // namespace
+
+absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
+  if (name == "auto") return Transport::kAuto;
+  if (name == "grpc") return Transport::kGrpc;
+  if (name == "shm") return Transport::kShm;
+  return absl::InvalidArgumentError(
+      absl::StrCat("transport \"", name, "\" not in {auto, grpc, shm}"));
+}
 
 absl::Status ValidateOptions(const ClientOptions& options) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
@@ -261,6 +289,7 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
   core->options = options;
   core->connection = std::move(connection);
   core->clock = Clock::Real();
+  core->shm = std::make_unique<ShmDialer>(core->connection.get(), core->clock);
   core->next_seed = std::random_device{}();
   return std::make_unique<CacheClientImpl>(std::move(core));
 }

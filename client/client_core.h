@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "client/backoff.h"
 #include "client/connection.h"
+#include "client/shm_dialer.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/client/client_options.h"
 #include "proto/base/clock.h"
@@ -18,6 +19,7 @@ namespace pkv {
 struct CounterSet {
   std::atomic<uint64_t> lookups{0}, gets{0}, puts{0}, retries{0}, failures{0};
   std::atomic<uint64_t> get_bytes{0}, put_bytes{0}, integrity_failures{0};
+  std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
 
   // Counts how a call ended. A miss and a cancellation are no failures.
   void CountEnd(const absl::Status& status) {
@@ -31,6 +33,7 @@ struct CounterSet {
 struct ClientCore {
   ClientOptions options;  // constant after construction
   std::unique_ptr<Connection> connection;
+  std::unique_ptr<ShmDialer> shm;  // uses the connection
   Clock* clock = nullptr;
   CounterSet counters;
   std::atomic<uint64_t> next_seed{0};

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "pkv/client/client_options.h"
 #include "pkv/v1/cache_service.pb.h"
+#include "pkv/v1/handoff.pb.h"
 
 namespace pkv {
 
@@ -61,6 +62,11 @@ class Connection {
                               v1::DeleteResponse& response) = 0;
   virtual absl::Status Stats(absl::Duration timeout, v1::StatsResponse& response) = 0;
   virtual absl::Status Drain(absl::Duration timeout) = 0;
+  // Unimplemented: the server does not know the call.
+  virtual absl::Status OpenHandoff(const v1::HandoffOpenRequest& request, absl::Duration timeout,
+                                   v1::HandoffOpenResponse& response) {
+    return absl::UnimplementedError("no handoff");
+  }
 
   // `receiver` must outlive the stream.
   virtual std::unique_ptr<MessageStream> OpenStream(StreamMethod method, absl::Duration timeout,

@@ -5,27 +5,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "pkv/block/object_view.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
-namespace {
-
-std::string Name(const ObjectKey& key, int object_index) {
-  return absl::StrCat("object ", object_index, " (", key.id.ToShortHex(), ", variant ",
-                      key.variant.name, ")");
-}
-
-// `status` with the object it is about. A geometry that is impossible was not stored by us either.
-absl::Status AboutObject(const absl::Status& status, const std::string& name) {
-  const absl::StatusCode code =
-      absl::IsInvalidArgument(status) ? absl::StatusCode::kDataLoss : status.code();
-  return absl::Status(code, absl::StrCat(name, ": ", status.message()));
-}
-
-}  // namespace
-
 GetAssembly::GetAssembly(std::vector<ObjectKey> keys) {
   objects_.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) objects_[i].key = std::move(keys[i]);
@@ -35,14 +18,14 @@ int GetAssembly::BeginAttempt() {
   attempt_has_manifest_ = false;
   for (Object& object : objects_) {
     const uint64_t complete_bytes =
-        object.header.frame_bytes * static_cast<uint64_t>(num_complete_layers_);
+        object.head.header.frame_bytes * static_cast<uint64_t>(num_complete_layers_);
     object.received_bytes = std::min(object.received_bytes, complete_bytes);
   }
   // Layers above the cut that some objects had already come again for all.
   for (int layer = num_complete_layers_; layer < num_layers(); ++layer) {
     layer_pending_[layer] =
         static_cast<int>(std::count_if(objects_.begin(), objects_.end(), [&](const Object& object) {
-          return layer < object.header.num_layers;
+          return layer < object.head.header.num_layers;
         }));
   }
   return num_complete_layers_;
@@ -69,16 +52,13 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
   }
   for (int i = 0; i < num_objects(); ++i) {
     if (manifest.heads(i).empty()) {
-      return absl::NotFoundError(absl::StrCat(Name(objects_[i].key, i), " is not stored"));
+      return absl::NotFoundError(absl::StrCat(ObjectName(objects_[i].key, i), " is not stored"));
     }
   }
   uint64_t total_bytes = 0;
   for (int i = 0; i < num_objects(); ++i) {
-    Object& object = objects_[i];
-    if (const absl::Status status = OnHead(manifest.heads(i), object); !status.ok()) {
-      return AboutObject(status, Name(object.key, i));
-    }
-    total_bytes += object.header.object_bytes;  // at most 4,096 times kMaxObjectBytes
+    PKV_RETURN_IF_ERROR(OnHead(manifest.heads(i), i));
+    total_bytes += objects_[i].head.header.object_bytes;  // at most 4,096 times kMaxObjectBytes
   }
   if (total_bytes > kMaxGetBytes) {
     return absl::DataLossError(
@@ -86,7 +66,7 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
   }
   if (!has_manifest_) {
     for (const Object& object : objects_) {
-      const auto layers = static_cast<size_t>(object.header.num_layers);
+      const auto layers = static_cast<size_t>(object.head.header.num_layers);
       if (layer_pending_.size() < layers) layer_pending_.resize(layers);
       for (size_t layer = 0; layer < layers; ++layer) ++layer_pending_[layer];
     }
@@ -95,28 +75,16 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
   return absl::OkStatus();
 }
 
-absl::Status GetAssembly::OnHead(const std::string& head, Object& object) const {
+absl::Status GetAssembly::OnHead(const std::string& head_bytes, int object_index) {
+  Object& object = objects_[object_index];
   if (has_manifest_) {
-    if (head == object.head) return absl::OkStatus();
-    return absl::AbortedError("replaced by other bytes while it was being fetched");
+    if (head_bytes == object.head_bytes) return absl::OkStatus();
+    return absl::AbortedError(absl::StrCat(ObjectName(object.key, object_index),
+                                           ": replaced by other bytes while it was being fetched"));
   }
-  const std::span<const std::byte> bytes = std::as_bytes(std::span(head));
-  PKV_ASSIGN_OR_RETURN(object.header, ParseHeader(bytes));
-  if (object.header.key() != object.key) {
-    return absl::DataLossError(absl::StrCat("head is of ", object.header.id.ToShortHex(),
-                                            ", variant ", object.header.variant().name));
-  }
-  if (head.size() != FramesOffset(object.header.num_layers)) {
-    return absl::DataLossError(absl::StrCat("head has ", head.size(), " bytes, not ",
-                                            FramesOffset(object.header.num_layers)));
-  }
-  if (object.header.object_bytes > kMaxObjectBytes) {
-    return absl::DataLossError(
-        absl::StrCat("object of ", object.header.object_bytes, " bytes, limit ", kMaxObjectBytes));
-  }
-  PKV_ASSIGN_OR_RETURN(object.frame_crcs, ParseFrameTable(bytes.subspan(sizeof(ObjectHeader)),
-                                                          object.header.num_layers));
-  object.head = head;
+  PKV_ASSIGN_OR_RETURN(
+      object.head, ParseObjectHead(object.key, object_index, std::as_bytes(std::span(head_bytes))));
+  object.head_bytes = head_bytes;
   return absl::OkStatus();
 }
 
@@ -126,24 +94,24 @@ absl::Status GetAssembly::OnPiece(const v1::Piece& piece, PayloadReader& payload
         absl::StrCat("piece of object ", piece.object_index(), ", there are ", objects_.size()));
   }
   Object& object = objects_[piece.object_index()];
-  const uint64_t frame_bytes = object.header.frame_bytes;
+  const uint64_t frame_bytes = object.head.header.frame_bytes;
   // A transfer that resumes finds every object at the same layer: those that end earlier are done.
   const uint64_t layer = object.received_bytes / frame_bytes;
   const uint64_t offset = object.received_bytes % frame_bytes;
-  if (layer >= object.header.num_layers || piece.layer() != layer || piece.offset() != offset ||
-      piece.length() == 0 || piece.length() > frame_bytes - offset) {
+  if (layer >= object.head.header.num_layers || piece.layer() != layer ||
+      piece.offset() != offset || piece.length() == 0 || piece.length() > frame_bytes - offset) {
     return absl::DataLossError(
-        absl::StrCat(Name(object.key, static_cast<int>(piece.object_index())), ": piece of layer ",
-                     piece.layer(), " at ", piece.offset(), " of ", piece.length(),
-                     " bytes, next is layer ", layer, " at ", offset, " of ",
-                     object.header.num_layers, " frames of ", frame_bytes, " bytes"));
+        absl::StrCat(ObjectName(object.key, static_cast<int>(piece.object_index())),
+                     ": piece of layer ", piece.layer(), " at ", piece.offset(), " of ",
+                     piece.length(), " bytes, next is layer ", layer, " at ", offset, " of ",
+                     object.head.header.num_layers, " frames of ", frame_bytes, " bytes"));
   }
   if (object.buffer.size() == 0) {
-    object.buffer = AlignedBuffer(static_cast<size_t>(object.header.object_bytes));
-    std::memcpy(object.buffer.data(), object.head.data(), object.head.size());
+    object.buffer = AlignedBuffer(static_cast<size_t>(object.head.header.object_bytes));
+    std::memcpy(object.buffer.data(), object.head_bytes.data(), object.head_bytes.size());
   }
-  PKV_RETURN_IF_ERROR(payload.Read(
-      object.buffer.span().subspan(object.head.size() + object.received_bytes, piece.length())));
+  PKV_RETURN_IF_ERROR(payload.Read(object.buffer.span().subspan(
+      object.head_bytes.size() + object.received_bytes, piece.length())));
   object.received_bytes += piece.length();
   received_bytes_ += piece.length();
   if (offset + piece.length() == frame_bytes) {
@@ -158,10 +126,10 @@ absl::Status GetAssembly::OnPiece(const v1::Piece& piece, PayloadReader& payload
 absl::Status GetAssembly::OnTrailer(const v1::GetTrailer& trailer) const {
   for (const v1::ObjectStatus& status : trailer.statuses()) {
     if (status.code() == 0) continue;
-    const std::string name =
-        status.object_index() < objects_.size()
-            ? Name(objects_[status.object_index()].key, static_cast<int>(status.object_index()))
-            : absl::StrCat("object ", status.object_index());
+    const std::string name = status.object_index() < objects_.size()
+                                 ? ObjectName(objects_[status.object_index()].key,
+                                              static_cast<int>(status.object_index()))
+                                 : absl::StrCat("object ", status.object_index());
     return absl::Status(static_cast<absl::StatusCode>(status.code()),
                         absl::StrCat(name, ": ", status.message()));
   }
@@ -174,7 +142,7 @@ absl::Status GetAssembly::OnTrailer(const v1::GetTrailer& trailer) const {
 
 const ObjectHeader& GetAssembly::header(int object_index) const {
   PKV_CHECK(object_index >= 0 && object_index < num_objects(), object_index, " of ", num_objects());
-  return objects_[object_index].header;
+  return objects_[object_index].head.header;
 }
 
 std::span<const std::byte> GetAssembly::frame(int object_index, int layer) const {
@@ -184,11 +152,12 @@ std::span<const std::byte> GetAssembly::frame(int object_index, int layer) const
   PKV_CHECK(object.buffer.size() == of.object_bytes, "object ", object_index, " has ",
             object.buffer.size(), " of ", of.object_bytes, " bytes");
   const auto frame_bytes = static_cast<size_t>(of.frame_bytes);
-  return object.buffer.span().subspan(object.head.size() + layer * frame_bytes, frame_bytes);
+  return object.buffer.span().subspan(object.head_bytes.size() + layer * frame_bytes, frame_bytes);
 }
 
-uint32_t GetAssembly::frame_crc32c(int object_index, int layer) const {
-  return objects_[object_index].frame_crcs[layer];
+const ObjectHead& GetAssembly::head(int object_index) const {
+  PKV_CHECK(object_index >= 0 && object_index < num_objects(), object_index, " of ", num_objects());
+  return objects_[object_index].head;
 }
 
 AlignedBuffer GetAssembly::TakeObject(int object_index) {

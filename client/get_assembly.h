@@ -8,17 +8,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/object_check.h"
 #include "pkv/block/aligned_buffer.h"
 #include "pkv/block/object_header.h"
 #include "pkv/block/object_key.h"
 #include "proto/transport/data_frame.h"
 
 namespace pkv {
-
-// Bounds on what a manifest may announce. The largest honest object is an fp16 window of 4,096
-// tokens: 1.3 GB for 80 layers of 8 kv heads of 128.
-inline constexpr uint64_t kMaxObjectBytes = uint64_t{4} << 30;
-inline constexpr uint64_t kMaxGetBytes = uint64_t{64} << 30;
 
 // Puts the frames of a Get where they belong: one buffer per object, frames in layer order, piece
 // after piece. Does not verify payload: that is long work, done by who waits (VerifyLayer).
@@ -53,22 +49,21 @@ class GetAssembly {
   const ObjectHeader& header(int object_index) const;
   // REQUIRES: the layer is complete and the object has it.
   std::span<const std::byte> frame(int object_index, int layer) const;
-  uint32_t frame_crc32c(int object_index, int layer) const;
+  const ObjectHead& head(int object_index) const;
   // Leaves the object empty. REQUIRES: complete().
   AlignedBuffer TakeObject(int object_index);
 
  private:
   struct Object {
     ObjectKey key;
-    std::string head;  // as received; empty before the manifest
-    ObjectHeader header;
-    std::vector<uint32_t> frame_crcs;
+    std::string head_bytes;  // as received; empty before the manifest
+    ObjectHead head;
     AlignedBuffer buffer;         // allocated when the first piece arrives
     uint64_t received_bytes = 0;  // of the frames, from the front
   };
 
   absl::Status OnManifest(const v1::GetManifest& manifest);
-  absl::Status OnHead(const std::string& head, Object& object) const;
+  absl::Status OnHead(const std::string& head_bytes, int object_index);
   absl::Status OnPiece(const v1::Piece& piece, PayloadReader& payload);
   absl::Status OnTrailer(const v1::GetTrailer& trailer) const;
 

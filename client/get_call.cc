@@ -4,8 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "pkv/block/object_view.h"
-#include "pkv/block/prefix_hash.h"
 #include "proto/base/status_macros.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
@@ -22,13 +20,12 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 
 }  // namespace
 
-GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys)
+GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
     : core_(std::move(core)),
       keys_(std::move(keys)),
-      deadline_(core_->clock->MonotonicNow() + core_->options.get_deadline),
+      deadline_(deadline),
       backoff_(core_->MakeBackoff()),
       assembly_(keys_) {
-  ++core_->counters.gets;
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
     Fail(absl::InvalidArgumentError(
@@ -201,9 +198,8 @@ absl::Status GetCall::WaitForAll() {
 
 absl::Status GetCall::VerifyLayer(int layer) {
   struct Frame {
-    const ObjectHeader* header;
+    const ObjectHead* head;
     std::span<const std::byte> bytes;
-    uint32_t crc32c;
     int object_index;
   };
   std::vector<Frame> frames;
@@ -212,19 +208,17 @@ absl::Status GetCall::VerifyLayer(int layer) {
     verified_layers_.resize(assembly_.num_layers());
     if (verified_layers_[layer]) return absl::OkStatus();
     for (int i = 0; i < assembly_.num_objects(); ++i) {
-      const ObjectHeader& header = assembly_.header(i);
-      if (layer >= header.num_layers) continue;
-      frames.push_back({&header, assembly_.frame(i, layer), assembly_.frame_crc32c(i, layer), i});
+      const ObjectHead& head = assembly_.head(i);
+      if (layer >= head.header.num_layers) continue;
+      frames.push_back({&head, assembly_.frame(i, layer), i});
     }
   }
   for (const Frame& frame : frames) {
-    absl::Status status = VerifyFrame(frame.bytes, layer, frame.crc32c);
-    if (status.ok()) status = CheckFrameNumbers(*frame.header, layer, frame.bytes);
+    const absl::Status status =
+        CheckLayerFrame(*frame.head, frame.object_index, layer, frame.bytes);
     if (!status.ok()) {
       MutexLock lock(&mu_);
-      Fail(absl::Status(status.code(),
-                        absl::StrCat("object ", frame.object_index, " (",
-                                     frame.header->id.ToShortHex(), "): ", status.message())));
+      Fail(status);
       return failure_;
     }
   }
@@ -237,14 +231,10 @@ absl::Status GetCall::VerifyTables() {
   MutexLock lock(&mu_);
   for (int i = 0; i < assembly_.num_objects(); ++i) {
     const ObjectHeader& header = assembly_.header(i);
-    if (header.kind != ObjectKind::kTable) continue;
     const std::span<const std::byte> frames(assembly_.frame(i, 0).data(),
                                             header.frame_bytes * header.num_layers);
-    const Digest id = TableId(header.profile, header.shape(), header.num_patterns_k,
-                              header.num_patterns_v, frames);
-    if (id != header.id) {
-      Fail(absl::DataLossError(absl::StrCat("object ", i, ": table id is ", header.id.ToShortHex(),
-                                            ", its content hashes to ", id.ToShortHex())));
+    if (const absl::Status status = CheckTableContent(header, i, frames); !status.ok()) {
+      Fail(status);
       return failure_;
     }
   }

@@ -15,8 +15,8 @@ namespace pkv {
 // threads; verification, retries and time limits are the work of who waits.
 class GetCall final : public GetStream, private StreamReceiver {
  public:
-  // shared_ptr: a stream may outlive the client that started it.
-  GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys);
+  // `deadline` is on the core's clock. shared_ptr: a stream may outlive the client that started it.
+  GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline);
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;
@@ -26,6 +26,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   const ObjectHeader& header(int object_index) const override;
   std::span<const std::byte> frame(int object_index, int layer) const override;
   AlignedBuffer TakeObject(int object_index) override;
+  absl::Status CheckHeld() override { return absl::OkStatus(); }
   uint64_t received_bytes() const override;
   void Cancel() override;
 

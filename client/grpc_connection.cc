@@ -13,6 +13,7 @@
 
 #include "client/connection.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
+#include "pkv/v1/handoff.grpc.pb.h"
 #include "proto/base/sync.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
@@ -195,8 +196,8 @@ class GrpcConnection final : public Connection {
   explicit GrpcConnection(const ClientOptions& options) {
     for (int i = 0; i < options.num_channels; ++i) {
       auto channel = MakeChannel(options.address, i);
-      peers_.push_back(
-          {RawStub(channel), v1::Block::NewStub(channel), v1::Admin::NewStub(channel)});
+      peers_.push_back({RawStub(channel), v1::Block::NewStub(channel), v1::Admin::NewStub(channel),
+                        v1::Handoff::NewStub(channel)});
     }
   }
 
@@ -234,6 +235,13 @@ class GrpcConnection final : public Connection {
     });
   }
 
+  absl::Status OpenHandoff(const v1::HandoffOpenRequest& request, absl::Duration timeout,
+                           v1::HandoffOpenResponse& response) override {
+    return Unary(timeout, [&](grpc::ClientContext* context, Peer& peer) {
+      return peer.handoff->Open(context, request, &response);
+    });
+  }
+
   std::unique_ptr<MessageStream> OpenStream(StreamMethod method, absl::Duration timeout,
                                             StreamReceiver* receiver) override {
     auto stream = std::make_unique<GrpcMessageStream>(receiver);
@@ -247,6 +255,7 @@ class GrpcConnection final : public Connection {
     RawStub raw;
     std::unique_ptr<v1::Block::Stub> block;
     std::unique_ptr<v1::Admin::Stub> admin;
+    std::unique_ptr<v1::Handoff::Stub> handoff;
   };
 
   Peer& NextPeer() {

@@ -32,7 +32,30 @@ struct Settings {
 struct RawSettings {
   std::string stall_timeout = "10s";
   std::string drain_timeout = "30s";
+  std::string shm_silence = "30s";
+  std::string shm_pin_age = "1h";
 };
+
+void AddShmOptions(CLI::App& app, CacheServerOptions& server, RawSettings& raw) {
+  app.add_option("--shm-socket", server.shm_socket,
+                 "unix socket on which readers of this host get at the memory itself; empty: none")
+      ->envname("PKV_SHM_SOCKET");
+  app.add_flag("--shm-any-user", server.shm_any_user,
+               "let readers of other users use it; default: our own user and root")
+      ->envname("PKV_SHM_ANY_USER");
+  app.add_option("--shm-max-pinned", server.shm_pinned_bytes,
+                 "memory that one of its connections may pin; 0: half the capacity")
+      ->envname("PKV_SHM_MAX_PINNED")
+      ->transform(CLI::AsSizeValue(false))
+      ->default_str("0");
+  app.add_option("--shm-silence", raw.shm_silence,
+                 "a reader that gives no sign of life for this long loses its pins")
+      ->envname("PKV_SHM_SILENCE")
+      ->capture_default_str();
+  app.add_option("--shm-pin-age", raw.shm_pin_age, "longest time that anything may stay pinned")
+      ->envname("PKV_SHM_PIN_AGE")
+      ->capture_default_str();
+}
 
 void AddOptions(CLI::App& app, Settings& settings, RawSettings& raw) {
   CacheServerOptions& server = settings.server;
@@ -93,6 +116,12 @@ absl::Status Check(const RawSettings& raw, Settings& settings) {
   const absl::Status stall = ParseTimeout("--stall-timeout", raw.stall_timeout,
                                           absl::Milliseconds(100), settings.server.stall_timeout);
   if (!stall.ok()) return stall;
+  const absl::Status silence = ParseTimeout("--shm-silence", raw.shm_silence,
+                                            absl::Milliseconds(100), settings.server.shm_silence);
+  if (!silence.ok()) return silence;
+  const absl::Status age = ParseTimeout("--shm-pin-age", raw.shm_pin_age,
+                                        settings.server.shm_silence, settings.server.shm_pin_age);
+  if (!age.ok()) return age;
   return ParseTimeout("--drain-timeout", raw.drain_timeout, absl::ZeroDuration(),
                       settings.drain_timeout);
 }
@@ -107,6 +136,11 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"capacity_bytes", settings.server.capacity_bytes},
        {"stall_timeout", absl::FormatDuration(settings.server.stall_timeout)},
        {"drain_timeout", absl::FormatDuration(settings.drain_timeout)},
+       {"shm_socket", settings.server.shm_socket},
+       {"shm_any_user", settings.server.shm_any_user ? "yes" : "no"},
+       {"shm_max_pinned", settings.server.shm_pinned_bytes},
+       {"shm_silence", absl::FormatDuration(settings.server.shm_silence)},
+       {"shm_pin_age", absl::FormatDuration(settings.server.shm_pin_age)},
        {"reflection", settings.server.reflection ? "on" : "off"},
        {"insecure_remote", settings.server.allow_insecure_remote ? "allowed" : "refused"}});
 }
@@ -152,6 +186,7 @@ int Main(int argc, char** argv) {
   RawSettings raw;
   CLI::App app("pkvd keeps quantized KV cache blocks in memory and serves them over gRPC.", "pkvd");
   AddOptions(app, settings, raw);
+  AddShmOptions(app, settings.server, raw);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -8,6 +8,7 @@
 #include "kvstore/service/get_call.h"
 #include "kvstore/service/put_call.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
+#include "pkv/v1/handoff.grpc.pb.h"
 #include "proto/base/status_macros.h"
 #include "proto/metrics/build_info.h"
 #include "proto/transport/convert.h"
@@ -193,6 +194,25 @@ class AdminService : public v1::Admin::CallbackService {
   const std::function<void()> drain_;
 };
 
+class HandoffService : public v1::Handoff::CallbackService {
+ public:
+  HandoffService(const ServiceParts& parts, OpenHandoff open)
+      : parts_(parts), open_(std::move(open)) {}
+
+  grpc::ServerUnaryReactor* Open(grpc::CallbackServerContext* context,
+                                 const v1::HandoffOpenRequest* request,
+                                 v1::HandoffOpenResponse* response) override {
+    return Serve(parts_, RpcMethod::kHandoffOpen, context, [&] {
+      *response = open_(*request);
+      return absl::OkStatus();
+    });
+  }
+
+ private:
+  const ServiceParts parts_;
+  const OpenHandoff open_;
+};
+
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakeBlockService(const ServiceParts& parts) {
@@ -202,6 +222,10 @@ std::unique_ptr<grpc::Service> MakeBlockService(const ServiceParts& parts) {
 std::unique_ptr<grpc::Service> MakeAdminService(const ServiceParts& parts,
                                                 std::function<void()> drain) {
   return std::make_unique<AdminService>(parts, std::move(drain));
+}
+
+std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open) {
+  return std::make_unique<HandoffService>(parts, std::move(open));
 }
 
 }  // namespace pkv

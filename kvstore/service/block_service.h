@@ -7,14 +7,18 @@
 #include <memory>
 
 #include "kvstore/service/rpc_call.h"
+#include "pkv/v1/handoff.pb.h"
 
 namespace pkv {
 
-// The gRPC services of cache_service.proto over a store. `parts` and what it points at outlive the
+// The services of cache_service.proto over a store. `parts` and what it points at outlive the
 // gRPC server they are registered with. `drain` starts draining and may be called again.
 std::unique_ptr<grpc::Service> MakeBlockService(const ServiceParts& parts);
 std::unique_ptr<grpc::Service> MakeAdminService(const ServiceParts& parts,
                                                 std::function<void()> drain);
+// The service of handoff.proto; `open` answers, from gRPC's threads.
+using OpenHandoff = std::function<v1::HandoffOpenResponse(const v1::HandoffOpenRequest&)>;
+std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open);
 
 }  // namespace pkv
 

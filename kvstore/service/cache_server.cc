@@ -5,6 +5,7 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -15,6 +16,7 @@
 #include "kvstore/service/block_service.h"
 #include "kvstore/service/listener.h"
 #include "kvstore/service/service_metrics.h"
+#include "kvstore/service/shm_server.h"
 #include "kvstore/service/stall_watchdog.h"
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/lru.h"
@@ -57,7 +59,15 @@ class CacheServerImpl : public CacheServer {
         metrics_(*registry_),
         watchdog_(Clock::Real(), options.stall_timeout,
                   [this] { metrics_.Rejected(RejectReason::kStalled); }) {}
-  ~CacheServerImpl() override { Shutdown(absl::ZeroDuration()); }
+  ~CacheServerImpl() override {
+    Shutdown(absl::ZeroDuration());
+    // All that may take its time. Readers over shm wait a moment for this process to end once they
+    // find their connection shut down, because then they may go on reading.
+    server_.reset();
+    exposer_.reset();
+    if (shm_ != nullptr) shm_->Stop();
+    AwaitLastSlices();
+  }
 
   absl::Status Start() {
     PKV_ASSIGN_OR_RETURN(store_, BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
@@ -72,6 +82,7 @@ class CacheServerImpl : public CacheServer {
                        "--i-understand-insecure allows that"));
     }
     PKV_RETURN_IF_ERROR(StartMetrics());
+    PKV_RETURN_IF_ERROR(StartShm());
     return StartGrpc();
   }
 
@@ -91,15 +102,16 @@ class CacheServerImpl : public CacheServer {
   void Shutdown(absl::Duration grace) override {
     if (server_ == nullptr) return;
     listener_->Stop();
+    if (shm_ != nullptr) shm_->StopListening();
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
-    AwaitLastSlices();
   }
 
  private:
   // A transport may let go of its last slices, and so of their pins, a moment after its server
   // ended.
   void AwaitLastSlices() const {
+    if (store_ == nullptr) return;
     constexpr int kAttempts = 5000;
     for (int i = 0; i < kAttempts && store_->stats().pinned_bytes > 0; ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -125,6 +137,28 @@ class CacheServerImpl : public CacheServer {
     return absl::OkStatus();
   }
 
+  absl::Status StartShm() {
+    if (options_.shm_socket.empty()) return absl::OkStatus();
+    const uint64_t capacity_bytes = store_->stats().capacity_bytes;
+    ShmServerOptions shm{.path = options_.shm_socket, .any_user = options_.shm_any_user};
+    shm.limits.connection_pinned_bytes = options_.shm_pinned_bytes == 0
+                                             ? capacity_bytes / 2
+                                             : std::min(options_.shm_pinned_bytes, capacity_bytes);
+    const uint64_t rest_bytes = capacity_bytes - shm.limits.connection_pinned_bytes;
+    shm.limits.total_pinned_bytes = shm.limits.connection_pinned_bytes + rest_bytes / 2;
+    shm.limits.silence = options_.shm_silence;
+    shm.limits.pin_age = options_.shm_pin_age;
+    PKV_ASSIGN_OR_RETURN(shm_, ShmServer::Start(shm, store_.get(), &metrics_, Clock::Real()));
+    return absl::OkStatus();
+  }
+
+  v1::HandoffOpenResponse OpenHandoff(const v1::HandoffOpenRequest& request) const {
+    if (shm_ != nullptr) return shm_->Answer(request);
+    v1::HandoffOpenResponse response;
+    response.set_reason("this server has no shm socket");
+    return response;
+  }
+
   absl::Status StartGrpc() {
     const ServiceParts parts{.store = store_.get(),
                              .metrics = &metrics_,
@@ -133,12 +167,15 @@ class CacheServerImpl : public CacheServer {
                              .draining = &draining_};
     block_service_ = MakeBlockService(parts);
     admin_service_ = MakeAdminService(parts, [this] { Drain(); });
+    handoff_service_ = MakeHandoffService(
+        parts, [this](const v1::HandoffOpenRequest& request) { return OpenHandoff(request); });
     grpc::EnableDefaultHealthCheckService(true);
     if (options_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     SetLimits(builder);
     builder.RegisterService(block_service_.get());
     builder.RegisterService(admin_service_.get());
+    builder.RegisterService(handoff_service_.get());
     acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
         grpc::InsecureServerCredentials());
@@ -166,12 +203,14 @@ class CacheServerImpl : public CacheServer {
   ServiceMetrics metrics_;
   StallWatchdog watchdog_;
   std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<ShmServer> shm_;
   std::shared_ptr<StoreCollector> store_collector_;      // shared with the exposer
   std::shared_ptr<ProcessCollector> process_collector_;  // shared with the exposer
   std::unique_ptr<prometheus::Exposer> exposer_;
   int metrics_port_ = 0;
   std::unique_ptr<grpc::Service> block_service_;
   std::unique_ptr<grpc::Service> admin_service_;
+  std::unique_ptr<grpc::Service> handoff_service_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<grpc::Server> server_;

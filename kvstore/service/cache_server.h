@@ -16,6 +16,14 @@ struct CacheServerOptions {
   uint64_t capacity_bytes = uint64_t{4} << 30;
   absl::Duration stall_timeout = absl::Seconds(10);  // of a stream on which nothing moves
   bool reflection = true;
+  // Where readers of this host get at the memory itself; empty: nowhere.
+  std::string shm_socket = {};
+  bool shm_any_user = false;  // off: only our own user and root
+  // That one of their connections may pin; 0: half the capacity. All together: that and half of
+  // what is left, so that puts find room.
+  uint64_t shm_pinned_bytes = 0;
+  absl::Duration shm_silence = absl::Seconds(30);  // a reader that does not renew loses its pins
+  absl::Duration shm_pin_age = absl::Hours(1);     // of one pin
   // There is no encryption and no authentication yet: whoever reaches the port can read and write.
   bool allow_insecure_remote = false;
 };

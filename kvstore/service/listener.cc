@@ -115,7 +115,7 @@ void RemoveStaleSocket(const sockaddr_un& name) {
   close(probe);
 }
 
-absl::StatusOr<BoundSocket> BindUnix(const std::string& path) {
+absl::StatusOr<BoundSocket> BindUnix(const std::string& path, mode_t mode) {
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(name.sun_path)) {
@@ -128,8 +128,11 @@ absl::StatusOr<BoundSocket> BindUnix(const std::string& path) {
   BoundSocket bound{.is_local = true};
   bound.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (bound.fd < 0) return SystemError("socket for", path);
-  if (bind(bound.fd, reinterpret_cast<sockaddr*>(&name), sizeof(name)) != 0 ||
-      listen(bound.fd, kBacklog) != 0) {
+  // A socket's own mode, less the umask, is what bind() gives its file: nobody gets in before.
+  // Afterwards only what the umask took away is given back.
+  if ((mode != 0 && fchmod(bound.fd, mode) != 0) ||
+      bind(bound.fd, reinterpret_cast<sockaddr*>(&name), sizeof(name)) != 0 ||
+      (mode != 0 && chmod(name.sun_path, mode) != 0) || listen(bound.fd, kBacklog) != 0) {
     const absl::Status status = SystemError("listen on", path);
     close(bound.fd);
     return status;
@@ -139,11 +142,13 @@ absl::StatusOr<BoundSocket> BindUnix(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Listener>> Listener::Bind(const std::string& address) {
+absl::StatusOr<std::unique_ptr<Listener>> Listener::Bind(const std::string& address,
+                                                         mode_t unix_mode) {
   absl::string_view unix_path = address;
   const bool is_unix = absl::ConsumePrefix(&unix_path, "unix:");
   const std::string path = is_unix ? std::string(unix_path) : "";
-  PKV_ASSIGN_OR_RETURN(const BoundSocket bound, is_unix ? BindUnix(path) : BindTcp(address));
+  PKV_ASSIGN_OR_RETURN(const BoundSocket bound,
+                       is_unix ? BindUnix(path, unix_mode) : BindTcp(address));
   const int stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (stop_fd < 0) {
     const absl::Status status = SystemError("eventfd for", address);

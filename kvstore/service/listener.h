@@ -1,6 +1,8 @@
 #ifndef PKV_KVSTORE_SERVICE_LISTENER_H_
 #define PKV_KVSTORE_SERVICE_LISTENER_H_
 
+#include <sys/types.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,10 +22,12 @@ namespace pkv {
 class Listener {
  public:
   // Binds and listens; connections wait in the kernel until Start().
-  //   `address`  "host:port", "[v6]:port" (port 0: any) or "unix:/path"
+  //   `address`    "host:port", "[v6]:port" (port 0: any) or "unix:/path"
+  //   `unix_mode`  permissions of a unix socket, from its first moment; 0: as the umask has it
   //   InvalidArgument  not such an address
   //   Unavailable      the kernel refuses it: in use, not ours, not permitted
-  static absl::StatusOr<std::unique_ptr<Listener>> Bind(const std::string& address);
+  static absl::StatusOr<std::unique_ptr<Listener>> Bind(const std::string& address,
+                                                        mode_t unix_mode = 0);
   ~Listener();
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;

@@ -6,8 +6,8 @@
 namespace pkv {
 namespace {
 
-constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",       "Stat",
-                                     "Delete", "AdminStats", "AdminDrain"};
+constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",        "Stat",
+                                     "Delete", "AdminStats", "AdminDrain", "HandoffOpen"};
 // What a call can end with as a whole; anything else is a fault of ours and shows as INTERNAL.
 constexpr std::array kCodes = {
     std::pair{absl::StatusCode::kOk, "OK"},
@@ -24,6 +24,9 @@ constexpr std::array kPutResults = {"stored",   "duplicate", "conflict",
                                     "rejected", "invalid",   "abandoned"};
 constexpr std::array kGetResults = {"hit", "miss", "corrupt", "shed"};
 constexpr std::array kDirections = {"in", "out"};
+constexpr std::array kTransports = {"grpc", "shm"};
+constexpr std::array kShmEnds = {"client", "refused", "full",   "malformed",
+                                 "silent", "held",    "stopped"};
 constexpr std::array kEvictionReasons = {"capacity", "integrity"};
 constexpr std::array kIntegrityStages = {"wire", "dram"};
 
@@ -59,6 +62,7 @@ ServiceMetrics::ServiceMetrics(prometheus::Registry& registry) {
   AddCalls(registry);
   AddObjects(registry);
   AddStore(registry);
+  AddShm(registry);
 }
 
 void ServiceMetrics::AddCalls(prometheus::Registry& registry) {
@@ -108,8 +112,10 @@ void ServiceMetrics::AddObjects(prometheus::Registry& registry) {
                            .Register(registry)
                            .Add({}, prometheus::Histogram::BucketBoundaries{
                                         0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1});
-  AddCounters(registry, "pkv_payload_bytes_total", "Frame bytes on the wire",
-              {{"transport", "grpc"}}, "direction", kDirections, payload_bytes_);
+  for (size_t t = 0; t < kTransports.size(); ++t) {
+    AddCounters(registry, "pkv_payload_bytes_total", "Frame bytes on the wire, or lent in place",
+                {{"transport", kTransports[t]}}, "direction", kDirections, payload_bytes_[t]);
+  }
   AddCounters(registry, "pkv_logical_bytes_total",
               "The same tokens as fp16 KV: divide by payload bytes for the compression", {},
               "direction", kDirections, logical_bytes_);
@@ -129,6 +135,21 @@ void ServiceMetrics::AddStore(prometheus::Registry& registry) {
                        .Add({{"tier", "dram"}}, Exponential(1, 4, 10));
   AddCounters(registry, "pkv_integrity_failures_total", "Checksums that did not fit", {}, "stage",
               kIntegrityStages, integrity_failures_);
+}
+
+void ServiceMetrics::AddShm(prometheus::Registry& registry) {
+  AddCounters(registry, "pkv_shm_ended_total", "Connections of the shm transport that ended", {},
+              "reason", kShmEnds, shm_ends_);
+  shm_connections_ = &prometheus::BuildGauge()
+                          .Name("pkv_shm_connections")
+                          .Help("Connections of the shm transport")
+                          .Register(registry)
+                          .Add({});
+  shm_pinned_bytes_ = &prometheus::BuildGauge()
+                           .Name("pkv_shm_pinned_bytes")
+                           .Help("Bytes lent over the shm transport, once for each pin")
+                           .Register(registry)
+                           .Add({});
 }
 
 void ServiceMetrics::OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) {
@@ -158,8 +179,15 @@ void ServiceMetrics::LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens) {
   lookup_hit_ratio_->Observe(static_cast<double>(num_hit_tokens) / static_cast<double>(num_tokens));
 }
 
-void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes) {
-  At(payload_bytes_, direction)->Increment(static_cast<double>(payload_bytes));
+void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes) {
+  shm_connections_->Set(static_cast<double>(num_connections));
+  shm_pinned_bytes_->Set(static_cast<double>(pinned_bytes));
+}
+
+void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
+                           PayloadTransport transport) {
+  At(payload_bytes_[static_cast<size_t>(transport)], direction)
+      ->Increment(static_cast<double>(payload_bytes));
   At(logical_bytes_, direction)->Increment(static_cast<double>(logical_bytes));
 }
 

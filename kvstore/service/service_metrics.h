@@ -20,11 +20,31 @@
 namespace pkv {
 
 // Label values, in the order of the tables in service_metrics.cc.
-enum class RpcMethod { kLookup, kGet, kPut, kStat, kDelete, kAdminStats, kAdminDrain };
+enum class RpcMethod {
+  kLookup,
+  kGet,
+  kPut,
+  kStat,
+  kDelete,
+  kAdminStats,
+  kAdminDrain,
+  kHandoffOpen
+};
 enum class RejectReason { kNoDeadline, kTooLarge, kDraining, kMemory, kStalled };
 enum class PutOutcomeKind { kStored, kDuplicate, kConflict, kRejected, kInvalid, kAbandoned };
 enum class GetOutcomeKind { kHit, kMiss, kCorrupt, kShed };
 enum class Direction { kIn, kOut };
+enum class PayloadTransport { kGrpc, kShm };
+// Why a connection of the shm transport ended.
+enum class ShmEnd {
+  kClient,     // closed by the client, or the client is gone
+  kRefused,    // another user's, or with another server's token
+  kFull,       // one connection too many
+  kMalformed,  // not the protocol
+  kSilent,     // did not renew in time
+  kHeld,       // a pin was held for too long
+  kStopped     // this server ends
+};
 
 // Every counter of pkvd (README.md, "Metrics"). All series exist, at zero, from the start.
 //
@@ -46,13 +66,16 @@ class ServiceMetrics : public StoreObserver {
   void TierHit() { tier_hits_->Increment(); }
   // Tokens of one lookup: asked for and found.
   void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
-  // On the wire, and as fp16 KV of the same tokens.
-  void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes);
+  // On the wire (shm: pinned for a reader), and as fp16 KV of the same tokens.
+  void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
+             PayloadTransport transport = PayloadTransport::kGrpc);
+  void SetShm(size_t num_connections, uint64_t pinned_bytes);
+  void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
   void AcceptFailed() { accept_errors_->Increment(); }
   void SetDraining() { draining_->Set(1); }
 
  private:
-  static constexpr size_t kNumMethods = 7;
+  static constexpr size_t kNumMethods = 8;
   static constexpr size_t kNumCodes = 8;
   template <typename T, size_t N, typename Index>
   static T* At(const std::array<T*, N>& series, Index index) {
@@ -62,6 +85,7 @@ class ServiceMetrics : public StoreObserver {
   void AddCalls(prometheus::Registry& registry);
   void AddObjects(prometheus::Registry& registry);
   void AddStore(prometheus::Registry& registry);
+  void AddShm(prometheus::Registry& registry);
 
   std::array<std::array<prometheus::Counter*, kNumCodes>, kNumMethods> requests_{};
   std::array<prometheus::Histogram*, kNumMethods> durations_{};
@@ -69,7 +93,7 @@ class ServiceMetrics : public StoreObserver {
   std::array<prometheus::Counter*, 5> rejected_{};
   std::array<prometheus::Counter*, 6> puts_{};
   std::array<prometheus::Counter*, 4> gets_{};
-  std::array<prometheus::Counter*, 2> payload_bytes_{};
+  std::array<std::array<prometheus::Counter*, 2>, 2> payload_bytes_{};  // by transport
   std::array<prometheus::Counter*, 2> logical_bytes_{};
   std::array<prometheus::Counter*, 2> evictions_{};
   std::array<prometheus::Counter*, 2> evicted_bytes_{};
@@ -81,6 +105,9 @@ class ServiceMetrics : public StoreObserver {
   prometheus::Counter* tier_hits_ = nullptr;
   prometheus::Counter* accept_errors_ = nullptr;
   prometheus::Gauge* draining_ = nullptr;
+  std::array<prometheus::Counter*, 7> shm_ends_{};
+  prometheus::Gauge* shm_connections_ = nullptr;
+  prometheus::Gauge* shm_pinned_bytes_ = nullptr;
 };
 
 // The store's sizes, read at every scrape: pkv_tier_* and pkv_admission_inflight_bytes.

@@ -32,6 +32,7 @@ const ObjectKey& Lease::key() const { return object_->key; }
 int Lease::num_layers() const { return object_->num_layers; }
 uint64_t Lease::frame_bytes() const { return object_->frame_bytes; }
 std::span<const std::byte> Lease::bytes() const { return object_->bytes; }
+uint64_t Lease::arena_offset() const { return object_->extent.offset; }
 
 std::span<const std::byte> Lease::head() const {
   return object_->bytes.first(FramesOffset(object_->num_layers));

@@ -37,6 +37,8 @@ class Lease {
   std::span<const std::byte> head() const;
   // REQUIRES: 0 <= layer < num_layers().
   std::span<const std::byte> frame(int layer) const;
+  // Where bytes() begin in the arena's file.
+  uint64_t arena_offset() const;
 
   // Checks header and frame table against their checksums and the key.
   //   DataLoss  memory changed since the commit: call BlockStore::Quarantine()

@@ -1,5 +1,6 @@
 #include "kvstore/store/slab_arena.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -32,7 +33,7 @@ absl::StatusOr<std::unique_ptr<SlabArena>> SlabArena::Create(uint64_t capacity_b
     return absl::InvalidArgumentError(
         absl::StrCat("capacity ", capacity_bytes, " bytes is above ", uint64_t{1} << 46));
   }
-  const int fd = memfd_create("pkv-arena", MFD_CLOEXEC);
+  const int fd = memfd_create("pkv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return MappingError("memfd_create", rounded);
   if (ftruncate(fd, static_cast<off_t>(rounded)) != 0) {
     const absl::Status status = MappingError("ftruncate", rounded);
@@ -45,7 +46,13 @@ absl::StatusOr<std::unique_ptr<SlabArena>> SlabArena::Create(uint64_t capacity_b
     close(fd);
     return status;
   }
-  return std::unique_ptr<SlabArena>(new SlabArena(fd, static_cast<std::byte*>(base), rounded));
+  auto arena =
+      std::unique_ptr<SlabArena>(new SlabArena(fd, static_cast<std::byte*>(base), rounded));
+  // After our own mapping: from here on nobody gets a writable one, we included.
+  if (fcntl(fd, F_ADD_SEALS, kArenaSeals | F_SEAL_SEAL) != 0) {
+    return MappingError("sealing (Linux 5.1 is needed)", rounded);
+  }
+  return arena;
 }
 
 SlabArena::SlabArena(int fd, std::byte* base, uint64_t capacity_bytes)

@@ -1,6 +1,8 @@
 #ifndef PKV_KVSTORE_STORE_SLAB_ARENA_H_
 #define PKV_KVSTORE_STORE_SLAB_ARENA_H_
 
+#include <fcntl.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -17,8 +19,13 @@ namespace pkv {
 // Extents are multiples of this: one page, so that an extent can be mapped by another process.
 inline constexpr uint64_t kArenaUnitBytes = 4096;
 
+// What keeps the arena's file as it is: it neither shrinks nor grows, and no mapping made and no
+// write() called from now on may change its bytes, whoever gets hold of the descriptor.
+inline constexpr int kArenaSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+
 // The store's whole memory: one anonymous file (memfd), mapped once, never grown. Its descriptor
-// can be passed to processes of the same host, which then read extents without a copy.
+// can be passed to processes of the same host, which then read extents without a copy and cannot
+// write any (kArenaSeals).
 //
 // Best fit: the smallest hole that is large enough, the first of equal ones. Neighbouring holes are
 // joined when freed, so two holes never touch.
@@ -35,7 +42,7 @@ class SlabArena {
 
   // `capacity_bytes` is rounded down to kArenaUnitBytes.
   //   InvalidArgument    less than one unit
-  //   ResourceExhausted  the kernel gives no such mapping
+  //   ResourceExhausted  the kernel gives no such mapping, or cannot seal it
   static absl::StatusOr<std::unique_ptr<SlabArena>> Create(uint64_t capacity_bytes);
   ~SlabArena();
   SlabArena(const SlabArena&) = delete;

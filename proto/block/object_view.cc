@@ -41,13 +41,16 @@ absl::Status BadNumber(const Place& place, size_t index, absl::string_view value
 }
 
 // Each section is first scanned without a branch, which compilers vectorize, and searched only when
-// something is wrong.
+// something is wrong. What is collected is as wide as what is scanned: wider, every vector would be
+// unpacked.
 template <typename IsGood>
 absl::Status CheckFloat16(std::span<const std::byte> values, const Place& place, IsGood is_good,
                           absl::string_view rule) {
   const size_t count = values.size() / sizeof(Float16Bits);
-  unsigned bad = 0;
-  for (size_t i = 0; i < count; ++i) bad |= is_good(LoadFloat16(values, i)) ? 0u : 1u;
+  uint16_t bad = 0;
+  for (size_t i = 0; i < count; ++i) {
+    bad = static_cast<uint16_t>(bad | (is_good(LoadFloat16(values, i)) ? 0 : 1));
+  }
   if (bad == 0) return absl::OkStatus();
   for (size_t i = 0; i < count; ++i) {
     const Float16Bits h = LoadFloat16(values, i);
@@ -71,8 +74,8 @@ absl::Status CheckIds(std::span<const std::byte> ids, int bank_size, const Place
     const int value = std::to_integer<int>(id);
     return value < bank_size || value == kRawPatternId;
   };
-  unsigned bad = 0;
-  for (const std::byte id : ids) bad |= is_good(id) ? 0u : 1u;
+  uint8_t bad = 0;
+  for (const std::byte id : ids) bad = static_cast<uint8_t>(bad | (is_good(id) ? 0 : 1));
   if (bad == 0) return absl::OkStatus();
   const size_t index =
       static_cast<size_t>(std::find_if_not(ids.begin(), ids.end(), is_good) - ids.begin());

@@ -59,6 +59,7 @@ class SampleStream final : public GetStream {
     return frames_.blocks[i - frames_.num_tables];
   }
   AlignedBuffer TakeObject(int) override { return {}; }
+  absl::Status CheckHeld() override { return absl::OkStatus(); }
   uint64_t received_bytes() const override { return 0; }
   void Cancel() override {}
 

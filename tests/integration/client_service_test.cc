@@ -15,6 +15,7 @@
 #include "kvstore/service/cache_server.h"
 #include "pkv/client/cache_client.h"
 #include "proto/base/clock.h"
+#include "tests/support/arena_memory.h"
 #include "tests/support/sealed_object.h"
 #include "tests/support/status_matchers.h"
 
@@ -303,15 +304,9 @@ TEST_F(ClientServiceTest, GetEndsAtItsDeadline) {
 TEST_F(ClientServiceTest, DamageInTheServersMemoryIsDataLossAndThenAMiss) {
   const SealedObject block = MakeTestBlock(1, 1);
   EXPECT_THAT(Put(block).status, IsOk());
-  std::string arena(Stats().capacity_bytes, '\0');
-  ASSERT_EQ(::pread(server_->arena_fd(), arena.data(), arena.size(), 0),
-            static_cast<ssize_t>(arena.size()));
   const std::span<const std::byte> frame = block.frame(1);
-  const size_t at =
-      arena.find(std::string(reinterpret_cast<const char*>(frame.data()), frame.size()));
-  ASSERT_NE(at, std::string::npos);
-  const char flipped = static_cast<char>(arena[at] ^ 1);
-  ASSERT_EQ(::pwrite(server_->arena_fd(), &flipped, 1, static_cast<off_t>(at)), 1);
+  ASSERT_TRUE(ArenaMemory(getpid()).FlipBit(
+      {reinterpret_cast<const char*>(frame.data()), frame.size()}, /*offset=*/0));
   EXPECT_THAT(GetStatus(block), StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_THAT(GetStatus(block), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(Put(block).status, IsOk());

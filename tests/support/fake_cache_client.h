@@ -58,6 +58,11 @@ class FakeCacheClient final : public CacheClient {
     held_from_ = kNoLayer;
     changed_.SignalAll();
   }
+  // From now on no stream holds what it reads: as a server that takes its memory back.
+  void TakeBack() {
+    MutexLock lock(&mu_);
+    taken_back_ = true;
+  }
   // Returns once a reader waits for a layer that is held.
   void WaitForBlockedReader() {
     MutexLock lock(&mu_);
@@ -245,6 +250,10 @@ class FakeCacheClient final : public CacheClient {
       return ObjectView::Parse(objects[i].span())->frame(layer);
     }
     AlignedBuffer TakeObject(int i) override { return std::move(objects[i]); }
+    absl::Status CheckHeld() override {
+      MutexLock lock(&cache->mu_);
+      return cache->taken_back_ ? absl::AbortedError("memory taken back") : absl::OkStatus();
+    }
     uint64_t received_bytes() const override {
       uint64_t bytes = 0;
       for (const ObjectHeader& header : headers) {
@@ -355,6 +364,7 @@ class FakeCacheClient final : public CacheClient {
   std::map<CacheCall, int> num_calls_ ABSL_GUARDED_BY(mu_);
   int held_from_ ABSL_GUARDED_BY(mu_) = kNoLayer;
   int num_blocked_ ABSL_GUARDED_BY(mu_) = 0;
+  bool taken_back_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace pkv

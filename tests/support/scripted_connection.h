@@ -68,6 +68,8 @@ class ScriptedConnection final : public Connection {
   std::function<absl::Status(const v1::LookupRequest&, v1::LookupResponse&)> lookup;
   std::function<absl::Status(const v1::StatRequest&, v1::StatResponse&)> stat;
   std::function<absl::Status(const v1::DeleteRequest&, v1::DeleteResponse&)> remove;
+  // Without it, the server knows no handoff.
+  std::function<absl::Status(const v1::HandoffOpenRequest&, v1::HandoffOpenResponse&)> open_handoff;
   int num_calls = 0;
 
   absl::Status Lookup(const v1::LookupRequest& request, absl::Duration,
@@ -92,6 +94,11 @@ class ScriptedConnection final : public Connection {
   absl::Status Drain(absl::Duration) override {
     ++num_calls;
     return Away();
+  }
+  absl::Status OpenHandoff(const v1::HandoffOpenRequest& request, absl::Duration timeout,
+                           v1::HandoffOpenResponse& response) override {
+    return open_handoff ? open_handoff(request, response)
+                        : Connection::OpenHandoff(request, timeout, response);
   }
   std::unique_ptr<MessageStream> OpenStream(StreamMethod, absl::Duration,
                                             StreamReceiver* receiver) override {
@@ -131,6 +138,7 @@ inline ScriptedCore MakeScriptedCore(const ClientOptions& options = ImpatientOpt
   result.core->options = options;
   result.core->connection = std::move(connection);
   result.core->clock = Clock::Real();
+  result.core->shm = std::make_unique<ShmDialer>(result.connection, result.core->clock);
   return result;
 }
 

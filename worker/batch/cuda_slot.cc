@@ -179,10 +179,14 @@ absl::Status LoadLayer(const CudaSlot& slot, int slot_index, int layer, CudaPool
                   slot_index, layer, is_resident ? nullptr : pools.page(layer, prefix.pages[block]),
                   pools, ring));
   }
-  if (prefix.num_window_tokens == 0) return absl::OkStatus();
-  const int window = stream.num_objects() - 1;
-  return LoadWindow(stream.header(window), stream.frame(window, layer),
-                    pools.window(layer, slot_index, 0, prefix.num_window_tokens), ring);
+  if (prefix.num_window_tokens > 0) {
+    const int window = stream.num_objects() - 1;
+    PKV_RETURN_IF_ERROR(LoadWindow(stream.header(window), stream.frame(window, layer),
+                                   pools.window(layer, slot_index, 0, prefix.num_window_tokens),
+                                   ring));
+  }
+  // Frames may lie in the server's memory; they have been read now.
+  return stream.CheckHeld();
 }
 
 }  // namespace pkv

@@ -39,6 +39,7 @@ class StreamWatch::WatchedStream final : public GetStream {
     return stream_->frame(object_index, layer);
   }
   AlignedBuffer TakeObject(int object_index) override { return stream_->TakeObject(object_index); }
+  absl::Status CheckHeld() override { return stream_->CheckHeld(); }
   uint64_t received_bytes() const override { return stream_->received_bytes(); }
   void Cancel() override { stream_->Cancel(); }
 

@@ -12,6 +12,7 @@ namespace pkv {
 // Settings of every subcommand.
 struct GlobalFlags {
   std::string cache = "127.0.0.1:7440";
+  std::string transport = "auto";  // ParseTransport()
   std::string output = "text";
   bool no_progress = false;
 

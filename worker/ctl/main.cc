@@ -14,6 +14,11 @@ int main(int argc, char** argv) {
   app.add_option("--cache", global.cache, "pkvd to talk to, host:port or unix:/path")
       ->envname("PKV_CACHE")
       ->capture_default_str();
+  app.add_option("--transport", global.transport,
+                 "how get reads: in place on one host (shm), over the network (grpc), or auto")
+      ->envname("PKV_TRANSPORT")
+      ->check(CLI::IsMember({"auto", "grpc", "shm"}))
+      ->capture_default_str();
   app.add_option("--output", global.output, "text, or json: one document on stdout")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();

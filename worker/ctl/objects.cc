@@ -219,8 +219,11 @@ template <typename Action>
 void WithClient(const GlobalFlags& global, int& exit_code, Action action) {
   ClientOptions options;
   options.address = global.cache;
+  const absl::StatusOr<Transport> transport = ParseTransport(global.transport);
+  options.transport = transport.value_or(Transport::kAuto);
   const absl::StatusOr<std::unique_ptr<CacheClient>> client = CacheClient::Create(options);
-  const absl::Status status = client.ok() ? action(**client) : client.status();
+  absl::Status status = transport.status();
+  if (status.ok()) status = client.ok() ? action(**client) : client.status();
   if (!status.ok()) exit_code = Fail(status);
 }
 

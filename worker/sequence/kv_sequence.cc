@@ -141,7 +141,8 @@ absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
   PKV_RETURN_IF_ERROR(qkv.num_tokens > 1 ? DenseAttention(args, config_.ctx.pool)
                                          : PagedAttention(args, config_.ctx));
   if (queries_.has_value()) queries_->Add(qkv, lse);
-  return absl::OkStatus();
+  // What was attended to may lie in the server's memory.
+  return stream_ == nullptr ? absl::OkStatus() : stream_->CheckHeld();
 }
 
 ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {

@@ -50,6 +50,13 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_option("--cache", flags.cache, "pkvd to use, host:port or unix:/path")
       ->capture_default_str();
+  command
+      .add_option(
+          "--transport", flags.transport,
+          "how blocks come from the cache: in place when it is on this host and offers that "
+          "(shm), over the network (grpc), or as it is possible (auto)")
+      ->check(CLI::IsMember({"auto", "grpc", "shm"}))
+      ->capture_default_str();
   command.add_option("--listen", flags.server.listen, "address to serve on; port 0 picks one")
       ->capture_default_str();
   command
@@ -125,12 +132,16 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
       {{"role", role.name},
        {"model", flags.model.shape.empty() ? flags.model.model : flags.model.shape},
        {"device", flags.model.device},
-       {"cache", flags.cache}});
+       {"cache", flags.cache},
+       {"transport", flags.transport}});
   absl::StatusOr<std::unique_ptr<WorkerModel>> model = WorkerModel::Load(flags.model);
   if (!model.ok()) return ExitCode(model.status());
   const ModelHost& host = (*model)->host();
   ClientOptions client_options;
   client_options.address = flags.cache;
+  const absl::StatusOr<Transport> transport = ParseTransport(flags.transport);
+  if (!transport.ok()) return ExitCode(transport.status());
+  client_options.transport = *transport;
   client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
   absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
   if (!cache.ok()) return ExitCode(cache.status());

@@ -23,6 +23,7 @@ class CacheClient;
 struct ServeFlags {
   ModelFlags model;
   std::string cache = "127.0.0.1:7440";
+  std::string transport = "auto";  // ParseTransport()
   std::string log_format = "text";
   std::string log_level = "info";
   ServerHostOptions server;

@@ -44,17 +44,31 @@ class Fleet : public ::testing::Test {
   }
 
   void StartPkvd(const std::string& listen = "127.0.0.1:0") {
-    pkvd_ = Start("pkvd", {bin_ + "/kvstore/pkvd", "--capacity", "256MiB"}, listen, cache_port_,
-                  cache_metrics_port_);
+    std::vector<std::string> arguments = {bin_ + "/kvstore/pkvd", "--capacity", "256MiB"};
+    arguments.insert(arguments.end(), more_for_pkvd_.begin(), more_for_pkvd_.end());
+    pkvd_ = Start("pkvd", arguments, listen, cache_port_, cache_metrics_port_);
     cache_ = "127.0.0.1:" + cache_port_;
   }
   void StartWorkers() {
-    prefill_ = Start("prefill",
-                     {bin_ + "/worker/pkv-prefill", "serve", "--model", model_, "--cache", cache_},
-                     "127.0.0.1:0", prefill_port_, prefill_metrics_port_);
-    decode_ = Start("decode",
-                    {bin_ + "/worker/pkv-decode", "serve", "--model", model_, "--cache", cache_},
-                    "127.0.0.1:0", decode_port_, decode_metrics_port_);
+    std::vector<std::string> arguments = {"", "serve", "--model", model_, "--cache", cache_};
+    arguments.insert(arguments.end(), more_for_workers_.begin(), more_for_workers_.end());
+    arguments[0] = bin_ + "/worker/pkv-prefill";
+    prefill_ = Start("prefill", arguments, "127.0.0.1:0", prefill_port_, prefill_metrics_port_);
+    arguments[0] = bin_ + "/worker/pkv-decode";
+    decode_ = Start("decode", arguments, "127.0.0.1:0", decode_port_, decode_metrics_port_);
+  }
+
+  // The sum over pkvd's series whose text begins so.
+  double Metric(const std::string& name) {
+    const std::string url = "http://127.0.0.1:" + cache_metrics_port_ + "/metrics";
+    ChildProcess curl({"/usr/bin/curl", "-fsS", url}, scratch_ + "/curl");
+    EXPECT_EQ(curl.Wait(kPatience), 0) << curl.err();
+    double sum = 0;
+    std::istringstream lines(curl.out());
+    for (std::string line; std::getline(lines, line);) {
+      if (line.rfind(name, 0) == 0) sum += std::stod(line.substr(line.rfind(' ') + 1));
+    }
+    return sum;
   }
 
   // Runs pkvctl with --output json.
@@ -97,6 +111,8 @@ class Fleet : public ::testing::Test {
     return text.substr(0, bytes);
   }
 
+  // Set before the processes start.
+  std::vector<std::string> more_for_pkvd_, more_for_workers_;
   std::string bin_, model_, scratch_, cache_;
   std::string cache_port_, cache_metrics_port_;
   std::string prefill_port_, prefill_metrics_port_, decode_port_, decode_metrics_port_;

@@ -26,7 +26,11 @@ class GetCallTest : public testing::Test {
     for (const SealedObject& object : objects_) keys_.push_back(object.key());
   }
 
-  std::unique_ptr<GetCall> StartCall() { return std::make_unique<GetCall>(scripted_.core, keys_); }
+  std::unique_ptr<GetCall> StartCall() {
+    return std::make_unique<GetCall>(
+        scripted_.core, keys_,
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);
+  }
 
   // A server that sends `frames` and ends with `status`; keeps the request.
   ScriptedStream::Script Sends(std::vector<v1::DataFrame> frames, absl::Status status) {

@@ -95,8 +95,13 @@ class PutStream {
   virtual void Cancel() = 0;
 };
 
-// A download in progress. Frames arrive layer by layer into memory owned by this object; a layer
-// may be used as soon as WaitForLayer(layer) returned OK, while the others are still on their way.
+// A download in progress. Frames arrive layer by layer; a layer may be used as soon as
+// WaitForLayer(layer) returned OK, while the others are still on their way.
+//
+// Over gRPC frames are copied into memory owned by this object. Over shm (ClientOptions::transport)
+// nothing is copied: frame() points into the server's memory, which the server keeps as it is for
+// this stream, and takes back if this process gives no sign of life for long, or holds it for too
+// long (pkvd --shm-silence, --shm-pin-age). CheckHeld() tells.
 //
 // Thread-compatible, but Cancel may be called from any thread.
 class GetStream {
@@ -113,19 +118,26 @@ class GetStream {
   //   DataLoss     a frame is damaged: drop the object, compute it again. Counted by the server as
   //                well when it sees it
   //   Unavailable  the server went away and did not come back within the deadline
+  //   Aborted      as CheckHeld()
   virtual absl::Status WaitForLayer(int layer) = 0;
   virtual absl::Status WaitForAll() = 0;
 
   virtual int num_objects() const = 0;
   // REQUIRES: WaitForManifest() was OK; frame(): WaitForLayer(layer) was OK. Valid until
-  // destruction or TakeObject.
+  // destruction or TakeObject; what was read there counts once CheckHeld() was OK after it.
   virtual const ObjectHeader& header(int object_index) const = 0;
   virtual std::span<const std::byte> frame(int object_index, int layer) const = 0;
   // The object's bytes, complete and parseable. REQUIRES: WaitForAll() was OK. Call once per
-  // object.
+  // object. They count once CheckHeld() was OK after it.
   virtual AlignedBuffer TakeObject(int object_index) = 0;
 
-  // Payload received so far.
+  // Whether all that was read from frames so far was what had been verified. Always OK for what
+  // gRPC brought. Costs a microsecond: ask after each step of work on frames.
+  //   Aborted  the server took its memory back: forget what was computed from frames since the last
+  //            OK, destroy this stream and start again
+  virtual absl::Status CheckHeld() = 0;
+
+  // Payload received so far; over shm, all of it from the manifest on.
   virtual uint64_t received_bytes() const = 0;
   virtual void Cancel() = 0;
 };
@@ -134,6 +146,9 @@ class GetStream {
 struct ClientCounters {
   uint64_t lookups = 0, gets = 0, puts = 0, retries = 0, failures = 0;
   uint64_t get_bytes = 0, put_bytes = 0, integrity_failures = 0;
+  uint64_t shm_gets = 0;       // those that read in place
+  uint64_t shm_get_bytes = 0;  // part of get_bytes
+  uint64_t shm_fallbacks = 0;  // gets that went over gRPC although the server offers shm
 };
 
 // A connection to one pkvd. No gRPC type shows.

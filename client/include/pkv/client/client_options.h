@@ -4,14 +4,27 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
 namespace pkv {
 
+// How the bytes of a get reach the caller. Everything else, puts included, always goes over gRPC.
+enum class Transport {
+  kAuto,  // kShm where the server offers it, kGrpc where it does not or where it fails
+  kGrpc,  // copied from messages
+  kShm    // read in place, in the memory of a server on the same host; or not at all
+};
+
+// "auto", "grpc" or "shm", as on command lines. InvalidArgument: something else.
+absl::StatusOr<Transport> ParseTransport(absl::string_view name);
+
 // How a CacheClient connects and retries. Plain data.
 struct ClientOptions {
   std::string address = "127.0.0.1:7440";  // host:port or unix:/path of one pkvd
-  int num_channels = 2;                    // TCP connections; calls take turns. 1..16
+  Transport transport = Transport::kAuto;
+  int num_channels = 2;  // TCP connections; calls take turns. 1..16
 
   // Deadlines of one call, retries included.
   absl::Duration lookup_deadline = absl::Milliseconds(500);

@@ -13,7 +13,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
+#include "pkv/v1/handoff.grpc.pb.h"
 #include "proto/transport/convert.h"
+#include "proto/transport/host_identity.h"
+#include "proto/transport/local_socket.h"
+#include "proto/transport/shm_frame.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -79,6 +83,38 @@ TEST(CacheServerTest, ServesMetrics) {
   }
   (*server)->Drain();
   EXPECT_THAT(HttpGet((*server)->metrics_port(), "/metrics"), HasSubstr("pkv_draining 1"));
+}
+
+v1::HandoffOpenResponse OpenHandoff(int port) {
+  const auto stub = v1::Handoff::NewStub(
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  v1::HandoffOpenRequest request;
+  request.set_shm_version(kShmVersion);
+  request.set_host_id(HostIdentity());
+  v1::HandoffOpenResponse response;
+  EXPECT_THAT(FromGrpc(stub->Open(&context, request, &response)), IsOk());
+  return response;
+}
+
+TEST(CacheServerTest, OffersShmWhenItHasASocketForIt) {
+  CacheServerOptions options = LocalOptions();
+  {
+    const auto server = CacheServer::Start(options);
+    ASSERT_THAT(server, IsOk());
+    const v1::HandoffOpenResponse response = OpenHandoff((*server)->port());
+    EXPECT_FALSE(response.has_shm());
+    EXPECT_THAT(response.reason(), HasSubstr("no shm socket"));
+  }
+  options.shm_socket = absl::StrCat(::testing::TempDir(), "/cache_server.shm.", getpid());
+  const auto server = CacheServer::Start(options);
+  ASSERT_THAT(server, IsOk());
+  EXPECT_EQ(OpenHandoff((*server)->port()).shm().socket_path(), options.shm_socket);
+  EXPECT_THAT(ConnectLocal(options.shm_socket, absl::Seconds(60)), IsOk());
+  (*server)->Shutdown(absl::Seconds(1));
+  EXPECT_FALSE(ConnectLocal(options.shm_socket, absl::Seconds(60)).ok());
 }
 
 TEST(CacheServerTest, RefusesARemoteAddressUnlessToldSo) {

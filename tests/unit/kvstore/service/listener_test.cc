@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -53,6 +54,17 @@ TEST(ListenerTest, PicksAPortAndSaysWhich) {
 TEST(ListenerTest, KnowsWhatOtherHostsCanReach) {
   EXPECT_FALSE(Listener::Bind("0.0.0.0:0").value()->is_local());
   EXPECT_TRUE(Listener::Bind("127.8.9.10:0").value()->is_local());
+}
+
+TEST(ListenerTest, AUnixSocketHasThePermissionsAskedFor) {
+  for (const mode_t mode : {0600, 0666}) {
+    const std::string path = SocketPath("mode");
+    const auto listener = Listener::Bind("unix:" + path, mode);
+    ASSERT_THAT(listener, IsOk());
+    struct stat info {};
+    ASSERT_EQ(stat(path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, mode);
+  }
 }
 
 TEST(ListenerTest, RefusesAPortInUse) {

@@ -5,6 +5,7 @@
 
 #include <random>
 #include <utility>
+#include <vector>
 
 #include "tests/support/status_matchers.h"
 #include "tests/unit/kvstore/store/store_fixture.h"
@@ -41,6 +42,15 @@ TEST_F(LeaseTest, ShowsWhatWasPut) {
   EXPECT_TRUE(std::ranges::equal(lease_.frame(1), object_.frame(1)));
   EXPECT_THAT(lease_.VerifyHead(), IsOkAndHolds(object_.header));
   EXPECT_THAT(VerifyAll(), IsOk());
+}
+
+// What another process needs to find the object.
+TEST_F(LeaseTest, SaysWhereItStandsInTheArenasFile) {
+  std::vector<std::byte> bytes(object_.bytes().size());
+  ASSERT_EQ(pread(store_->arena_fd(), bytes.data(), bytes.size(),
+                  static_cast<off_t>(lease_.arena_offset())),
+            static_cast<ssize_t>(bytes.size()));
+  EXPECT_TRUE(std::ranges::equal(bytes, object_.bytes()));
 }
 
 TEST_F(LeaseTest, KeepsBytesOfADeletedObject) {

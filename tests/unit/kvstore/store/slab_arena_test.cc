@@ -1,13 +1,16 @@
 #include "kvstore/store/slab_arena.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <random>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "proto/base/checked_math.h"
 #include "tests/support/status_matchers.h"
 
@@ -84,6 +87,29 @@ TEST(SlabArenaTest, ShowsTheSameBytesThroughItsDescriptor) {
   ASSERT_NE(other, MAP_FAILED);
   EXPECT_EQ(std::memcmp(static_cast<char*>(other) + second->offset, "pattern", 7), 0);
   munmap(other, 2 * kUnit);
+}
+
+// Whoever gets the descriptor reads, and does nothing else: not by a mapping, not by write(), not
+// by opening it again, not by taking the seals off.
+TEST(SlabArenaTest, NobodyElseCanWriteShrinkOrGrowIt) {
+  auto arena = MakeArena(2);
+  EXPECT_EQ(fcntl(arena->fd(), F_GET_SEALS) & kArenaSeals, kArenaSeals);
+  const int again = open(absl::StrCat("/proc/self/fd/", arena->fd()).c_str(), O_RDWR | O_CLOEXEC);
+  for (const int fd : {arena->fd(), again}) {
+    ASSERT_GE(fd, 0);
+    EXPECT_EQ(mmap(nullptr, kUnit, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+    EXPECT_EQ(pwrite(fd, "x", 1, 0), -1);
+    EXPECT_EQ(ftruncate(fd, kUnit), -1);
+    EXPECT_EQ(ftruncate(fd, 3 * kUnit), -1);
+    EXPECT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1);
+    void* mapped = mmap(nullptr, kUnit, PROT_READ, MAP_SHARED, fd, 0);
+    ASSERT_NE(mapped, MAP_FAILED);
+    EXPECT_EQ(mprotect(mapped, kUnit, PROT_READ | PROT_WRITE), -1);
+    munmap(mapped, kUnit);
+  }
+  close(again);
+  // The store itself still writes.
+  std::memcpy(arena->Bytes(*arena->Allocate(kUnit)).data(), "x", 1);
 }
 
 TEST(SlabArenaDeathTest, StopsAtASecondFree) {

@@ -2,15 +2,16 @@
 #define PKV_TESTS_UNIT_KVSTORE_STORE_STORE_FIXTURE_H_
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
+#include <unistd.h>
 
-#include <cstring>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/lru.h"
+#include "tests/support/arena_memory.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/sealed_object.h"
 
@@ -67,22 +68,11 @@ class StoreFixture : public ::testing::Test {
 
   bool Has(const SealedObject& object) { return store_->Stat(object.key()).has_value(); }
 
-  // Changes one bit of stored memory, as failing DRAM would: through another mapping of the arena.
+  // Changes one bit of stored memory, as failing DRAM would.
   void FlipBit(const Lease& lease, uint64_t offset) {
-    const uint64_t capacity = store_->stats().capacity_bytes;
-    void* mapped =
-        mmap(nullptr, capacity, PROT_READ | PROT_WRITE, MAP_SHARED, store_->arena_fd(), 0);
-    ASSERT_NE(mapped, MAP_FAILED);
-    auto* bytes = static_cast<std::byte*>(mapped);
-    bool found = false;
-    for (uint64_t at = 0; at + lease.bytes().size() <= capacity; at += kArenaUnitBytes) {
-      if (std::memcmp(bytes + at, lease.bytes().data(), lease.bytes().size()) != 0) continue;
-      bytes[at + offset] ^= std::byte{1};
-      found = true;
-      break;
-    }
-    munmap(mapped, capacity);
-    ASSERT_TRUE(found);
+    const std::span<const std::byte> bytes = lease.bytes();
+    ArenaMemory arena(getpid(), store_->stats().capacity_bytes);
+    ASSERT_TRUE(arena.FlipBit({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, offset));
   }
 
   FakeClock clock_;

@@ -489,6 +489,14 @@ TEST_F(KvSequenceAttachTest, ReportsADamagedFrameWhenItsLayerIsAttendedOnly) {
   }
 }
 
+// Frames may lie in the server's memory: an output made of what was no longer there is none.
+TEST_F(KvSequenceAttachTest, ReportsFramesThatWereTakenBack) {
+  ASSERT_THAT(AttachStored(), IsOk());
+  ASSERT_THAT(AttendLayer(*sequence_, talk_, 0, kTokens, 1), IsOk());
+  cache_.TakeBack();
+  EXPECT_THAT(AttendLayer(*sequence_, talk_, 1, kTokens, 1), StatusIs(absl::StatusCode::kAborted));
+}
+
 TEST_F(KvSequenceAttachTest, ReportsWhatIsNotStored) {
   cache_.Erase(stored_.keys[2]);
   EXPECT_THAT(AttachStored(), StatusIs(absl::StatusCode::kNotFound));

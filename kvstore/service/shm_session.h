@@ -1,0 +1,99 @@
+#ifndef PKV_KVSTORE_SERVICE_SHM_SESSION_H_
+#define PKV_KVSTORE_SERVICE_SHM_SESSION_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kvstore/service/service_metrics.h"
+#include "kvstore/store/block_store.h"
+#include "pkv/v1/handoff.pb.h"
+#include "proto/base/clock.h"
+
+namespace pkv {
+
+// A client that may read but not write, and may stop at any time, costs at most this.
+struct ShmLimits {
+  uint64_t connection_pinned_bytes = 0;  // of one connection; an object counts once for each pin
+  uint64_t total_pinned_bytes = 0;       // of all
+  absl::Duration silence = absl::Seconds(30);  // without a renew
+  absl::Duration pin_age = absl::Hours(1);     // of one pin, renewed or not
+};
+
+inline constexpr int kMaxShmPins = 1024;         // of one connection
+inline constexpr size_t kMaxShmObjects = 65536;  // pinned by one connection
+inline constexpr absl::Duration kShmHelloTimeout = absl::Seconds(5);
+
+// What the sessions of one server share. Thread-compatible: they run on one thread.
+struct ShmShared {
+  // Constant; what they point at outlives the sessions.
+  BlockStore* store = nullptr;
+  ServiceMetrics* metrics = nullptr;
+  Clock* clock = nullptr;
+  ShmLimits limits = {};
+  std::string token = {};
+
+  uint64_t pinned_bytes = 0;  // by all sessions
+};
+
+// The server's side of one connection of the shm transport (handoff.proto), without its socket:
+// what the client said and what it has pinned. Destroying it ends its pins: only after the
+// connection was shut down, so that the client knows.
+//
+// Thread-compatible.
+class ShmSession {
+ public:
+  // `shared` outlives this.
+  explicit ShmSession(ShmShared* shared);
+  ~ShmSession();
+  ShmSession(const ShmSession&) = delete;
+  ShmSession& operator=(const ShmSession&) = delete;
+
+  // The answer, when the message has one; the arena's descriptor goes with a welcome. An error
+  // means: shut the connection down.
+  //   PermissionDenied  another server's token
+  //   InvalidArgument   out of turn, or names what is not
+  absl::StatusOr<std::optional<v1::ShmMessage>> OnMessage(const v1::ShmMessage& message);
+
+  // When the connection is to be shut down unless something is said before, and why that would be.
+  struct Expiry {
+    absl::Time time;
+    ShmEnd reason = ShmEnd::kSilent;
+  };
+  Expiry expiry() const;
+
+  uint64_t pinned_bytes() const { return pinned_bytes_; }
+
+ private:
+  struct Pin {
+    std::vector<Lease> leases;   // empty ones for objects that were not there
+    std::vector<bool> reported;  // damaged, by the client
+    uint64_t bytes = 0;
+    absl::Time since;
+  };
+
+  absl::StatusOr<v1::ShmMessage> OnHello(const v1::ShmHello& hello);
+  absl::StatusOr<v1::ShmMessage> OnPin(const v1::ShmPin& request);
+  absl::Status OnUnpin(const v1::ShmUnpin& request);
+  absl::Status OnDamaged(const v1::ShmDamaged& report);
+  // Everything there is to refuse without shutting down.
+  absl::Status Admit(const v1::ShmPin& request, Pin& pin) const;
+  v1::ShmExtent Describe(Lease& lease);
+  void Release(const Pin& pin);
+
+  ShmShared* const shared_;
+  bool welcomed_ = false;
+  absl::Time renewed_;
+  absl::flat_hash_map<uint64_t, Pin> pins_;
+  size_t num_objects_ = 0;
+  uint64_t pinned_bytes_ = 0;
+};
+
+}  // namespace pkv
+
+#endif  // PKV_KVSTORE_SERVICE_SHM_SESSION_H_

@@ -1,0 +1,258 @@
+#include "kvstore/service/shm_server.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "proto/transport/host_identity.h"
+#include "tests/support/shm_messages.h"
+#include "tests/support/status_matchers.h"
+#include "tests/unit/kvstore/service/service_fixture.h"
+
+namespace pkv {
+namespace {
+
+using ::testing::HasSubstr;
+
+class ShmServerTest : public ServiceFixture {
+ protected:
+  void SetUp() override {
+    MakeService(16);
+    ASSERT_THAT(Put(object_), IsOk());
+    options_.path = absl::StrCat(::testing::TempDir(), "/shm_server.", getpid());
+    options_.limits.connection_pinned_bytes = 8 * kArenaUnitBytes;
+    options_.limits.total_pinned_bytes = 12 * kArenaUnitBytes;
+  }
+  void TearDown() override { server_.reset(); }
+
+  void Start() {
+    auto server = ShmServer::Start(options_, store_.get(), &metrics_, Clock::Real());
+    ASSERT_THAT(server, IsOk());
+    server_ = *std::move(server);
+    v1::HandoffOpenRequest request;
+    request.set_shm_version(kShmVersion);
+    request.set_host_id(HostIdentity());
+    offer_ = server_->Answer(request).shm();
+  }
+
+  // A client that was welcomed and has pinned the object.
+  std::unique_ptr<ShmTestClient> PinnedClient() {
+    auto client = std::make_unique<ShmTestClient>(options_.path);
+    EXPECT_TRUE(client->Ask(ShmHelloOf(offer_.token()))->has_welcome());
+    const ObjectKey key = object_.key();
+    pinned_ = client->Ask(ShmPinOf(1, {&key, 1}))->pinned();
+    EXPECT_EQ(pinned_.extents_size(), 1);
+    EXPECT_GT(store_->stats().pinned_bytes, 0u);
+    return client;
+  }
+
+  // The server's thread is another one: asks until it has come to it.
+  template <typename ConditionT>
+  bool Eventually(const ConditionT& condition) {
+    const absl::Time deadline = Clock::Real()->MonotonicNow() + absl::Minutes(1);
+    while (Clock::Real()->MonotonicNow() < deadline) {
+      if (condition()) return true;
+      std::this_thread::yield();
+    }
+    return false;
+  }
+  bool EventuallyEnded(const std::string& reason, int count = 1) {
+    return Eventually([&] {
+      return Metric(absl::StrCat("pkv_shm_ended_total{reason=\"", reason, "\"}")) == count;
+    });
+  }
+  bool EventuallyNothingPinned() {
+    return Eventually([&] { return store_->stats().pinned_bytes == 0; });
+  }
+
+  const SealedObject object_ = MakeTestWindow(1, 1);
+  ShmServerOptions options_;
+  std::unique_ptr<ShmServer> server_;
+  v1::ShmOffer offer_;
+  v1::ShmPinned pinned_;
+};
+
+TEST_F(ShmServerTest, OffersItselfToReadersOfThisHostOnly) {
+  Start();
+  EXPECT_EQ(offer_.socket_path(), options_.path);
+  EXPECT_EQ(offer_.token().size(), kShmTokenBytes);
+  EXPECT_EQ(offer_.host_id(), HostIdentity());
+  v1::HandoffOpenRequest request;
+  request.set_shm_version(kShmVersion);
+  for (const std::string& host : {std::string(), std::string("another")}) {
+    request.set_host_id(host);
+    EXPECT_FALSE(server_->Answer(request).has_shm());
+    EXPECT_THAT(server_->Answer(request).reason(), HasSubstr("host"));
+  }
+  request.set_host_id(HostIdentity());
+  request.set_shm_version(0);
+  EXPECT_FALSE(server_->Answer(request).has_shm());
+}
+
+TEST_F(ShmServerTest, EveryServerDrawsAnotherToken) {
+  Start();
+  const std::string first = offer_.token();
+  server_.reset();
+  Start();
+  EXPECT_NE(offer_.token(), first);
+}
+
+TEST_F(ShmServerTest, ItsSocketIsOursAloneUnlessToldOtherwise) {
+  for (const auto& [any_user, mode] : {std::pair{false, 0600u}, std::pair{true, 0666u}}) {
+    options_.any_user = any_user;
+    server_.reset();
+    Start();
+    struct stat info {};
+    ASSERT_EQ(stat(options_.path.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, mode);
+  }
+}
+
+TEST_F(ShmServerTest, LendsTheStoredBytesReadOnly) {
+  Start();
+  const auto client = PinnedClient();
+  ASSERT_TRUE(client->arena());
+  EXPECT_EQ(fcntl(client->arena().get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+  const uint64_t capacity = store_->stats().capacity_bytes;
+  void* mapped = mmap(nullptr, capacity, PROT_READ, MAP_SHARED, client->arena().get(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  EXPECT_EQ(std::memcmp(static_cast<char*>(mapped) + pinned_.extents(0).offset(),
+                        object_.bytes().data(), object_.bytes().size()),
+            0);
+  munmap(mapped, capacity);
+}
+
+TEST_F(ShmServerTest, AClientThatGoesGivesBackItsPins) {
+  Start();
+  auto client = PinnedClient();
+  EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_connections") == 1; }));
+  EXPECT_TRUE(Eventually([&] {
+    return Metric("pkv_shm_pinned_bytes") == static_cast<double>(object_.bytes().size());
+  }));
+  client->Close();
+  EXPECT_TRUE(EventuallyNothingPinned());
+  EXPECT_TRUE(EventuallyEnded("client"));
+  EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_connections") == 0; }));
+  EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_pinned_bytes") == 0; }));
+}
+
+TEST_F(ShmServerTest, WhatIsNotTheProtocolEndsTheConnectionAndItsPins) {
+  Start();
+  int ended = 0;
+  for (const std::string& bytes :
+       {std::string("\xff\xff\xff\xff"), std::string("\x01\x00\x00\x00\xff", 5),
+        EncodeShmMessage(ShmUnpinOf(77))}) {
+    auto client = PinnedClient();
+    client->SendBytes(bytes);
+    EXPECT_FALSE(client->Receive().has_value());
+    EXPECT_TRUE(EventuallyEnded("malformed", ++ended));
+    EXPECT_TRUE(EventuallyNothingPinned());
+  }
+}
+
+TEST_F(ShmServerTest, AnotherServersTokenIsRefused) {
+  Start();
+  ShmTestClient client(options_.path);
+  EXPECT_FALSE(client.Ask(ShmHelloOf(std::string(kShmTokenBytes, 'x'))).has_value());
+  EXPECT_FALSE(client.arena());
+  EXPECT_TRUE(EventuallyEnded("refused"));
+}
+
+TEST_F(ShmServerTest, TakesNoMoreConnectionsThanItMay) {
+  options_.max_connections = 1;
+  Start();
+  auto first = PinnedClient();
+  ShmTestClient second(options_.path);
+  EXPECT_FALSE(second.Receive().has_value());
+  EXPECT_TRUE(EventuallyEnded("full"));
+  EXPECT_TRUE(first->Ask(ShmRenewMessage())->has_renewed());
+}
+
+// A stopped client: nothing but its silence tells.
+TEST_F(ShmServerTest, SilenceEndsAConnectionAndItsPins) {
+  options_.limits.silence = absl::Milliseconds(100);
+  Start();
+  const auto client = PinnedClient();
+  EXPECT_FALSE(client->Receive().has_value());
+  EXPECT_TRUE(IsHungUp(client->socket()));
+  EXPECT_TRUE(EventuallyEnded("silent"));
+  EXPECT_TRUE(EventuallyNothingPinned());
+}
+
+TEST_F(ShmServerTest, APinHeldForTooLongEndsTheConnectionThoughItRenews) {
+  options_.limits.silence = options_.limits.pin_age = absl::Milliseconds(300);
+  Start();
+  const auto client = PinnedClient();
+  const std::string renew = EncodeShmMessage(ShmRenewMessage());
+  while (SendSome(client->socket(), std::as_bytes(std::span(renew))).ok() &&
+         client->Receive().has_value()) {
+  }
+  EXPECT_TRUE(EventuallyEnded("held"));
+  EXPECT_TRUE(EventuallyNothingPinned());
+}
+
+// It is not read from until it reads, and nobody else waits for it.
+TEST_F(ShmServerTest, AClientThatDoesNotReadHarmsNobody) {
+  Start();
+  const auto greedy = PinnedClient();
+  const std::string renew = EncodeShmMessage(ShmRenewMessage());
+  std::string many;
+  for (int i = 0; i < 4096; ++i) many += renew;
+  for (size_t sent = 1; sent > 0;) {
+    sent = SendSome(greedy->socket(), std::as_bytes(std::span(many))).value_or(0);
+  }
+  const auto other = PinnedClient();
+  EXPECT_TRUE(other->Ask(ShmRenewMessage())->has_renewed());
+}
+
+TEST_F(ShmServerTest, StoppingShutsConnectionsDownAndEndsTheirPins) {
+  Start();
+  const auto client = PinnedClient();
+  server_->Stop();
+  server_->Stop();
+  EXPECT_EQ(store_->stats().pinned_bytes, 0u);
+  EXPECT_TRUE(IsHungUp(client->socket()));
+  EXPECT_FALSE(ConnectLocal(options_.path, absl::Seconds(1)).ok());
+  EXPECT_EQ(Metric("pkv_shm_ended_total{reason=\"stopped\"}"), 1);
+}
+
+TEST_F(ShmServerTest, RefusesLimitsThatLeaveNothing) {
+  for (auto change : {+[](ShmServerOptions& o) { o.max_connections = 0; },
+                      +[](ShmServerOptions& o) { o.limits.connection_pinned_bytes = 0; },
+                      +[](ShmServerOptions& o) { o.limits.total_pinned_bytes = 1; },
+                      +[](ShmServerOptions& o) { o.limits.silence = absl::Milliseconds(99); },
+                      +[](ShmServerOptions& o) { o.limits.pin_age = absl::Milliseconds(200); }}) {
+    ShmServerOptions options = options_;
+    options.limits.silence = absl::Seconds(1);
+    change(options);
+    EXPECT_THAT(ShmServer::Start(options, store_.get(), &metrics_, Clock::Real()),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
+TEST_F(ShmServerTest, RefusesAPathThatReadersCannotResolve) {
+  for (const std::string& path :
+       {std::string(), std::string("shm.sock"), "/" + std::string(200, 'x')}) {
+    options_.path = path;
+    EXPECT_THAT(ShmServer::Start(options_, store_.get(), &metrics_, Clock::Real()),
+                StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
+TEST_F(ShmServerTest, RefusesAPathThatIsInUse) {
+  Start();
+  EXPECT_THAT(ShmServer::Start(options_, store_.get(), &metrics_, Clock::Real()),
+              StatusIs(absl::StatusCode::kUnavailable));
+}
+
+}  // namespace
+}  // namespace pkv
