@@ -118,6 +118,7 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
           prefix_sinks_.data()));
     }
   }
+  PKV_RETURN_IF_ERROR(sequence.CheckHeld());
   LayerDecode decode;
   decode.pages = prefix_pages_.data();
   decode.page_stride = stride;

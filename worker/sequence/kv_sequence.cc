@@ -142,7 +142,7 @@ absl::Status KvSequence::Attend(const LayerQkv& qkv, float* out) {
                                          : PagedAttention(args, config_.ctx));
   if (queries_.has_value()) queries_->Add(qkv, lse);
   // What was attended to may lie in the server's memory.
-  return stream_ == nullptr ? absl::OkStatus() : stream_->CheckHeld();
+  return CheckHeld();
 }
 
 ObjectHeader KvSequence::HeaderOf(ObjectKind kind) const {

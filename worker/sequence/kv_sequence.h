@@ -126,6 +126,10 @@ class KvSequence final : public AttentionSink {
   uint64_t attached_table_bytes() const { return attached_table_bytes_; }
   // Waits until this layer of the prefix has arrived. OK without a prefix.
   absl::Status WaitForLayer(int layer) { return LoadLayer(layer); }
+  // As GetStream::CheckHeld(), for whoever reads pages() of the prefix. OK without one.
+  absl::Status CheckHeld() const {
+    return stream_ == nullptr ? absl::OkStatus() : stream_->CheckHeld();
+  }
   // Seconds from AttachPrefix to the arrival of the last layer that was needed.
   double prefix_seconds() const { return prefix_seconds_; }
 
