@@ -1,0 +1,66 @@
+"""Evaluates NetworkPolicies the way a network plug-in does: what may reach what.
+
+A pod has labels, and so has its namespace. Policies are those of one namespace, `home`; pods of
+other namespaces have none.
+"""
+
+from policy import matches, of_kind, pod_labels, ports, workloads
+
+HOME = "kubernetes.io/metadata.name"
+
+
+class Pod:
+    def __init__(self, space, labels, space_labels=None, named_ports=None):
+        self.space = {HOME: space, **(space_labels or {})}
+        self.labels = labels
+        self.named_ports = named_ports or {}
+
+
+def pods(objects):
+    """{component: Pod} of the rendered workloads."""
+    return {
+        workload["metadata"]["name"]: Pod(
+            workload["metadata"]["namespace"], pod_labels(workload), {}, ports(workload)
+        )
+        for workload in workloads(objects)
+    }
+
+
+def _is_peer(peer, pod, home):
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"], pod.space):
+            return False
+    elif pod.space[HOME] != home:
+        return False
+    return matches(peer.get("podSelector", {}), pod.labels)
+
+
+def _allows(policies, direction, subject, other, target, port, protocol, home):
+    """Whether policies let `subject` talk to, or be called by, `other`; `target` has the port."""
+    word, peers = ("Ingress", "from") if direction == "ingress" else ("Egress", "to")
+    applying = [
+        one["spec"] for one in policies
+        if subject.space[HOME] == home and word in one["spec"]["policyTypes"]
+        and matches(one["spec"]["podSelector"], subject.labels)
+    ]
+    if not applying:
+        return True
+    for spec in applying:
+        for entry in spec.get(direction, []):
+            is_port = "ports" not in entry or any(
+                one.get("protocol", "TCP") == protocol
+                and target.named_ports.get(one.get("port"), one.get("port")) in (port, None)
+                for one in entry["ports"]
+            )
+            is_peer = peers not in entry or any(_is_peer(one, other, home) for one in entry[peers])
+            if is_port and is_peer:
+                return True
+    return False
+
+
+def may_connect(objects, source, target, port, protocol="TCP"):
+    policies = of_kind(objects, "NetworkPolicy")
+    home = of_kind(objects, "Namespace")[0]["metadata"]["name"]
+    return _allows(policies, "egress", source, target, target, port, protocol, home) and _allows(
+        policies, "ingress", target, source, target, port, protocol, home
+    )

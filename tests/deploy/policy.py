@@ -1,0 +1,435 @@
+"""What a schema cannot say about rendered manifests: each rule yields what is wrong.
+
+Sources: Kubernetes' Pod Security Standards (restricted), and the sections of deploy/k8s/README.md.
+policy_selftest.py proves for each rule that it can fail.
+"""
+
+import re
+
+from manifests import title
+
+GIB = 1 << 30
+UNITS = {"": 1, "m": 1e-3, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": GIB, "Ti": 1 << 40}
+# What may be writable or come from outside under the restricted standard; hostPath may not.
+VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected", "downwardAPI"}
+GPU = "nvidia.com/gpu"
+GRPC_SERVICES = {"pkvd": {"pkv-liveness", "pkv-readiness", ""}, "prefill": {""}, "decode": {""}}
+
+
+def quantity(text):
+    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()
+    return float(number) * UNITS[unit]
+
+
+def seconds(text):
+    """pkvd takes durations (30s), workers numbers of seconds (30)."""
+    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m|)", text).groups()
+    return float(number) * {"ms": 1e-3, "s": 1, "m": 60, "": 1}[unit]
+
+
+def workloads(objects):
+    return [one for one in objects if one["kind"] in ("Deployment", "StatefulSet")]
+
+
+def of_kind(objects, kind):
+    return [one for one in objects if one["kind"] == kind]
+
+
+def pod(workload):
+    return workload["spec"]["template"]["spec"]
+
+
+def pod_labels(workload):
+    return workload["spec"]["template"]["metadata"]["labels"]
+
+
+def containers(objects):
+    """(workload, container), init containers included."""
+    for workload in workloads(objects):
+        spec = pod(workload)
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            yield workload, container
+
+
+def env(container):
+    return {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+
+
+def ports(workload):
+    """{name: number}"""
+    return {
+        port["name"]: port["containerPort"]
+        for container in pod(workload)["containers"]
+        for port in container.get("ports", [])
+    }
+
+
+def matches(selector, labels):
+    for key, value in selector.get("matchLabels", {}).items():
+        if labels.get(key) != value:
+            return False
+    for rule in selector.get("matchExpressions", []):
+        value, values = labels.get(rule["key"]), rule.get("values", [])
+        allowed = {
+            "In": value in values,
+            "NotIn": value not in values,
+            "Exists": value is not None,
+            "DoesNotExist": value is None,
+        }
+        if not allowed[rule["operator"]]:
+            return False
+    return True
+
+
+RULES = {}
+
+
+def rule(check):
+    """Registers a generator of messages under its own name."""
+    RULES[check.__name__.replace("_", "-")] = check
+    return check
+
+
+@rule
+def namespace(objects):
+    spaces = of_kind(objects, "Namespace")
+    if len(spaces) != 1:
+        yield f"{len(spaces)} namespaces, not one"
+        return
+    name = spaces[0]["metadata"]["name"]
+    labels = spaces[0]["metadata"].get("labels", {})
+    if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
+        yield f"namespace {name} does not enforce the restricted pod security standard"
+    for one in objects:
+        if one["kind"] != "Namespace" and one["metadata"].get("namespace") != name:
+            yield f"{title(one)} is not in namespace {name}"
+
+
+@rule
+def image_tag(objects):
+    for workload, container in containers(objects):
+        image = container["image"]
+        if "@sha256:" in image:
+            continue
+        tag = image.rsplit("/", 1)[-1].partition(":")[2]
+        if tag in ("", "latest"):
+            yield f"{title(workload)}: image '{image}' names no version"
+
+
+@rule
+def restricted_pods(objects):
+    for workload in workloads(objects):
+        spec = pod(workload)
+        context = spec.get("securityContext", {})
+        if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+            yield f"{title(workload)}: may run as root"
+        if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{title(workload)}: no seccomp profile"
+        for name in ("hostNetwork", "hostPID", "hostIPC"):
+            if spec.get(name):
+                yield f"{title(workload)}: {name}"
+        for volume in spec.get("volumes", []):
+            for kind in set(volume) - {"name"} - VOLUMES:
+                yield f"{title(workload)}: volume {volume['name']} is a {kind}"
+
+
+@rule
+def restricted_containers(objects):
+    for workload, container in containers(objects):
+        context = container.get("securityContext", {})
+        where = f"{title(workload)}, {container['name']}"
+        if context.get("allowPrivilegeEscalation") is not False or context.get("privileged"):
+            yield f"{where}: may gain privileges"
+        capabilities = context.get("capabilities", {})
+        if capabilities.get("drop") != ["ALL"] or capabilities.get("add"):
+            yield f"{where}: keeps capabilities"
+        if context.get("readOnlyRootFilesystem") is not True:
+            yield f"{where}: may write to its image"
+        if context.get("runAsNonRoot") is False or context.get("runAsUser") == 0:
+            yield f"{where}: may run as root"
+        if context.get("seccompProfile", {}).get("type", "RuntimeDefault") != "RuntimeDefault":
+            yield f"{where}: undoes the pod's seccomp profile"
+
+
+@rule
+def api_access(objects):
+    """Nothing here talks to the API server, so nothing gets a token for it."""
+    accounts = {one["metadata"]["name"]: one for one in of_kind(objects, "ServiceAccount")}
+    for workload in workloads(objects):
+        spec = pod(workload)
+        if spec.get("automountServiceAccountToken") is not False:
+            yield f"{title(workload)}: gets a token of the API server"
+        account = accounts.get(spec.get("serviceAccountName"))
+        if account is None:
+            yield f"{title(workload)}: has no account of its own"
+        elif account.get("automountServiceAccountToken") is not False:
+            yield f"{title(account)}: hands out its token"
+
+
+@rule
+def service_links(objects):
+    """Kubernetes would set X_PORT and the like for each Service, beside our PKV_ variables."""
+    for workload in workloads(objects):
+        if pod(workload).get("enableServiceLinks") is not False:
+            yield f"{title(workload)}: enableServiceLinks is on"
+
+
+@rule
+def probes(objects):
+    for workload in workloads(objects):
+        for container in pod(workload)["containers"]:
+            numbers = {port["containerPort"] for port in container.get("ports", [])}
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                probe, where = container.get(name), f"{title(workload)}: {name}"
+                if probe is None:
+                    yield f"{where} is missing"
+                    continue
+                port = next((probe[k]["port"] for k in ("grpc", "httpGet", "tcpSocket")
+                             if k in probe), None)
+                if port not in numbers:
+                    yield f"{where}: port {port!r} is not a number of the container's ports"
+                if not {"periodSeconds", "timeoutSeconds", "failureThreshold"} <= set(probe):
+                    yield f"{where} leaves its times to the defaults"
+                service = probe.get("grpc", {}).get("service", "")
+                if service not in GRPC_SERVICES.get(container["name"], {""}):
+                    yield f"{where}: {container['name']} does not answer for '{service}'"
+
+
+@rule
+def resources(objects):
+    for workload, container in containers(objects):
+        where = f"{title(workload)}, {container['name']}"
+        requests = container.get("resources", {}).get("requests", {})
+        limits = container.get("resources", {}).get("limits", {})
+        for name in ("cpu", "memory"):
+            if name not in requests:
+                yield f"{where}: no request of {name}"
+        if "memory" not in limits or limits["memory"] != requests.get("memory"):
+            yield f"{where}: the memory limit is not what is requested"
+        if GPU in requests and requests[GPU] != limits.get(GPU):
+            yield f"{where}: GPUs cannot be overcommitted"
+        for entry in container.get("env", []):
+            field = entry.get("valueFrom", {}).get("resourceFieldRef", {}).get("resource")
+            if field == "limits.cpu" and "cpu" not in limits:
+                yield f"{where}: {entry['name']} would be the CPUs of the node"
+
+
+@rule
+def capacity(objects):
+    """The arena of pkvd, and room for gRPC's buffers: 0.75 of the limit less 1 GiB."""
+    for workload, container in containers(objects):
+        text = env(container).get("PKV_CAPACITY")
+        limit = container.get("resources", {}).get("limits", {}).get("memory")
+        if container["name"] == "pkvd" and text is None:
+            yield f"{title(workload)}: PKV_CAPACITY is not set"
+        if text is not None and limit is not None:
+            largest = 0.75 * quantity(limit) - GIB
+            if quantity(text.removesuffix("B")) > largest:
+                yield f"{title(workload)}: PKV_CAPACITY {text} is above {largest / GIB:.2f} GiB"
+
+
+@rule
+def drain_time(objects):
+    for workload, container in containers(objects):
+        drain = env(container).get("PKV_DRAIN_TIMEOUT")
+        pause = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds")
+        if drain is None or pause is None:
+            yield f"{title(workload)}: no preStop sleep, or no PKV_DRAIN_TIMEOUT"
+            continue
+        needed = pause + seconds(drain) + 10
+        grace = pod(workload).get("terminationGracePeriodSeconds", 30)
+        if grace < needed:
+            yield f"{title(workload)}: grace period {grace} s is below {needed:.0f} s"
+
+
+@rule
+def disruption(objects):
+    budgets = of_kind(objects, "PodDisruptionBudget")
+    for workload in workloads(objects):
+        found = [one for one in budgets if matches(one["spec"]["selector"], pod_labels(workload))]
+        if len(found) != 1:
+            yield f"{title(workload)}: {len(found)} disruption budgets, not one"
+        elif found[0]["spec"].get("maxUnavailable") != 1:
+            yield f"{title(found[0])}: maxUnavailable is not 1; a drain of the node must end"
+        elif found[0]["spec"].get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            yield f"{title(found[0])}: a pod that never became ready would block a drain"
+
+
+@rule
+def spread(objects):
+    for workload in workloads(objects):
+        constraints = pod(workload).get("topologySpreadConstraints", [])
+        keys = {one["topologyKey"] for one in constraints}
+        for key in {"kubernetes.io/hostname", "topology.kubernetes.io/zone"} - keys:
+            yield f"{title(workload)}: not spread over {key}"
+        for one in constraints:
+            if not matches(one.get("labelSelector", {"matchLabels": {"": ""}}),
+                           pod_labels(workload)):
+                yield f"{title(workload)}: spread over {one['topologyKey']} of other pods"
+
+
+@rule
+def selectors(objects):
+    """A selector that matches nothing is a misspelled one."""
+    labels = [pod_labels(workload) for workload in workloads(objects)]
+    for workload in workloads(objects):
+        if not matches(workload["spec"]["selector"], pod_labels(workload)):
+            yield f"{title(workload)} does not select its own pods"
+    for one in objects:
+        spec = one.get("spec", {})
+        selector = {
+            "Service": lambda: {"matchLabels": spec["selector"]},
+            "PodDisruptionBudget": lambda: spec["selector"],
+            "PodMonitor": lambda: spec["selector"],
+            "NetworkPolicy": lambda: spec["podSelector"],
+        }.get(one["kind"], lambda: {})()
+        if not any(matches(selector, each) for each in labels):
+            yield f"{title(one)} selects no pod"
+
+
+@rule
+def addresses(objects):
+    """What a process listens on is what its pod and its Service say."""
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
+    for workload, container in containers(objects):
+        declared = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        settings = env(container)
+        for name, variable in (("grpc", "PKV_LISTEN"), ("metrics", "PKV_METRICS_LISTEN")):
+            listen = settings.get(variable) or ""
+            if listen != f"0.0.0.0:{declared.get(name)}":
+                yield f"{title(workload)}: {variable} '{listen}', port {name} {declared.get(name)}"
+        if "PKV_CACHE" in settings:
+            host, _, port = settings["PKV_CACHE"].partition(":")
+            offered = [str(each["port"]) for each in services.get(host, {}).get("ports", [])]
+            if port not in offered:
+                yield f"{title(workload)}: no Service offers PKV_CACHE {settings['PKV_CACHE']}"
+    for name, spec in services.items():
+        if spec.get("clusterIP") != "None":
+            yield f"Service/{name}: has a cluster IP: it would balance connections, not calls"
+        for workload in workloads(objects):
+            if matches({"matchLabels": spec["selector"]}, pod_labels(workload)):
+                for port in spec["ports"]:
+                    if ports(workload).get(port.get("targetPort")) != port["port"]:
+                        yield f"Service/{name}: port {port['port']} leads nowhere"
+
+
+@rule
+def one_pkvd(objects):
+    """Workers take one address; a second pkvd would get half of the connections and none of the
+    other's blocks."""
+    for workload in of_kind(objects, "StatefulSet"):
+        if workload["spec"].get("replicas", 1) != 1:
+            yield f"{title(workload)}: {workload['spec']['replicas']} replicas"
+
+
+@rule
+def unique_names(objects):
+    seen = set()
+    for one in objects:
+        if (one["kind"], one["metadata"]["name"]) in seen:
+            yield f"{title(one)} is there twice"
+        seen.add((one["kind"], one["metadata"]["name"]))
+    for workload, container in containers(objects):
+        for field in ("env", "ports", "volumeMounts"):
+            names = [each["name"] for each in container.get(field, [])]
+            for name in {each for each in names if names.count(each) > 1}:
+                yield f"{title(workload)}: {name} is twice in {field}"
+        volumes = {volume["name"] for volume in pod(workload).get("volumes", [])}
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] not in volumes:
+                yield f"{title(workload)}: mount {mount['name']} has no volume"
+
+
+@rule
+def gpus(objects):
+    for workload, container in containers(objects):
+        spec, where = pod(workload), title(workload)
+        num_gpus = int(container.get("resources", {}).get("limits", {}).get(GPU, 0))
+        if (num_gpus > 0) != (env(container).get("PKV_DEVICE") == "cuda"):
+            yield f"{where}: {num_gpus} GPUs, PKV_DEVICE {env(container).get('PKV_DEVICE')}"
+        if num_gpus == 0:
+            continue
+        if not any(one.get("key") == GPU for one in spec.get("tolerations", [])):
+            yield f"{where}: nodes with GPUs are tainted, and nothing tolerates it"
+        if "nvidia.com/gpu.compute.major" not in spec.get("nodeSelector", {}):
+            yield f"{where}: may land on a GPU that the kernels are not built for"
+        volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+        shm = next((volumes.get(mount["name"], {}).get("emptyDir", {})
+                    for mount in container.get("volumeMounts", [])
+                    if mount["mountPath"] == "/dev/shm"), {})
+        if shm.get("medium") != "Memory" or "sizeLimit" not in shm:
+            yield f"{where}: /dev/shm is not memory of a stated size"
+        elif quantity(shm["sizeLimit"]) > quantity(container["resources"]["limits"]["memory"]) / 2:
+            yield f"{where}: /dev/shm may take more than half of the memory"
+
+
+@rule
+def default_deny(objects):
+    policies = of_kind(objects, "NetworkPolicy")
+    if not policies:
+        yield "no network policies"
+        return
+    closed = [one for one in policies if one["spec"]["podSelector"] == {}
+              and set(one["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+              and not one["spec"].get("ingress") and not one["spec"].get("egress")]
+    if not closed:
+        yield "no policy that denies everything by default"
+    for one in policies:
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            for entry in one["spec"].get(direction, []):
+                if not entry.get(peers) or not entry.get("ports"):
+                    yield f"{title(one)}: an {direction} rule for everybody, or for every port"
+
+
+@rule
+def monitoring(objects):
+    monitors = of_kind(objects, "PodMonitor")
+    for workload in workloads(objects) if monitors else []:
+        found = [one for one in monitors if matches(one["spec"]["selector"], pod_labels(workload))]
+        if len(found) != 1:
+            yield f"{title(workload)}: {len(found)} pod monitors, not one"
+        for one in found:
+            # Prometheus' job is NAMESPACE/NAME, and deploy/prometheus/rules.yaml asks for NAME.
+            process = pod(workload)["containers"][0]["command"][0].rsplit("/", 1)[-1]
+            if one["metadata"]["name"] != process:
+                yield f"{title(one)}: its name is not that of its process, {process}"
+            for endpoint in one["spec"]["podMetricsEndpoints"]:
+                if endpoint["port"] not in ports(workload):
+                    yield f"{title(one)}: {title(workload)} has no port {endpoint['port']}"
+                if "scrapeTimeout" in endpoint and seconds(endpoint["scrapeTimeout"]) > seconds(
+                    endpoint["interval"]
+                ):
+                    yield f"{title(one)}: scrapes overlap"
+
+
+@rule
+def autoscaling(objects):
+    deployments = {one["metadata"]["name"]: one for one in of_kind(objects, "Deployment")}
+    monitored = bool(of_kind(objects, "PodMonitor"))
+    for one in of_kind(objects, "ScaledObject"):
+        target = deployments.get(one["spec"]["scaleTargetRef"]["name"])
+        if target is None:
+            yield f"{title(one)}: its target is not here"
+            continue
+        if "replicas" in target["spec"]:
+            yield f"{title(target)}: replicas would fight with {title(one)}"
+        if not monitored:
+            yield f"{title(one)}: nothing scrapes what it asks for"
+        if one["spec"].get("minReplicaCount", 0) < 1:
+            yield f"{title(one)}: at zero pods nothing has metrics, and nothing would come back"
+        for trigger in one["spec"]["triggers"]:
+            query = trigger["metadata"]["query"]
+            spaces = re.findall(r'namespace="([^"]*)"', query)
+            if len(spaces) != len(re.findall(r"pkv_\w+", query)):
+                yield f"{title(one)}: a series without a namespace in '{query}'"
+            if set(spaces) - {one["metadata"].get("namespace")}:
+                yield f"{title(one)}: asks for another namespace in '{query}'"
+            if trigger.get("name") == "requests":
+                batch = env(pod(target)["containers"][0]).get("PKV_MAX_BATCH", "8")
+                if float(trigger["metadata"]["threshold"]) >= int(batch):
+                    yield f"{title(one)}: threshold is not below PKV_MAX_BATCH {batch}"
+
+
+def check(objects):
+    """[(rule, message)] of everything that is wrong."""
+    return [(name, message) for name, run in RULES.items() for message in run(objects)]
