@@ -5,7 +5,7 @@
 #
 # build  what compiles and runs the project (deploy/demo.sh)
 # test   what tests/run.sh needs on top: the Clang 14 tools, their runtimes, GoogleTest, and what
-#        checks deploy/: kustomize, systemd-analyze, buildah
+#        checks deploy/: kustomize, systemd-analyze. Images are tested where buildah is
 #
 # Needs apt-get, and root or sudo; needs neither when every package is there already.
 # CUDA is optional and never installed from here.
@@ -29,8 +29,8 @@ test_packages=(
   # Boards and alerts are tested on real processes. Where packages start services, this one starts a
   # Prometheus on port 9090 too; the tests start their own.
   prometheus
-  # systemd-analyze, for the units; buildah, for the images.
-  systemd buildah
+  # systemd-analyze, for the units.
+  systemd
 )
 
 die() {
