@@ -36,6 +36,13 @@ TEST_F(StreamWatchTest, PassesTheDownloadThrough) {
   }
 }
 
+TEST_F(StreamWatchTest, TellsWhenFramesWereTakenBack) {
+  ASSERT_THAT(stream_->WaitForAll(), IsOk());
+  EXPECT_THAT(stream_->CheckHeld(), IsOk());
+  cache_.TakeBack();
+  EXPECT_THAT(stream_->CheckHeld(), StatusIs(absl::StatusCode::kAborted));
+}
+
 TEST_F(StreamWatchTest, KnowsWhenTheLastLayerArrived) {
   EXPECT_EQ(watch_.last_arrival(), absl::InfinitePast());
   const absl::Time before = Clock::Real()->MonotonicNow();
