@@ -101,7 +101,7 @@ class CudaWorkerModel final : public WorkerModel {
 absl::StatusOr<std::unique_ptr<WorkerModel>> WorkerModel::Load(const ModelFlags& flags) {
   if (flags.model.empty() == flags.shape.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("model '", flags.model, "', shape '", flags.shape, "': give one of them"));
+        absl::StrCat("--model '", flags.model, "', --shape '", flags.shape, "': give one of them"));
   }
   if (flags.device == "cpu") {
     if (flags.shape.empty()) return CpuWorkerModel::Load(flags);
