@@ -3,9 +3,11 @@
 # pkv-bench serve, for each preset. From a bundle that `bundle.sh BUILD BUNDLE serve` made.
 #
 #   tests/gpu/serve.sh BUNDLE OUT [--model DIR | --shape NAME] [--presets LIST] [--batch N]
-#                      [--context TOKENS] [--output TOKENS] [--requests N]
+#                      [--context TOKENS] [--output TOKENS] [--requests N] [--capacity SIZE]
+#                      [--device cuda|cpu]
 #
-# With a second GPU the decode worker has it to itself. OUT gets PRESET.json and the logs.
+# With a second GPU the decode worker has it to itself. OUT gets PRESET.json and the logs. On the
+# CPU, with a model, it tries this script.
 set -euo pipefail
 
 bundle=$(cd "$1" && pwd)
@@ -18,6 +20,8 @@ batch=8
 context=32768
 output=128
 requests=16
+capacity=80GiB
+device=cuda
 while (($# > 0)); do
   case $1 in
     --model | --shape) model=("$1" "$2") ;;
@@ -26,6 +30,8 @@ while (($# > 0)); do
     --context) context=$2 ;;
     --output) output=$2 ;;
     --requests) requests=$2 ;;
+    --capacity) capacity=$2 ;;
+    --device) device=$2 ;;
     *)
       echo "serve: unknown option $1" >&2
       exit 2
@@ -35,13 +41,15 @@ while (($# > 0)); do
 done
 
 # cuBLAS comes with the machine's CUDA.
-cublas=$(ldconfig -p | awk '/libcublas.so.13/ {print $NF; exit}')
+cublas=$(ldconfig -p | awk '/libcublas\.so\.13/ && !path {path = $NF} END {print path}')
 if [[ -z $cublas ]]; then
   cublas=$(find /usr/local/cuda*/ -name 'libcublas.so.13' -print -quit 2>/dev/null || true)
 fi
-export LD_LIBRARY_PATH=$bundle/lib:$(dirname "${cublas:-/usr/local/cuda/lib64/x}")
+cublas=$(dirname "${cublas:-/usr/local/cuda/lib64/x}")
+export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 tools=$bundle/tools
-gpus=$(nvidia-smi --list-gpus | wc -l)
+gpus=0
+if [[ $device == cuda ]]; then gpus=$(nvidia-smi --list-gpus | wc -l); fi
 
 pids=()
 stop() {
@@ -59,7 +67,8 @@ start() {
   "$@" >"$out/$name.log" 2>&1 &
   local pid=$!
   pids+=("$pid")
-  for _ in $(seq 600); do
+  # A large model takes minutes to load.
+  for _ in $(seq 6000); do
     if [[ -s $ports ]]; then return; fi
     if ! kill -0 "$pid" 2>/dev/null; then break; fi
     sleep 0.1
@@ -69,19 +78,21 @@ start() {
   exit 1
 }
 
+failed=0
 for preset in ${presets//,/ }; do
   echo "serve: $preset"
-  start "$preset-pkvd" "$out/pkvd.port" "$tools/pkvd" serve --listen 127.0.0.1:0 \
-    --memory 80GiB --port-file "$out/pkvd.port" --metrics-listen 127.0.0.1:0
+  start "$preset-pkvd" "$out/pkvd.port" "$tools/pkvd" --listen 127.0.0.1:0 \
+    --capacity "$capacity" --port-file "$out/pkvd.port" --metrics-listen 127.0.0.1:0
   read -r cache cache_metrics <"$out/pkvd.port"
   start "$preset-prefill" "$out/prefill.port" env CUDA_VISIBLE_DEVICES=0 \
-    "$tools/pkv-prefill" serve "${model[@]}" --device cuda --preset "$preset" \
+    "$tools/pkv-prefill" serve "${model[@]}" --device "$device" --preset "$preset" \
     --cache "127.0.0.1:$cache" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
     --port-file "$out/prefill.port"
   read -r prefill prefill_metrics <"$out/prefill.port"
   start "$preset-decode" "$out/decode.port" env CUDA_VISIBLE_DEVICES=$((gpus > 1 ? 1 : 0)) \
-    "$tools/pkv-decode" serve "${model[@]}" --device cuda --preset "$preset" --max-batch "$batch" \
-    --cache "127.0.0.1:$cache" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
+    "$tools/pkv-decode" serve "${model[@]}" --device "$device" --preset "$preset" \
+    --max-batch "$batch" --cache "127.0.0.1:$cache" --listen 127.0.0.1:0 \
+    --metrics-listen 127.0.0.1:0 \
     --port-file "$out/decode.port"
   read -r decode decode_metrics <"$out/decode.port"
   "$tools/pkv-bench" serve --prefill "127.0.0.1:$prefill" --decode "127.0.0.1:$decode" \
@@ -90,7 +101,8 @@ for preset in ${presets//,/ }; do
     --metrics-cache "http://127.0.0.1:$cache_metrics/metrics" \
     --variant "$preset" --prompt-tokens "fixed:$context" --output-tokens "fixed:$output" \
     --concurrency "$batch" --num-requests "$requests" --decode-only --ignore-eos --vocab 8192 \
-    --output json --out "$out/$preset.json" ||
-    { tail -5 "$out/$preset-prefill.log" "$out/$preset-decode.log" >&2; }
+    --output text --out "$out/$preset.json" ||
+    { failed=1 && tail -5 "$out/$preset-prefill.log" "$out/$preset-decode.log" >&2; }
   stop
 done
+exit "$failed"

@@ -40,7 +40,8 @@ class CudaBatchEngine final : public BatchEngine {
         pools_(std::move(pools)),
         slots_(options.num_slots) {}
 
-  absl::Status Init();
+  // `prefill`: null when no prompts are computed here.
+  absl::Status Init(std::unique_ptr<CudaPrefill> prefill);
 
   EngineLimits limits() const override {
     return {options_.num_slots, options_.num_pages, options_.max_blocks, /*shares_pages=*/true};
@@ -91,14 +92,14 @@ class CudaBatchEngine final : public BatchEngine {
   std::vector<std::unique_ptr<Joiner>> joiners_ ABSL_GUARDED_BY(mu_);  // idle ones
 };
 
-absl::Status CudaBatchEngine::Init() {
+absl::Status CudaBatchEngine::Init(std::unique_ptr<CudaPrefill> prefill) {
   PKV_ASSIGN_OR_RETURN(step_, CudaDecodeStep::Make(&model_, &pools_, options_.params,
                                                    {options_.num_slots, options_.max_blocks}));
   PKV_ASSIGN_OR_RETURN(flush_, CudaWindowFlush::Make(&pools_, options_.params, profile_,
                                                      options_.num_slots, step_->stream()));
-  if (options_.max_compute_tokens > 0) {
-    PKV_ASSIGN_OR_RETURN(compute_, CudaCompute::Make(&model_, &pools_, options_.params, profile_,
-                                                     options_.max_compute_tokens));
+  if (prefill != nullptr) {
+    PKV_ASSIGN_OR_RETURN(compute_, CudaCompute::Make(std::move(prefill), &pools_, options_.params,
+                                                     profile_, options_.max_compute_tokens));
   }
   MutexLock lock(&mu_);
   for (int i = 0; i < options_.num_joining; ++i) {
@@ -238,7 +239,7 @@ absl::StatusOr<int> PagesThatFit(const CudaModel& model, const CudaEngineOptions
   size_t free_bytes = 0, total_bytes = 0;
   PKV_RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "memory info"));
   const KvShape shape = model.config().kv_shape();
-  // Logits are the largest of a step's activations; the rest fits into the share that is left.
+  // Logits are the largest of a step's activations; the others fit into the share that is left.
   const int64_t logits = int64_t{options.num_slots} * model.config().vocab_size * 4;
   const int64_t slots = (options.num_slots + 1) * CudaPools::SlotBytes(shape, options.params);
   const int64_t room =
@@ -271,6 +272,13 @@ absl::StatusOr<std::unique_ptr<BatchEngine>> MakeCudaBatchEngine(const CudaModel
   }
   options.max_compute_tokens =
       std::min(options.max_compute_tokens, model->config().max_position_embeddings);
+  // Before the pages, which take what is left.
+  std::unique_ptr<CudaPrefill> prefill;
+  if (options.max_compute_tokens > 0) {
+    CudaPrefill::Options pass;
+    pass.max_tokens = (options.max_compute_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+    PKV_ASSIGN_OR_RETURN(prefill, CudaPrefill::Make(model, options.params, pass));
+  }
   if (options.num_pages == 0) {
     PKV_ASSIGN_OR_RETURN(options.num_pages, PagesThatFit(*model, options));
   }
@@ -280,7 +288,7 @@ absl::StatusOr<std::unique_ptr<BatchEngine>> MakeCudaBatchEngine(const CudaModel
                                        {options.num_slots, options.num_pages}, stream.handle()));
   auto engine =
       std::make_unique<CudaBatchEngine>(model, options, std::move(pools), std::move(stream));
-  PKV_RETURN_IF_ERROR(engine->Init());
+  PKV_RETURN_IF_ERROR(engine->Init(std::move(prefill)));
   return engine;
 }
 

@@ -19,21 +19,16 @@ CudaCompute::CudaCompute(CudaPools* pools, const CodecParams& params, const Dige
       prefill_(std::move(prefill)),
       seal_(pools, params, profile, prefill_->compress_stream()) {}
 
-absl::StatusOr<std::unique_ptr<CudaCompute>> CudaCompute::Make(const CudaModel* model,
+absl::StatusOr<std::unique_ptr<CudaCompute>> CudaCompute::Make(std::unique_ptr<CudaPrefill> prefill,
                                                                CudaPools* pools,
                                                                const CodecParams& params,
                                                                const Digest& profile,
                                                                int max_tokens) {
-  CudaPrefill::Options options;
-  options.max_tokens = (max_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
-  PKV_ASSIGN_OR_RETURN(std::unique_ptr<CudaPrefill> prefill,
-                       CudaPrefill::Make(model, params, options));
   auto compute =
       std::unique_ptr<CudaCompute>(new CudaCompute(pools, params, profile, std::move(prefill)));
-  PKV_ASSIGN_OR_RETURN(
-      compute->page_ids_,
-      DeviceBuffer::Make(size_t(options.max_tokens / kBlockTokens) * sizeof(int32_t),
-                         compute->prefill_->compress_stream()));
+  PKV_ASSIGN_OR_RETURN(compute->page_ids_,
+                       DeviceBuffer::Make((size_t(max_tokens) / kBlockTokens + 1) * sizeof(int32_t),
+                                          compute->prefill_->compress_stream()));
   return compute;
 }
 

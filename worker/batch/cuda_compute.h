@@ -22,8 +22,9 @@ namespace pkv {
 // Thread-compatible.
 class CudaCompute {
  public:
-  // `model` and `pools` outlive it.
-  static absl::StatusOr<std::unique_ptr<CudaCompute>> Make(const CudaModel* model, CudaPools* pools,
+  // For prompts of up to max_tokens, which `prefill` can do. `pools` outlives it.
+  static absl::StatusOr<std::unique_ptr<CudaCompute>> Make(std::unique_ptr<CudaPrefill> prefill,
+                                                           CudaPools* pools,
                                                            const CodecParams& params,
                                                            const Digest& profile, int max_tokens);
 

@@ -28,6 +28,19 @@ absl::StatusOr<std::vector<ObjectHeader>> BlockHeaders(const EnginePrefix& prefi
   return headers;
 }
 
+// `bank`: what the blocks refer to; null without patterns.
+absl::Status TakeBank(const SequenceBanks::Bank* bank, int capacity, CudaSlot& slot) {
+  if (bank == nullptr) return absl::OkStatus();
+  if (std::max(bank->num_k, bank->num_v) > capacity) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the sequence has ", bank->num_k, "+", bank->num_v, " patterns, a bank holds ", capacity));
+  }
+  slot.table = bank->table;
+  slot.num_patterns_k = bank->num_k;
+  slot.num_patterns_v = bank->num_v;
+  return absl::OkStatus();
+}
+
 // Rows of one kind of pattern to where they stand in a bank.
 absl::Status CopyPatterns(const std::byte* from, int count, size_t head_bytes, uint16_t* to,
                           CudaPools& pools, UploadRing& ring) {
@@ -116,6 +129,12 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
     banks.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
   }
   PKV_ASSIGN_OR_RETURN(slot.headers, BlockHeaders(prefix));
+  // Block 0 comes for its sinks even when a page holds it: it must still be what the page holds.
+  if (!prefix.resident.empty() && prefix.resident[0].has_value() &&
+      *prefix.resident[0] != slot.headers[0]) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("block ", slot.headers[0].id.ToShortHex(), " is not what its page holds"));
+  }
   Digest parent;
   for (size_t i = 0; i < slot.headers.size(); ++i) {
     const ObjectHeader& header = slot.headers[i];
@@ -141,17 +160,8 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
                                                         " tokens, not ", prefix.num_window_tokens));
     }
   }
-  if (const SequenceBanks::Bank* bank =
-          slot.headers.empty() ? nullptr : banks.Find(slot.headers[0].table);
-      bank != nullptr) {
-    if (std::max(bank->num_k, bank->num_v) > pools.bank_capacity()) {
-      return absl::FailedPreconditionError(absl::StrCat("the sequence has ", bank->num_k, "+",
-                                                        bank->num_v, " patterns, a bank holds ",
-                                                        pools.bank_capacity()));
-    }
-    slot.table = bank->table;
-    slot.num_patterns_k = bank->num_k;
-    slot.num_patterns_v = bank->num_v;
+  if (!slot.headers.empty()) {
+    PKV_RETURN_IF_ERROR(TakeBank(banks.Find(slot.headers[0].table), pools.bank_capacity(), slot));
   }
   slot.num_window_tokens = prefix.num_window_tokens;
   slot.prefix = std::move(prefix);

@@ -90,7 +90,9 @@ absl::Status CudaWindowFlush::Compress(const FlushInput& flush, const CudaSlot& 
   const bool appends = (header.flags & kFlagsAppend) != 0;
   LayerCompressor& compressor =
       appends || full_bank_compressor_ == nullptr ? *compressor_ : *full_bank_compressor_;
-  return compressor.Flush(std::span(&later, 1), ctx);
+  PKV_RETURN_IF_ERROR(compressor.Flush(std::span(&later, 1), ctx));
+  PKV_CHECK(later.append_flags == (header.flags & kFlagsAppend), int{later.append_flags});
+  return absl::OkStatus();
 }
 
 absl::Status CudaWindowFlush::Seal(const FlushInput& flush, ObjectHeader& header, CudaSlot& slot) {
@@ -123,29 +125,38 @@ absl::Status CudaWindowFlush::DropFront(std::span<const FlushInput> flushes,
                                  cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream_)),
                  "upload slots"));
   const int32_t* device = shift_.As<int32_t>();
-  PKV_RETURN_IF_ERROR(pools_.DropFront(device, device + count, count, stream_));
-  return CudaStatus(cudaStreamSynchronize(static_cast<cudaStream_t>(stream_)), "flush windows");
+  return pools_.DropFront(device, device + count, count, stream_);
 }
 
 absl::Status CudaWindowFlush::Run(std::span<const FlushInput> flushes,
                                   std::vector<CudaSlot>& slots) {
   if (flushes.empty()) return absl::OkStatus();
   PKV_CHECK(2 * flushes.size() * sizeof(int32_t) <= host_shift_.size(), flushes.size());
+  absl::Status status;
   for (const FlushInput& flush : flushes) {
-    CudaSlot& slot = slots[flush.slot];
-    PKV_CHECK(slot.num_window_tokens >= kBlockTokens, slot.num_window_tokens);
-    PKV_ASSIGN_OR_RETURN(ObjectHeader header, HeaderFor(flush, slot));
-    DeviceBank bank;
-    for (int layer = 0; layer < pools_.shape().num_layers; ++layer) {
-      PKV_RETURN_IF_ERROR(Compress(flush, slot, header, bank, layer));
-    }
-    slot.num_patterns_k = bank.num_k;
-    slot.num_patterns_v = bank.num_v;
-    PKV_RETURN_IF_ERROR(Seal(flush, header, slot));
-    slot.headers.push_back(header);
-    slot.prefix.pages.push_back(flush.page);
+    status.Update(FlushOne(flush, slots[flush.slot]));
+    if (!status.ok()) break;
   }
-  return DropFront(flushes, slots);
+  if (status.ok()) status = DropFront(flushes, slots);
+  // Whatever happened, nothing writes to the pages any more when this returns.
+  status.Update(
+      CudaStatus(cudaStreamSynchronize(static_cast<cudaStream_t>(stream_)), "flush windows"));
+  return status;
+}
+
+absl::Status CudaWindowFlush::FlushOne(const FlushInput& flush, CudaSlot& slot) {
+  PKV_CHECK(slot.num_window_tokens >= kBlockTokens, slot.num_window_tokens);
+  PKV_ASSIGN_OR_RETURN(ObjectHeader header, HeaderFor(flush, slot));
+  DeviceBank bank;
+  for (int layer = 0; layer < pools_.shape().num_layers; ++layer) {
+    PKV_RETURN_IF_ERROR(Compress(flush, slot, header, bank, layer));
+  }
+  slot.num_patterns_k = bank.num_k;
+  slot.num_patterns_v = bank.num_v;
+  PKV_RETURN_IF_ERROR(Seal(flush, header, slot));
+  slot.headers.push_back(header);
+  slot.prefix.pages.push_back(flush.page);
+  return absl::OkStatus();
 }
 
 }  // namespace pkv

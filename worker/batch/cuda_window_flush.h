@@ -44,6 +44,7 @@ class CudaWindowFlush {
         stream_(stream),
         seal_(pools, params, profile, stream) {}
 
+  absl::Status FlushOne(const FlushInput& flush, CudaSlot& slot);
   // The header of the block that `flush` makes.
   absl::StatusOr<ObjectHeader> HeaderFor(const FlushInput& flush, const CudaSlot& slot) const;
   absl::Status Compress(const FlushInput& flush, const CudaSlot& slot, const ObjectHeader& header,

@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/device/cuda_status.h"
+#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
@@ -42,6 +43,7 @@ UploadRing::~UploadRing() {
 }
 
 absl::Status UploadRing::Reserve(size_t bytes, std::byte** at) {
+  PKV_CHECK(bytes <= half_bytes_, bytes, " of ", half_bytes_);
   if (used_ + bytes > half_bytes_) {
     PKV_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(static_cast<cudaEvent_t>(passed_[half_]),
                                                    static_cast<cudaStream_t>(stream_)),

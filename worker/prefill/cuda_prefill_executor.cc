@@ -1,5 +1,6 @@
 #include "worker/prefill/cuda_prefill_executor.h"
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <thread>
@@ -7,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "pkv/kernels/layer_decoder.h"
-#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/sync.h"
 #include "proto/block/payload_layout.h"
@@ -206,7 +206,16 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
 
 absl::StatusOr<std::unique_ptr<PrefillExecutor>> MakeCudaPrefillExecutor(
     const CudaModel* model, const CudaPrefillOptions& options) {
-  PKV_RETURN_IF_ERROR(options.params.Validate(model->config().kv_shape()));
+  const CodecParams& params = options.params;
+  PKV_RETURN_IF_ERROR(params.Validate(model->config().kv_shape()));
+  // Patterns are mined from whole blocks alone; one block must do.
+  const int most = std::max(params.num_patterns_k, params.num_patterns_v);
+  if (most > kBlockTokens - params.num_sinks || options.max_tokens < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("preset '", params.name, "' has ", most, " patterns, a block has ",
+                     kBlockTokens - params.num_sinks, " tokens to mine; or max_tokens ",
+                     options.max_tokens, " is negative"));
+  }
   auto executor = std::make_unique<CudaPrefillExecutor>(options.params);
   PKV_RETURN_IF_ERROR(executor->Init(model, options));
   return executor;

@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kPageAlignment = 128;
 
 absl::Status Download(void* to, const void* from, size_t bytes, void* stream) {
+  if (bytes == 0) return absl::OkStatus();
   return CudaStatus(
       cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)),
       "read layer");
@@ -116,8 +117,8 @@ absl::Status LayerStaging::WaitAndFill(bool at_start, const KvSequence::LayerFra
   }
   if (!frames.table.empty()) FillTable(frames.table);
   if (!frames.window.empty()) {
-    std::memcpy(frames.window.data(), host_window_.data(),
-                std::min(frames.window.size(), host_window_.size()));
+    PKV_CHECK(frames.window.size() <= host_window_.size(), frames.window.size());
+    std::memcpy(frames.window.data(), host_window_.data(), frames.window.size());
   }
   return absl::OkStatus();
 }

@@ -70,18 +70,20 @@ class CudaWorkerModel final : public WorkerModel {
 
   static absl::StatusOr<std::unique_ptr<WorkerModel>> Load(const ModelFlags& flags) {
     ThreadPool pool(NumThreads(flags));
+    // A wrong preset is told before minutes of loading.
+    absl::StatusOr<ModelConfig> config =
+        flags.shape.empty() ? ReadModelConfig(flags.model) : ModelShapeByName(flags.shape);
+    PKV_RETURN_IF_ERROR(config.status());
+    PKV_ASSIGN_OR_RETURN(const CodecParams params, PresetByName(flags.preset, config->kv_shape()));
     std::unique_ptr<CudaModel> model;
     std::unique_ptr<Tokenizer> tokenizer;
     if (flags.shape.empty()) {
-      PKV_ASSIGN_OR_RETURN(model, CudaModel::Load(flags.model, &pool));
       PKV_ASSIGN_OR_RETURN(tokenizer, Tokenizer::Load(flags.model));
+      PKV_ASSIGN_OR_RETURN(model, CudaModel::Load(flags.model, &pool));
     } else {
-      PKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelShapeByName(flags.shape));
       PKV_ASSIGN_OR_RETURN(
-          model, CudaModel::MakeRandom(flags.shape, config, WeightType::kBfloat16, /*seed=*/1));
+          model, CudaModel::MakeRandom(flags.shape, *config, WeightType::kBfloat16, /*seed=*/1));
     }
-    PKV_ASSIGN_OR_RETURN(const CodecParams params,
-                         PresetByName(flags.preset, model->config().kv_shape()));
     PKV_ASSIGN_OR_RETURN(
         std::unique_ptr<ModelHost> host,
         ModelHost::WithoutExecutor(model->config(), model->profile().ComputeDigest(),

@@ -33,6 +33,14 @@ struct MatrixPart {
   int rows = 0;
 };
 
+// What the layer kernels load 16 bytes at a time.
+absl::Status CheckWidths(const ModelConfig& config) {
+  if (config.hidden_size % 4 == 0 && config.intermediate_size % 8 == 0) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat("hidden_size ", config.hidden_size,
+                                               " is no multiple of 4, or intermediate_size ",
+                                               config.intermediate_size, " of 8"));
+}
+
 }  // namespace
 
 // Fills a model from files.
@@ -190,6 +198,7 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const std::string& di
     return absl::NotFoundError(absl::StrCat(directory, ": no such directory"));
   }
   PKV_ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(directory));
+  PKV_RETURN_IF_ERROR(CheckWidths(config));
   PKV_ASSIGN_OR_RETURN(const WeightFiles files, WeightFiles::Open(directory));
   const bool is_bf16 = files.dtype("model.embed_tokens.weight") == "BF16";
   auto model = std::unique_ptr<CudaModel>(
@@ -203,6 +212,7 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const std::string& di
 absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::MakeRandom(const std::string& name,
                                                                  const ModelConfig& config,
                                                                  WeightType type, uint64_t seed) {
+  PKV_RETURN_IF_ERROR(CheckWidths(config));
   auto model = std::unique_ptr<CudaModel>(new CudaModel(config, type));
   model->profile_.shape = config.kv_shape();
   model->profile_.rope_theta = config.rope_theta;

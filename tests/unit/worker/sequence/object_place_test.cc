@@ -46,7 +46,7 @@ TEST_F(ObjectPlaceTest, WhatDiffersInAnythingIsNotTheOne) {
     return CheckPlace(header, place, kShape, params_, profile_);
   };
   EXPECT_THAT(check(block), IsOk());
-  std::vector<ObjectHeader> others(7, block);
+  std::vector<ObjectHeader> others(8, block);
   others[0].kind = ObjectKind::kWindow;
   others[1].profile = TestDigest(8);
   others[2].params_digest ^= 1;
@@ -54,10 +54,17 @@ TEST_F(ObjectPlaceTest, WhatDiffersInAnythingIsNotTheOne) {
   others[4].bits_k = 4;
   others[5].first_token = 0;
   others[6].parent = TestDigest(2);
+  others[7].num_sinks = 16;  // not the first block
   for (const ObjectHeader& other : others) {
     EXPECT_THAT(check(other), StatusIs(absl::StatusCode::kFailedPrecondition,
                                        testing::HasSubstr(block.id.ToShortHex())));
   }
+  ObjectHeader first = *Block(0, {});
+  const ObjectPlace start = {ObjectKind::kBlock, 0, {}};
+  EXPECT_THAT(CheckPlace(first, start, kShape, params_, profile_), IsOk());
+  first.num_sinks = 64;
+  EXPECT_THAT(CheckPlace(first, start, kShape, params_, profile_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("64 sinks")));
 }
 
 }  // namespace
