@@ -13,7 +13,7 @@ describe() {
   case "$1" in
     release) echo "g++, Release, CUDA when nvcc is found: every test" ;;
     asan) echo "clang, AddressSanitizer and UBSan: unit, integration and fuzz tests" ;;
-    tsan) echo "clang, ThreadSanitizer: unit and integration tests" ;;
+    tsan) echo "clang, ThreadSanitizer: unit and integration tests that start threads" ;;
     tsa) echo "clang, thread-safety analysis of libraries and binaries: warnings are errors" ;;
     style) echo "the conventions that a script can check" ;;
   esac
