@@ -12,7 +12,7 @@ all_stages=(release asan tsan tsa style)
 describe() {
   case "$1" in
     release) echo "g++, Release, CUDA when nvcc is found: every test" ;;
-    asan) echo "clang, AddressSanitizer and UBSan: unit, integration and fuzz tests" ;;
+    asan) echo "clang, AddressSanitizer and UBSan: tests and fuzz tests, not of tools" ;;
     tsan) echo "clang, ThreadSanitizer: unit and integration tests that start threads" ;;
     tsa) echo "clang, thread-safety analysis of libraries and binaries: warnings are errors" ;;
     style) echo "the conventions that a script can check" ;;
