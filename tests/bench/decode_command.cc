@@ -15,10 +15,10 @@
 #include "pkv/block/prefix_hash.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "tests/bench/random_model.h"
 #include "tests/bench/sample_kv.h"
 #include "worker/batch/cuda_batch_engine.h"
 #include "worker/batch/cuda_pools.h"
-#include "worker/engine/model_shapes.h"
 #include "worker/sequence/object_place.h"
 
 namespace pkv {
@@ -216,17 +216,6 @@ absl::Status Measure(const CudaModel& model, const std::string& preset,
   return absl::OkStatus();
 }
 
-absl::Status Run(const DecodeOptions& options) {
-  PKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelShapeByName(options.shape));
-  PKV_ASSIGN_OR_RETURN(
-      const std::unique_ptr<CudaModel> model,
-      CudaModel::MakeRandom(options.shape, config, WeightType::kBfloat16, /*seed=*/1));
-  for (const std::string& preset : options.presets) {
-    PKV_RETURN_IF_ERROR(Measure(*model, preset, options));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 void AddDecodeCommand(CLI::App& app, int& exit_code) {
@@ -236,16 +225,23 @@ void AddDecodeCommand(CLI::App& app, int& exit_code) {
       "decode", "Decode steps of many sequences on one GPU, random weights, one JSON line a row");
   command->add_option("--shape", options.shape, "llama-3.1-8b, llama-3.2-1b or qwen2.5-7b");
   command->add_option("--preset", options.presets, "Presets, in order")->delimiter(',');
-  command->add_option("--batch", options.batches, "Sequences of a step")->delimiter(',');
+  command->add_option("--batch", options.batches, "Sequences of a step")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096));
   command->add_option("--context", options.context, "Cached tokens of each sequence")
       ->check(CLI::Range(256, 1 << 20));
   command->add_option("--steps", options.steps, "Steps timed")->check(CLI::Range(5, 1000));
-  command->add_option("--memory-share", options.memory_share,
-                      "Of the memory that the weights leave, what sequences may take");
+  command
+      ->add_option("--memory-share", options.memory_share,
+                   "Of the memory that the weights leave, what sequences may take")
+      ->check(CLI::Range(0.01, 1.0));
   command->callback([&exit_code] {
-    const absl::Status status = Run(options);
-    if (!status.ok()) std::fprintf(stderr, "pkv-bench: %s\n", status.ToString().c_str());
-    exit_code = status.ok() ? 0 : 1;
+    // The tokens that are decoded fill at most a block.
+    exit_code =
+        BenchExitCode(MeasurePresets(options.shape, options.context + kBlockTokens, options.presets,
+                                     [](const CudaModel& model, const std::string& preset) {
+                                       return Measure(model, preset, options);
+                                     }));
   });
 }
 

@@ -10,8 +10,8 @@
 
 #include "nlohmann/json.hpp"
 #include "proto/base/status_macros.h"
+#include "tests/bench/random_model.h"
 #include "worker/engine/cuda/cuda_prefill.h"
-#include "worker/engine/model_shapes.h"
 #include "worker/prefill/layer_staging.h"
 
 namespace pkv {
@@ -99,17 +99,6 @@ absl::Status Measure(const CudaModel& model, const std::string& preset,
   return absl::OkStatus();
 }
 
-absl::Status Run(const PrefillOptions& options) {
-  PKV_ASSIGN_OR_RETURN(const ModelConfig config, ModelShapeByName(options.shape));
-  PKV_ASSIGN_OR_RETURN(
-      const std::unique_ptr<CudaModel> model,
-      CudaModel::MakeRandom(options.shape, config, WeightType::kBfloat16, /*seed=*/1));
-  for (const std::string& preset : options.presets) {
-    PKV_RETURN_IF_ERROR(Measure(*model, preset, options));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 void AddPrefillCommand(CLI::App& app, int& exit_code) {
@@ -126,9 +115,10 @@ void AddPrefillCommand(CLI::App& app, int& exit_code) {
   command->add_option("--repeats", options.repeats, "Passes timed, the median is printed")
       ->check(CLI::Range(1, 100));
   command->callback([&exit_code] {
-    const absl::Status status = Run(options);
-    if (!status.ok()) std::fprintf(stderr, "pkv-bench: %s\n", status.ToString().c_str());
-    exit_code = status.ok() ? 0 : 1;
+    exit_code = BenchExitCode(MeasurePresets(options.shape, options.tokens, options.presets,
+                                             [](const CudaModel& model, const std::string& preset) {
+                                               return Measure(model, preset, options);
+                                             }));
   });
 }
 

@@ -28,7 +28,7 @@ absl::Status Download(void* to, const void* from, size_t bytes, void* stream) {
 
 absl::StatusOr<LayerStaging> LayerStaging::Make(const KvShape& shape, const CodecParams& params,
                                                 int max_blocks, void* stream) {
-  LayerStaging staging(shape, params);
+  LayerStaging staging(shape);
   const int64_t row_bytes = 2 * int64_t{shape.num_kv_heads} * shape.head_dim * 2;
   staging.page_bytes_ = PayloadLayout::OfBlock(shape, params.encoding).page_bytes;
   staging.page_stride_ =

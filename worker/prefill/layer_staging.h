@@ -33,19 +33,19 @@ class LayerStaging {
   absl::StatusOr<DeviceBank*> PrepareBank(const Codebook* codebook, void* stream);
   DeviceBank& bank() { return bank_; }
 
-  // Enqueues the copies of so many pages, of sinks, bank and window, then the event of Wait().
+  // Enqueues the copies of so many pages, of sinks, bank and window, then what WaitAndFill() waits
+  // for.
   absl::Status StartCopy(int num_blocks, const KvTensorView& window, void* stream);
   // Waits for the copies and fills the frames. Frames of blocks are those of the pages, in order;
   // `at_start`: the first has the sinks. REQUIRES: a table has room for the bank's patterns.
   absl::Status WaitAndFill(bool at_start, const KvSequence::LayerFrames& frames);
 
  private:
-  LayerStaging(const KvShape& shape, const CodecParams& params) : shape_(shape), params_(params) {}
+  explicit LayerStaging(const KvShape& shape) : shape_(shape) {}
   size_t bank_bytes() const { return bank_memory_.size(); }
   void FillTable(std::span<std::byte> frame) const;
 
   KvShape shape_;
-  CodecParams params_;
   int64_t page_bytes_ = 0, page_stride_ = 0, sink_bytes_ = 0;
   DeviceBuffer pages_, sinks_, bank_memory_;
   DeviceBank bank_;

@@ -241,7 +241,8 @@ absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
 }
 
 absl::Status CudaPrefill::Run(const PrefillRequest& request) {
-  PKV_RETURN_IF_ERROR(CheckRequest(request, options_.max_tokens));
+  PKV_RETURN_IF_ERROR(CheckRequest(
+      request, std::min(options_.max_tokens, model_.config().max_position_embeddings)));
   if (request.first_token == static_cast<int>(request.tokens.size())) return absl::OkStatus();
   absl::Status status = RunLayers(request);
   // Whatever happened, nothing is under way when this returns.

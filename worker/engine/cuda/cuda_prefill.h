@@ -74,10 +74,9 @@ class CudaPrefill {
                                                            const Options& options);
 
   // Returns when all is done.
-  //   InvalidArgument  more tokens than max_tokens, blocks or a prefix that they do not fill
-  //   OutOfRange       K or V of a token is beyond fp16
-  //   Cancelled        `cancelled` said so
-  //   errors of the callbacks
+  //   InvalidArgument  more tokens than max_tokens or the model's context, blocks or a prefix that
+  //   they do not fill OutOfRange       K or V of a token is beyond fp16 Cancelled `cancelled` said
+  //   so errors of the callbacks
   absl::Status Run(const PrefillRequest& request);
 
   void* stream() const { return compute_.handle(); }

@@ -6,36 +6,11 @@
 #include <thread>
 
 #include "pkv/v1/worker_service.grpc.pb.h"
+#include "tests/support/batch_fixture.h"
 #include "tests/support/tiny_worker.h"
 
 namespace pkv {
 namespace {
-
-// Holds every cache call back until it is opened.
-class Gate {
- public:
-  void Pass() {
-    MutexLock lock(&mu_);
-    ++num_waiting_;
-    changed_.SignalAll();
-    while (!open_) changed_.Wait(&mu_);
-  }
-  void Open() {
-    MutexLock lock(&mu_);
-    open_ = true;
-    changed_.SignalAll();
-  }
-  void WaitForWaiting(int count) {
-    MutexLock lock(&mu_);
-    while (num_waiting_ < count) changed_.Wait(&mu_);
-  }
-
- private:
-  Mutex mu_;
-  CondVar changed_;
-  bool open_ ABSL_GUARDED_BY(mu_) = false;
-  int num_waiting_ ABSL_GUARDED_BY(mu_) = 0;
-};
 
 // Both services behind a gRPC server in this process; one request runs, none waits.
 class WorkerServicesTest : public TinyWorkersTest {
@@ -82,7 +57,7 @@ class WorkerServicesTest : public TinyWorkersTest {
     return prefill_stub_->Prefill(&context, MakePrefill(RandomPrompt(seed, 150), "pkv2"), response);
   }
 
-  Gate gate_;
+  TestGate gate_;
   DecodeWorker one_decode_{host_, &cache_, &decode_metrics_, {.num_slots = 1}, NoneWaits()};
   std::unique_ptr<grpc::Service> prefill_service_, decode_service_;
   std::unique_ptr<grpc::Server> server_;
@@ -122,7 +97,7 @@ TEST_F(WorkerServicesTest, RefusesRequestsBeyondTheQueue) {
   v1::PrefillResponse first_response, second_response;
   grpc::Status first;
   std::thread caller([&] { first = CallPrefill(&first_response); });
-  gate_.WaitForWaiting(1);
+  gate_.WaitForArrivals(1);
   const grpc::Status second = CallPrefill(&second_response, 2);
   EXPECT_EQ(second.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(second.error_message(), testing::HasSubstr("1 requests are running or waiting"));
@@ -139,7 +114,7 @@ TEST_F(WorkerServicesTest, RefusesDecodesBeyondTheQueue) {
   HoldCache();
   grpc::ClientContext first_context, second_context;
   const auto first = decode_stub_->Decode(&first_context, MakeDecode(prefilled.ticket(), 3));
-  gate_.WaitForWaiting(1);
+  gate_.WaitForArrivals(1);
   const auto second = decode_stub_->Decode(&second_context, MakeDecode(prefilled.ticket(), 3));
   v1::DecodeEvent event;
   EXPECT_FALSE(second->Read(&event));
@@ -157,7 +132,7 @@ TEST_F(WorkerServicesTest, EndsARequestWhoseCallerWentAway) {
   HoldCache();
   grpc::ClientContext context;
   const auto reader = decode_stub_->Decode(&context, MakeDecode(prefilled.ticket(), 800));
-  gate_.WaitForWaiting(1);
+  gate_.WaitForArrivals(1);
   context.TryCancel();
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
   gate_.Open();
