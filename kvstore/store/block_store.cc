@@ -181,6 +181,7 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
                 absl::StrCat("TableMissing: pattern table ", header->table.ToShortHex(),
                              " is not stored; put it before its blocks"));
           }
+          PKV_RETURN_IF_ERROR(CheckParentLocked(*header));
         }
         PublishLocked(reservation, table, now);
         return CommitResult::kStored;
@@ -191,6 +192,26 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
     if (status.ok()) return CommitResult::kDuplicate;
     if (!absl::IsAborted(status)) return status;
   }
+}
+
+absl::Status BlockStore::CheckParentLocked(const ObjectHeader& header) const {
+  const StoredObject* parent = FindLocked({ObjectKind::kBlock, header.parent, header.variant()});
+  if (parent == nullptr) return absl::OkStatus();
+  const absl::StatusOr<ObjectHeader> before = ParseHeader(parent->bytes);
+  // Whoever reads a damaged parent finds out.
+  if (!before.ok()) return absl::OkStatus();
+  // A reader has one bank for all blocks of a chain: the parent's, and what the parent appended.
+  const int num_k = before->num_patterns_k + ((before->flags & kFlagAppendsK) != 0 ? 1 : 0);
+  const int num_v = before->num_patterns_v + ((before->flags & kFlagAppendsV) != 0 ? 1 : 0);
+  if (header.table == before->table && header.num_patterns_k == num_k &&
+      header.num_patterns_v == num_v) {
+    return absl::OkStatus();
+  }
+  return absl::AlreadyExistsError(
+      absl::StrCat("ChainTaken: what follows block ", header.parent.ToShortHex(), " has table ",
+                   before->table.ToShortHex(), " and ", num_k, "+", num_v, " patterns; block ",
+                   header.id.ToShortHex(), " has ", header.table.ToShortHex(), " and ",
+                   header.num_patterns_k, "+", header.num_patterns_v));
 }
 
 absl::Status BlockStore::CompareStored(const Lease& stored, const Reservation& reservation) {

@@ -102,7 +102,9 @@ class BlockStore {
   //   InvalidArgument     a frame is not complete, or the head describes another object
   //   DataLoss            a checksum does not fit
   //   FailedPrecondition  "TableMissing": the table it refers to is not stored
-  //   AlreadyExists       different bytes are stored under this key
+  //   AlreadyExists       different bytes are stored under this key; or "ChainTaken": the block
+  //   before
+  //                       it is stored with another bank, so that no reader could use this one
   absl::StatusOr<CommitResult> Commit(Reservation reservation, std::span<const std::byte> head);
 
   // Pins and counts as a use; empty on a miss.
@@ -159,6 +161,9 @@ class BlockStore {
   absl::StatusOr<ObjectHeader> CheckContent(const Reservation& reservation,
                                             std::span<const std::byte> head) const;
   // OK: equal. AlreadyExists: different. Aborted: the stored one was damaged and is gone.
+  // AlreadyExists: the block's parent is stored and it does not continue the parent's bank.
+  absl::Status CheckParentLocked(const ObjectHeader& header) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CompareStored(const Lease& stored, const Reservation& reservation);
   void Report(const std::vector<Eviction>& evictions) const;
 

@@ -3,11 +3,13 @@
 # pkv-bench serve, for each preset. From a bundle that `bundle.sh BUILD BUNDLE serve` made.
 #
 #   tests/gpu/serve.sh BUNDLE OUT [--model DIR | --shape NAME] [--presets LIST] [--batch N]
-#                      [--context TOKENS] [--output TOKENS] [--requests N] [--capacity SIZE]
-#                      [--device cuda|cpu]
+#                      [--context TOKENS] [--output TOKENS] [--requests N] [--distinct N]
+#                      [--capacity SIZE] [--device cuda|cpu]
+#                      [--transport grpc|shm] [--layer-streaming true|false] [--name NAME]
 #
-# With a second GPU the decode worker has it to itself. OUT gets PRESET.json and the logs. On the
-# CPU, with a model, it tries this script.
+# With a second GPU the decode worker has it to itself. OUT gets PRESET.json, or NAME-PRESET.json,
+# and the logs. On the CPU, with a model, it tries this script. The time from the end of a prefill to
+# the first token is that of `--batch 1` with as many distinct prompts as requests.
 set -euo pipefail
 
 bundle=$(cd "$1" && pwd)
@@ -20,6 +22,10 @@ batch=8
 context=32768
 output=128
 requests=16
+distinct=0
+transport=grpc
+streaming=true
+name=
 capacity=80GiB
 device=cuda
 while (($# > 0)); do
@@ -31,6 +37,10 @@ while (($# > 0)); do
     --output) output=$2 ;;
     --requests) requests=$2 ;;
     --capacity) capacity=$2 ;;
+    --distinct) distinct=$2 ;;
+    --transport) transport=$2 ;;
+    --layer-streaming) streaming=$2 ;;
+    --name) name=$2- ;;
     --device) device=$2 ;;
     *)
       echo "serve: unknown option $1" >&2
@@ -74,25 +84,28 @@ start() {
     sleep 0.1
   done
   echo "serve: $name did not start" >&2
-  tail -5 "$out/$name.log" >&2
+  tail -n 5 "$out/$name.log" >&2
   exit 1
 }
 
 failed=0
 for preset in ${presets//,/ }; do
-  echo "serve: $preset"
-  start "$preset-pkvd" "$out/pkvd.port" "$tools/pkvd" --listen 127.0.0.1:0 \
-    --capacity "$capacity" --port-file "$out/pkvd.port" --metrics-listen 127.0.0.1:0
+  echo "serve: $name$preset"
+  shm=()
+  if [[ $transport == shm ]]; then shm=(--shm-socket "$out/pkvd.sock"); fi
+  start "$name$preset-pkvd" "$out/pkvd.port" "$tools/pkvd" --listen 127.0.0.1:0 \
+    --capacity "$capacity" "${shm[@]}" --port-file "$out/pkvd.port" \
+    --metrics-listen 127.0.0.1:0
   read -r cache cache_metrics <"$out/pkvd.port"
-  start "$preset-prefill" "$out/prefill.port" env CUDA_VISIBLE_DEVICES=0 \
+  start "$name$preset-prefill" "$out/prefill.port" env CUDA_VISIBLE_DEVICES=0 \
     "$tools/pkv-prefill" serve "${model[@]}" --device "$device" --preset "$preset" \
     --cache "127.0.0.1:$cache" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
     --port-file "$out/prefill.port"
   read -r prefill prefill_metrics <"$out/prefill.port"
-  start "$preset-decode" "$out/decode.port" env CUDA_VISIBLE_DEVICES=$((gpus > 1 ? 1 : 0)) \
+  start "$name$preset-decode" "$out/decode.port" env CUDA_VISIBLE_DEVICES=$((gpus > 1 ? 1 : 0)) \
     "$tools/pkv-decode" serve "${model[@]}" --device "$device" --preset "$preset" \
-    --max-batch "$batch" --cache "127.0.0.1:$cache" --listen 127.0.0.1:0 \
-    --metrics-listen 127.0.0.1:0 \
+    --max-batch "$batch" --cache "127.0.0.1:$cache" --transport "$transport" \
+    --layer-streaming "$streaming" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
     --port-file "$out/decode.port"
   read -r decode decode_metrics <"$out/decode.port"
   "$tools/pkv-bench" serve --prefill "127.0.0.1:$prefill" --decode "127.0.0.1:$decode" \
@@ -100,9 +113,9 @@ for preset in ${presets//,/ }; do
     --metrics-decode "http://127.0.0.1:$decode_metrics/metrics" \
     --metrics-cache "http://127.0.0.1:$cache_metrics/metrics" \
     --variant "$preset" --prompt-tokens "fixed:$context" --output-tokens "fixed:$output" \
-    --concurrency "$batch" --num-requests "$requests" --decode-only --ignore-eos --vocab 8192 \
-    --output text --out "$out/$preset.json" ||
-    { failed=1 && tail -5 "$out/$preset-prefill.log" "$out/$preset-decode.log" >&2; }
+    --concurrency "$batch" --num-requests "$requests" --decode-only \
+    --distinct-prompts "$distinct" --ignore-eos --vocab 8192 --output text --out "$out/$name$preset.json" ||
+    { failed=1 && tail -n 5 "$out/$name$preset-prefill.log" "$out/$name$preset-decode.log" >&2; }
   stop
 done
 exit "$failed"

@@ -2,7 +2,8 @@
 #define PKV_TESTS_SUPPORT_FAKE_CACHE_CLIENT_H_
 
 // A CacheClient that keeps objects in memory and keeps to the contract of cache_client.h: lookups
-// are contiguous, keys are write-once, a block needs its table, every byte is verified on arrival.
+// are contiguous, keys are write-once, a block needs its table and its parent's, every byte is
+// verified on arrival.
 // What goes wrong is scripted.
 
 #include <algorithm>
@@ -343,6 +344,11 @@ class FakeCacheClient final : public CacheClient {
     const ObjectKey table{ObjectKind::kTable, header.table, header.variant()};
     if (!header.table.IsZero() && objects_.count(table) == 0) {
       return {absl::FailedPreconditionError("its pattern table is not stored"), false};
+    }
+    const auto parent = objects_.find({ObjectKind::kBlock, header.parent, header.variant()});
+    if (!header.table.IsZero() && parent != objects_.end() &&
+        ParseHeader(parent->second)->table != header.table) {
+      return {absl::AlreadyExistsError("the block before it belongs to another chain"), false};
     }
     std::vector<std::byte>& stored = objects_[header.key()];
     if (stored.empty()) {

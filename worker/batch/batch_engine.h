@@ -105,6 +105,7 @@ class BatchEngine {
   // computed as soon as layer L of the prefix is here. `on_first_layer`, when not null, is called
   // when layer 0 is here.
   //   errors of the stream; DataLoss: a frame is damaged
+  //   Internal, when the stream had no error  as Step()
   virtual absl::Status First(const StepInput& input, const std::function<void()>& on_first_layer,
                              StepOutput& output) = 0;
 

@@ -177,9 +177,9 @@ void BatchScheduler::StartRun(const Run& run) {
   if (!status.ok()) {
     if (const absl::Status stop = StopReason(*run); !stop.ok()) {
       status = stop;
-    } else if (run->computes) {
-      if (absl::IsInternal(status)) FailEngine(status);
-    } else if (WaitAgain(run, status)) {
+    } else if (absl::IsInternal(status) && (run->computes || !run->watch.failed())) {
+      FailEngine(status);
+    } else if (!run->computes && WaitAgain(run, status)) {
       return;
     }
   }
@@ -209,6 +209,7 @@ absl::Status BatchScheduler::FetchPrefix(SequenceRun& run, StepOutput& output) {
   std::function<void()> on_first_layer;
   if (!keys.empty()) {
     prefix.stream = run.watch.Watch(cache_.StartGet(keys));
+    if (!options_.layer_streaming) PKV_RETURN_IF_ERROR(prefix.stream->WaitForAll());
     on_first_layer = [&run] { run.stats.set_first_layer_seconds(run.since_request.Seconds()); };
   }
   const auto num_resident = std::count_if(run.resident.begin(), run.resident.end(),

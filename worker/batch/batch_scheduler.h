@@ -27,6 +27,9 @@ namespace pkv {
 struct BatchOptions {
   int max_waiting = 64;  // requests without a slot, beyond those that find one at once
   int num_fetch_threads = 4;
+  // False: a request's first step starts when all layers of its prefix are here. To measure what
+  // starting with the first one is worth.
+  bool layer_streaming = true;
   // Called once, when the engine has failed: nothing will be served any more. May be null.
   std::function<void(const absl::Status&)> on_engine_failure;
 };

@@ -16,6 +16,7 @@
 #include "worker/batch/cuda_slot.h"
 #include "worker/batch/cuda_window_flush.h"
 #include "worker/batch/upload_ring.h"
+#include "worker/engine/compute_turn.h"
 
 namespace pkv {
 namespace {
@@ -83,9 +84,8 @@ class CudaBatchEngine final : public BatchEngine {
   std::unique_ptr<CudaDecodeStep> step_;
   std::unique_ptr<CudaWindowFlush> flush_;
 
-  // Held while a prompt is computed.
-  Mutex compute_mu_;
-  std::unique_ptr<CudaCompute> compute_ ABSL_PT_GUARDED_BY(compute_mu_);
+  ComputeTurn compute_turn_;
+  std::unique_ptr<CudaCompute> compute_ ABSL_PT_GUARDED_BY(compute_turn_);
 
   Mutex mu_;
   CondVar joiner_is_idle_;
@@ -137,7 +137,8 @@ absl::Status CudaBatchEngine::Compute(int slot, const CodecParams& params,
                                       std::vector<std::unique_ptr<ObjectBuilder>>* sealed) {
   PKV_RETURN_IF_ERROR(CheckVariant(params));
   PKV_CHECK(slots_[slot].num_tokens() == 0, slot);
-  MutexLock lock(&compute_mu_);
+  if (!compute_turn_.TakeUnless(cancelled)) return absl::CancelledError("the caller went away");
+  const HeldTurn held(&compute_turn_);
   if (compute_ == nullptr || static_cast<int>(tokens.size()) > options_.max_compute_tokens) {
     return absl::FailedPreconditionError(absl::StrCat("this worker computes no prompt of ",
                                                       tokens.size(), " tokens; at most ",

@@ -141,12 +141,6 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
     PKV_RETURN_IF_ERROR(
         CheckPlace(header, {ObjectKind::kBlock, i * kBlockTokens, parent}, shape, params, profile));
     PKV_RETURN_IF_ERROR(banks.AddBlock(header));
-    // Attention has one bank a sequence.
-    if (i > 0 && header.table != slot.headers[0].table) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("blocks at tokens 0 and ", header.first_token, " refer to two tables, ",
-                       slot.headers[0].table.ToShortHex(), " and ", header.table.ToShortHex()));
-    }
     parent = header.id;
   }
   if (has_window) {

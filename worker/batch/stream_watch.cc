@@ -4,7 +4,6 @@
 
 #include "proto/base/clock.h"
 #include "proto/base/log.h"
-#include "proto/base/status_macros.h"
 
 namespace pkv {
 
@@ -22,15 +21,11 @@ class StreamWatch::WatchedStream final : public GetStream {
     watch_.stream_ = nullptr;
   }
 
-  absl::Status WaitForManifest() override { return stream_->WaitForManifest(); }
+  absl::Status WaitForManifest() override { return Note(stream_->WaitForManifest()); }
   absl::Status WaitForLayer(int layer) override {
-    PKV_RETURN_IF_ERROR(stream_->WaitForLayer(layer));
-    return Arrived();
+    return Arrived(Note(stream_->WaitForLayer(layer)));
   }
-  absl::Status WaitForAll() override {
-    PKV_RETURN_IF_ERROR(stream_->WaitForAll());
-    return Arrived();
-  }
+  absl::Status WaitForAll() override { return Arrived(Note(stream_->WaitForAll())); }
   int num_objects() const override { return stream_->num_objects(); }
   const ObjectHeader& header(int object_index) const override {
     return stream_->header(object_index);
@@ -39,16 +34,25 @@ class StreamWatch::WatchedStream final : public GetStream {
     return stream_->frame(object_index, layer);
   }
   AlignedBuffer TakeObject(int object_index) override { return stream_->TakeObject(object_index); }
-  absl::Status CheckHeld() override { return stream_->CheckHeld(); }
+  absl::Status CheckHeld() override { return Note(stream_->CheckHeld()); }
   uint64_t received_bytes() const override { return stream_->received_bytes(); }
   void Cancel() override { stream_->Cancel(); }
 
  private:
-  absl::Status Arrived() {
-    const absl::Time now = Clock::Real()->MonotonicNow();
-    MutexLock lock(&watch_.mu_);
-    watch_.last_arrival_ = now;
-    return absl::OkStatus();
+  absl::Status Note(const absl::Status& status) {
+    if (!status.ok()) {
+      MutexLock lock(&watch_.mu_);
+      watch_.failed_ = true;
+    }
+    return status;
+  }
+  absl::Status Arrived(const absl::Status& status) {
+    if (status.ok()) {
+      const absl::Time now = Clock::Real()->MonotonicNow();
+      MutexLock lock(&watch_.mu_);
+      watch_.last_arrival_ = now;
+    }
+    return status;
   }
 
   StreamWatch& watch_;
@@ -68,6 +72,11 @@ void StreamWatch::Cancel() {
 absl::Time StreamWatch::last_arrival() const {
   MutexLock lock(&mu_);
   return last_arrival_;
+}
+
+bool StreamWatch::failed() const {
+  MutexLock lock(&mu_);
+  return failed_;
 }
 
 }  // namespace pkv

@@ -21,6 +21,8 @@ class StreamWatch {
 
   // When the last WaitForLayer() or WaitForAll() that was OK returned; absl::InfinitePast() before.
   absl::Time last_arrival() const;
+  // Whether a call of the download has returned an error.
+  bool failed() const;
 
  private:
   class WatchedStream;
@@ -31,6 +33,7 @@ class StreamWatch {
   GetStream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;
   bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time last_arrival_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  bool failed_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace pkv

@@ -13,6 +13,7 @@ absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
                        parts.model.MakeEngine(parts.flags.max_batch, parts.flags.num_pages));
   pkv::BatchOptions batch;
   batch.max_waiting = parts.flags.queue.max_waiting;
+  batch.layer_streaming = parts.flags.layer_streaming;
   batch.on_engine_failure = parts.on_failure;
   const auto worker = std::make_shared<pkv::DecodeWorker>(&parts.model.host(), std::move(engine),
                                                           &parts.cache, &parts.metrics, batch);

@@ -12,6 +12,7 @@
 #include "proto/base/sync.h"
 #include "proto/block/payload_layout.h"
 #include "worker/batch/upload_ring.h"
+#include "worker/engine/compute_turn.h"
 #include "worker/engine/cuda/cuda_prefill.h"
 #include "worker/prefill/layer_queue.h"
 #include "worker/prefill/layer_staging.h"
@@ -21,13 +22,17 @@ namespace {
 
 constexpr size_t kUploadHalfBytes = size_t{32} << 20;
 
-// Layers that are staged and not yet in their frames: two may be. Thread-safe.
+// Layers that may be on their way at once: one whose prefix is decoded and that is computed, one
+// that is compressed, one that is copied into its frames.
+constexpr int kNumStaged = 3;
+
+// Layers that are staged and not yet in their frames. Thread-safe.
 class StagingRoom {
  public:
-  // Waits until layer - 2 has left.
+  // Waits until layer - kNumStaged has left.
   void Enter(int layer) {
     MutexLock lock(&mu_);
-    while (layer - num_left_ >= 2) changed_.Wait(&mu_);
+    while (layer - num_left_ >= kNumStaged) changed_.Wait(&mu_);
   }
   void Leave() {
     {
@@ -46,7 +51,9 @@ class StagingRoom {
 class CudaPrefillExecutor final : public PrefillExecutor {
  public:
   explicit CudaPrefillExecutor(const CodecParams& params) : params_(params) {}
-  absl::Status Init(const CudaModel* model, const CudaPrefillOptions& options);
+  // Before others have the executor.
+  absl::Status Init(const CudaModel* model,
+                    const CudaPrefillOptions& options) ABSL_NO_THREAD_SAFETY_ANALYSIS;
 
   absl::Status CheckVariant(const CodecParams& params) const override {
     const Variant wanted = params.variant(), served = params_.variant();
@@ -61,22 +68,21 @@ class CudaPrefillExecutor final : public PrefillExecutor {
  private:
   // Brings the blocks of a cached prefix back as K and V.
   absl::Status LoadPrefix(KvSequence& sequence, int layer, const MutableKvTensorView& prefix,
-                          void* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  LayerStaging& staging(int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return *staging_[layer % 2];
+                          void* stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(turn_);
+  LayerStaging& staging(int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(turn_) {
+    return *staging_[layer % kNumStaged];
   }
 
   const CodecParams params_;
-  Mutex mu_;  // held while a prompt is computed
-  std::unique_ptr<CudaPrefill> prefill_ ABSL_GUARDED_BY(mu_);
-  std::unique_ptr<LayerDecoder> decoder_ ABSL_GUARDED_BY(mu_);
-  std::array<std::optional<LayerStaging>, 2> staging_ ABSL_GUARDED_BY(mu_);
-  std::optional<UploadRing> ring_ ABSL_GUARDED_BY(mu_);
-  DeviceBuffer prefix_pages_ ABSL_GUARDED_BY(mu_), prefix_sinks_ ABSL_GUARDED_BY(mu_);
+  ComputeTurn turn_;
+  std::unique_ptr<CudaPrefill> prefill_ ABSL_GUARDED_BY(turn_);
+  std::unique_ptr<LayerDecoder> decoder_ ABSL_GUARDED_BY(turn_);
+  std::array<std::optional<LayerStaging>, kNumStaged> staging_ ABSL_GUARDED_BY(turn_);
+  std::optional<UploadRing> ring_ ABSL_GUARDED_BY(turn_);
+  DeviceBuffer prefix_pages_ ABSL_GUARDED_BY(turn_), prefix_sinks_ ABSL_GUARDED_BY(turn_);
 };
 
 absl::Status CudaPrefillExecutor::Init(const CudaModel* model, const CudaPrefillOptions& options) {
-  MutexLock lock(&mu_);
   const KvShape shape = model->config().kv_shape();
   CudaPrefill::Options pass;
   const int most =
@@ -124,7 +130,7 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
   decode.page_stride = stride;
   decode.num_blocks = static_cast<int>(pages.size());
   decode.sinks = prefix_sinks_.As<uint16_t>();
-  // A layer two before this one has left the staging that the bank is in.
+  // The layer that the staging was last used for has left it.
   PKV_ASSIGN_OR_RETURN(decode.bank, staging(layer).PrepareBank(pages.front().codebook, stream));
   decode.out = prefix;
   return decoder_->Decode(decode, {Device::kCuda, nullptr, stream});
@@ -133,25 +139,21 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
 absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int32_t> tokens,
                                       const std::function<bool()>& cancelled,
                                       const std::function<void(int)>& on_encoded) {
-  MutexLock lock(&mu_);
+  if (!turn_.TakeUnless(cancelled)) return absl::CancelledError("the caller went away");
+  const HeldTurn held(&turn_);
   const int first_token = static_cast<int>(sequence.num_tokens());
   const int num_made = static_cast<int>(sequence.layer_frames(0).blocks.size());
   const bool mines = !sequence.layer_frames(0).table.empty();
-  if (first_token > 0) {
-    for (const ObjectHeader& header : sequence.block_headers()) {
-      if (header.table == sequence.block_headers().front().table) continue;
-      return absl::FailedPreconditionError("the cached prefix refers to more than one table");
-    }
-  }
   StagingRoom room;
   LayerQueue layers;
   absl::Status fill_status;
-  const std::array<LayerStaging*, 2> staged = {&*staging_[0], &*staging_[1]};
+  std::array<LayerStaging*, kNumStaged> staged;
+  for (int i = 0; i < kNumStaged; ++i) staged[i] = &*staging_[i];
   std::thread filler([&] {
     for (int layer = layers.Pop(); layer >= 0; layer = layers.Pop()) {
       if (fill_status.ok()) {
         fill_status =
-            staged[layer % 2]->WaitAndFill(first_token == 0, sequence.layer_frames(layer));
+            staged[layer % kNumStaged]->WaitAndFill(first_token == 0, sequence.layer_frames(layer));
         if (fill_status.ok()) on_encoded(layer);
       }
       room.Leave();
@@ -169,7 +171,7 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
                             };
   request.target = [&](int layer) -> absl::StatusOr<PrefillTarget> {
     room.Enter(layer);
-    LayerStaging& staging = *staged[layer % 2];
+    LayerStaging& staging = *staged[layer % kNumStaged];
     PrefillTarget target;
     target.pages = staging.pages();
     target.page_stride = staging.page_stride();
@@ -191,7 +193,7 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
                                               made.table->header().num_patterns_k, "+",
                                               made.table->header().num_patterns_v));
     }
-    PKV_RETURN_IF_ERROR(staged[layer % 2]->StartCopy(num_made, window, stream));
+    PKV_RETURN_IF_ERROR(staged[layer % kNumStaged]->StartCopy(num_made, window, stream));
     layers.Push(layer);
     return absl::OkStatus();
   };

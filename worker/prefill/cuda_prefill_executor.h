@@ -17,7 +17,7 @@ struct CudaPrefillOptions {
 
 // The executor of one GPU. A layer is mined and compressed on a stream of its own while the next
 // one is computed, copied to pinned memory, and from there into the frames by a thread of the
-// call's own; two layers may be on their way, then computation waits. A prefix that is cached is
+// call's own; three layers may be on their way, then computation waits. A prefix that is cached is
 // decoded layer by layer for the queries behind it. One prompt at a time.
 //
 // `model` outlives it.

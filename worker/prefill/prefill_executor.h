@@ -24,6 +24,7 @@ class PrefillExecutor {
   // while later layers are computed; that it takes long holds the computation back. `cancelled` may
   // be null; it is asked after each layer.
   //   Cancelled, OutOfRange, errors of the sequence's prefix
+  //   Internal, without a prefix  the device failed: it computes nothing any more
   virtual absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
                            const std::function<bool()>& cancelled,
                            const std::function<void(int)>& on_encoded) = 0;

@@ -12,6 +12,13 @@
 #include "worker/sequence/stopwatch.h"
 
 namespace pkv {
+namespace {
+
+// How often a prompt is computed when other workers store parts of it meanwhile. Each time it
+// starts from what they have stored.
+constexpr int kMaxAttempts = 3;
+
+}  // namespace
 
 // One request on its way.
 struct PrefillWorker::Job {
@@ -23,6 +30,7 @@ struct PrefillWorker::Job {
   std::unique_ptr<KvSequence> sequence;
   v1::HandoffTicket* ticket = nullptr;
   v1::PrefillStats* stats = nullptr;
+  bool lost_race = false;  // what was computed could not be stored for what another had stored
 
   int num_window_tokens() const {
     return static_cast<int>(tokens.size()) - num_blocks * kBlockTokens;
@@ -74,16 +82,27 @@ absl::Status PrefillWorker::Run(Job& job, bool ignore_cache) {
     job.stats->set_stored(true);
     return absl::OkStatus();
   }
-  LookupResult found;
-  if (!ignore_cache) {
-    found = FindCachedPrefix(job);
-    if (AnswerFromCache(job, found)) return absl::OkStatus();
+  for (int attempt = 1;; ++attempt) {
+    LookupResult found;
+    PrefixTurns::Turn turn;
+    if (!ignore_cache) {
+      PKV_ASSIGN_OR_RETURN(turn, FindCachedPrefix(job, found));
+      if (AnswerFromCache(job, found)) return absl::OkStatus();
+    }
+    PKV_RETURN_IF_ERROR(ComputeFrom(job, found));
+    if (!job.lost_race || attempt == kMaxAttempts) return absl::OkStatus();
+    ignore_cache = false;
   }
+}
+
+absl::Status PrefillWorker::ComputeFrom(Job& job, const LookupResult& found) {
   // A prefix that is damaged, has vanished or belongs to another chain is found out while it is
   // being used: start once more without it.
   for (const bool use_cache : {found.num_blocks > 0, false}) {
     job.ticket->clear_table_ids();
     job.stats->set_cached_tokens(0);
+    job.stats->clear_store_error();
+    job.lost_race = false;
     PKV_ASSIGN_OR_RETURN(job.sequence, host_.MakeSequence(job.params));
     absl::Status status;
     if (use_cache) status = AttachCachedPrefix(job, found);
@@ -96,13 +115,24 @@ absl::Status PrefillWorker::Run(Job& job, bool ignore_cache) {
   return absl::OkStatus();
 }
 
-// The longest stored prefix; a cache that is away has none.
-LookupResult PrefillWorker::FindCachedPrefix(Job& job) {
+// The longest stored prefix, and the turn to compute what is missing; without a missing block none.
+absl::StatusOr<PrefixTurns::Turn> PrefillWorker::FindCachedPrefix(Job& job, LookupResult& found) {
+  while (true) {
+    found = Lookup(job);
+    if (found.num_blocks >= job.num_blocks) return PrefixTurns::Turn();
+    PKV_ASSIGN_OR_RETURN(PrefixTurns::Turn turn,
+                         turns_.Take(job.prefix_ids[found.num_blocks], job.cancelled));
+    if (turn.is_held()) return turn;
+  }
+}
+
+// A cache that is away has nothing.
+LookupResult PrefillWorker::Lookup(Job& job) {
   if (job.num_blocks == 0) return {};
   const Stopwatch stopwatch;
   const Variant variants[] = {job.params.variant()};
   absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
-  job.stats->set_lookup_seconds(stopwatch.Seconds());
+  job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
   if (found.ok()) return *std::move(found);
   Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
   metrics_.CountRecompute(found.status());
@@ -112,6 +142,7 @@ LookupResult PrefillWorker::FindCachedPrefix(Job& job) {
 // True when blocks, tables and window of this very prompt are all stored: nothing to compute.
 bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
   if (found.num_blocks < job.num_blocks) return false;
+  job.ticket->clear_table_ids();
   std::vector<ObjectKey> keys;
   for (const Digest& id : found.table_ids) {
     job.AddTable(id);
@@ -158,6 +189,7 @@ bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
   job.stats->set_window_bytes(window_bytes);
   job.stats->set_table_bytes(cache_bytes - window_bytes - found.bytes);
   job.stats->set_stored(true);
+  job.stats->clear_store_error();
   return true;
 }
 
@@ -238,6 +270,10 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   job.stats->set_compute_seconds(compute_stopwatch.Seconds());
   job.stats->set_fetched_bytes(sequence.received_bytes());
   job.stats->set_fetch_seconds(sequence.prefix_seconds());
+  // With a cached prefix it may be the cache's error; without one it comes again.
+  if (absl::IsInternal(computed) && job.stats->cached_tokens() == 0 && on_failure_) {
+    on_failure_(computed);
+  }
   PKV_RETURN_IF_ERROR(computed);
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
   job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
@@ -278,34 +314,33 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
   for (const ObjectHeader& header : job.sequence->block_headers())
     cache_bytes += header.object_bytes;
   job.stats->set_cache_bytes(cache_bytes);
+  bool conflicts = false;
   for (size_t i = 0; i < builders.size(); ++i) {
-    // Different bytes under this key: another prefill of the same prefix was first. Its block
-    // serves as well.
-    if (absl::IsAlreadyExists(outcomes[i].status)) continue;
-    if (!outcomes[i].status.ok()) return outcomes[i].status;
     if (outcomes[i].stored) put_bytes += builders[i]->bytes().size();
+    // Another prefill of the same prefix was first. Its block serves as well.
+    conflicts |= absl::IsAlreadyExists(outcomes[i].status);
+    if (!outcomes[i].status.ok() && !absl::IsAlreadyExists(outcomes[i].status)) {
+      return outcomes[i].status;
+    }
   }
   job.stats->set_put_bytes(put_bytes);
-  return AddForeignTables(job, put.decisions(), outcomes);
+  return conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job) : absl::OkStatus();
 }
 
-// Blocks that someone else stored may refer to another table than ours: the ticket names those too.
-absl::Status PrefillWorker::AddForeignTables(Job& job, std::span<const PutDecision> decisions,
-                                             std::span<const PutOutcome> outcomes) {
-  if (!job.params.encoding.has_patterns) return absl::OkStatus();
-  const KvSequence::MadeObjects objects = job.sequence->made_objects();
+// The ticket of a prompt of which others have stored blocks: good when all are there, in one chain.
+absl::Status PrefillWorker::AdoptStoredChain(Job& job) {
   std::vector<ObjectKey> keys;
-  for (size_t i = 0; i < objects.blocks.size(); ++i) {
-    const bool ours = decisions[i] == PutDecision::kWanted && outcomes[i].status.ok();
-    if (!ours) keys.push_back(objects.blocks[i]->header().key());
-  }
-  if (keys.empty()) return absl::OkStatus();
+  for (int i = 0; i < job.num_blocks; ++i) keys.push_back(job.BlockKey(i));
   PKV_ASSIGN_OR_RETURN(const std::vector<ObjectStat> stats, cache_.Stat(keys));
+  job.ticket->clear_table_ids();
   for (const ObjectStat& stat : stats) {
-    if (!stat.present)
-      return absl::NotFoundError("a block stored by another prefill was evicted meanwhile");
-    PKV_ASSIGN_OR_RETURN(const ObjectHeader header, ParseHeader(stat.head));
-    if (!header.table.IsZero()) job.AddTable(header.table);
+    absl::StatusOr<ObjectHeader> header = absl::NotFoundError("a block is not stored");
+    if (stat.present) header = ParseHeader(stat.head);
+    if (header.ok()) job.AddTable(header->table);
+    if (!header.ok() || job.ticket->table_ids_size() > 1) {
+      job.lost_race = true;
+      return absl::AbortedError("another prefill has stored a part of this prompt meanwhile");
+    }
   }
   return absl::OkStatus();
 }

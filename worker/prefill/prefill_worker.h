@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 #include "pkv/client/cache_client.h"
 #include "pkv/v1/worker_service.pb.h"
 #include "worker/prefill/prefill_executor.h"
+#include "worker/prefill/prefix_turns.h"
 #include "worker/serve/model_host.h"
 #include "worker/serve/worker_metrics.h"
 
@@ -20,17 +22,26 @@ namespace pkv {
 // take -> mine -> encode -> put: turns prompts into stored blocks and a ticket to them.
 //
 // The longest stored prefix is fetched instead of computed, and its pattern table used for the
-// rest. Layer L is mined, encoded and put while layer L + 1 computes. A cache that is away costs
+// rest. Layer L is mined, encoded and put while layer L + 1 computes. Prompts that begin alike are
+// computed one after another (prefix_turns.h); when another worker stores blocks of a prompt
+// meanwhile, what they lack is computed once more, behind them. A cache that is away costs
 // the store, never the answer: the ticket is still good, the decode worker computes what is not
 // there.
 //
 // Thread-safe.
 class PrefillWorker {
  public:
+  // Told when the executor can compute no more (Internal), from the request's thread.
+  using OnFailure = std::function<void(const absl::Status&)>;
+
   // All outlive the worker.
   PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheClient* cache,
-                WorkerMetrics* metrics)
-      : host_(*host), executor_(*executor), cache_(*cache), metrics_(*metrics) {}
+                WorkerMetrics* metrics, OnFailure on_failure = nullptr)
+      : host_(*host),
+        executor_(*executor),
+        cache_(*cache),
+        metrics_(*metrics),
+        on_failure_(std::move(on_failure)) {}
 
   // Asked after each layer; true ends the request. Null: never.
   using Cancelled = std::function<bool()>;
@@ -40,6 +51,7 @@ class PrefillWorker {
   //   FailedPrecondition  a preset that is not served here
   //   OutOfRange          K or V of a token is beyond fp16
   //   Cancelled           `cancelled` returned true
+  //   Internal            the device failed
   absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request,
                                               const Cancelled& cancelled = nullptr);
 
@@ -47,20 +59,23 @@ class PrefillWorker {
   struct Job;
 
   absl::Status Run(Job& job, bool ignore_cache);
-  LookupResult FindCachedPrefix(Job& job);
+  absl::Status ComputeFrom(Job& job, const LookupResult& found);
+  absl::StatusOr<PrefixTurns::Turn> FindCachedPrefix(Job& job, LookupResult& found);
+  LookupResult Lookup(Job& job);
   bool AnswerFromCache(Job& job, const LookupResult& found);
   absl::Status AttachCachedPrefix(Job& job, const LookupResult& found);
   absl::Status ComputeAndStore(Job& job);
   absl::Status StartPut(std::span<const ObjectBuilder* const> builders,
                         std::unique_ptr<PutStream>& put);
   absl::Status CommitAll(Job& job, PutStream& put);
-  absl::Status AddForeignTables(Job& job, std::span<const PutDecision> decisions,
-                                std::span<const PutOutcome> outcomes);
+  absl::Status AdoptStoredChain(Job& job);
 
   ModelHost& host_;
   PrefillExecutor& executor_;
   CacheClient& cache_;
   WorkerMetrics& metrics_;
+  const OnFailure on_failure_;
+  PrefixTurns turns_;
 };
 
 }  // namespace pkv

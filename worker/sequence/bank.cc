@@ -28,6 +28,12 @@ absl::Status SequenceBanks::AddBlock(const ObjectHeader& header) {
         "block at token ", header.first_token, " was encoded against ", header.num_patterns_k, "+",
         header.num_patterns_v, " patterns, this chain has ", bank->num_k, "+", bank->num_v));
   }
+  if (chain_.IsZero()) chain_ = header.table;
+  if (header.table != chain_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("block at token ", header.first_token, " refers to pattern table ",
+                     header.table.ToShortHex(), ", those before it to ", chain_.ToShortHex()));
+  }
   bank->num_k += (header.flags & kFlagAppendsK) != 0 ? 1 : 0;
   bank->num_v += (header.flags & kFlagAppendsV) != 0 ? 1 : 0;
   current_index_ = static_cast<int>(bank - banks_.data());

@@ -10,12 +10,11 @@
 
 namespace pkv {
 
-// The patterns that a sequence's blocks refer to: one bank per pattern table, each table ++ what
-// blocks appended, in chain order (ARCHITECTURE: "sequence bank"). Counts are known from headers
-// alone; the codebooks fill layer by layer.
+// The pattern tables that came with a sequence, and its bank: the one table that its blocks refer
+// to ++ what blocks appended, in chain order (ARCHITECTURE: "sequence bank"). Counts are known from
+// headers alone; the codebooks fill layer by layer.
 //
-// A chain normally has one table. It has more when two prefills raced and each stored some of its
-// blocks.
+// Tables that no block refers to do no harm: a ticket may name one whose prefill lost a race.
 //
 // Thread-compatible; codebooks of different layers may be touched from different threads.
 class SequenceBanks {
@@ -32,8 +31,8 @@ class SequenceBanks {
   // current. A table that is known already is not added again: a chain has one bank per table.
   void AddTable(const Digest& table, int num_k, int num_v);
 
-  // Follows the chain by one block: its table must be known and its bank as large as the block
-  // says.
+  // Follows the chain by one block: its table must be known, be that of the blocks before, and its
+  // bank as large as the block says.
   //   FailedPrecondition  the block belongs to another chain, or its table is not here
   absl::Status AddBlock(const ObjectHeader& header);
 
@@ -52,6 +51,7 @@ class SequenceBanks {
   KvShape shape_;
   std::vector<Bank> banks_;
   int current_index_ = -1;
+  Digest chain_;  // the table of the blocks seen so far; zero before
 };
 
 // How many blocks from the start of `blocks` form an unbroken chain over `tables` (headers of the

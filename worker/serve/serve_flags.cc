@@ -118,6 +118,11 @@ void AddDecodeFlags(CLI::App& command, ServeFlags& flags) {
                   "cuda, without --pages: share of the free device memory that pages take")
       ->check(CLI::Range(0.01, 1.0))
       ->capture_default_str();
+  command
+      .add_option("--layer-streaming", flags.layer_streaming,
+                  "compute a layer as soon as its part of the prefix is here, rather than when all "
+                  "layers are")
+      ->capture_default_str();
   NameInEnvironment(command);
 }
 

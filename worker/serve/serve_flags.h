@@ -33,6 +33,7 @@ struct ServeFlags {
   // Of a decode worker: sequences of one step, and blocks that the page pool holds.
   int max_batch = 8;
   int num_pages = 0;  // 0: as many as fit
+  bool layer_streaming = true;
 };
 
 // Add options to a subcommand, those of both roles and those of one; each may also be given as

@@ -54,7 +54,8 @@ struct ObjectDescriptor {
 // Outcome for one object. OK and stored: ours are the bytes there now. OK and not stored: equal
 // bytes were there already.
 //   AlreadyExists       different bytes stand under this key: of a block with patterns, encoded
-//                       against another bank; otherwise the encoding is not deterministic
+//                       against another bank; otherwise the encoding is not deterministic. Or the
+//                       block before it stands there with another bank: no reader could use it
 //   FailedPrecondition  the pattern table it refers to is not stored
 //   ResourceExhausted   the server's memory is full of pinned objects, or smaller than the object
 //   DataLoss            a checksum was wrong on arrival

@@ -226,6 +226,38 @@ TEST_F(BlockStoreTest, RefusesABlockWithoutItsTable) {
   EXPECT_THAT(Put(block), IsOkAndHolds(CommitResult::kStored));
 }
 
+// A block that follows the one with id 2, against `num_v` V patterns.
+SealedObject MakeSecondBlock(uint64_t id, const Digest& table, int num_v) {
+  ObjectHeader header = MakeTestBlock(id, 1, table).header;
+  header.parent = TestDigest(2);
+  header.first_token = kBlockTokens;
+  header.num_patterns_v = static_cast<uint16_t>(num_v);
+  return SealTestObject(header, 1, 4096);
+}
+
+TEST_F(BlockStoreTest, RefusesABlockThatDoesNotContinueItsParentsBank) {
+  MakeStore(64);
+  const SealedObject table = MakeTestTable(1), other = MakeTestTable(2);
+  ASSERT_THAT(Put(table), IsOk());
+  ASSERT_THAT(Put(other), IsOk());
+  ObjectHeader header = MakeTestBlock(2, 1, table.header.id).header;
+  header.flags |= kFlagAppendsV;
+  const SealedObject parent = SealTestObject(header, 1, 4096);
+  ASSERT_THAT(Put(parent), IsOk());
+
+  EXPECT_THAT(Put(MakeSecondBlock(3, other.header.id, 3)),
+              StatusIs(absl::StatusCode::kAlreadyExists,
+                       AllOf(HasSubstr("ChainTaken"), HasSubstr(table.header.id.ToShortHex()))));
+  EXPECT_THAT(Put(MakeSecondBlock(3, table.header.id, 2)),
+              StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("2+3")))
+      << "the parent has appended one V pattern";
+  EXPECT_THAT(Put(MakeSecondBlock(3, table.header.id, 3)), IsOkAndHolds(CommitResult::kStored));
+
+  // Without its parent a block of any chain may come.
+  ASSERT_EQ(store_->Delete(parent.key()), DeleteResult::kDeleted);
+  EXPECT_THAT(Put(MakeSecondBlock(4, other.header.id, 2)), IsOkAndHolds(CommitResult::kStored));
+}
+
 TEST_F(BlockStoreTest, KeepsATableAsLongAsItsBlocks) {
   MakeStore(1 + 2 * kBlockUnits);
   const SealedObject table = MakeTestTable(1), block = MakeTestBlock(2, 1, table.header.id);

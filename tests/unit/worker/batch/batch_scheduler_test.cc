@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 #include "tests/support/batch_fixture.h"
@@ -380,6 +381,24 @@ TEST_F(BatchSchedulerTest, CountsStepsAndTimes) {
   EXPECT_GE(outcome.stats.first_token_seconds(), outcome.stats.fetch_seconds());
 }
 
+TEST_F(BatchSchedulerTest, WaitsForAllLayersWhenNothingIsStreamed) {
+  BatchOptions options;
+  options.layer_streaming = false;
+  Start({.num_slots = 1, .num_pages = 8, .max_blocks = 8}, options);
+  std::atomic<bool> began = false;
+  FakeBatchEngine::Script script;
+  script.first = [&began] { return began = true, absl::OkStatus(); };
+  engine_->set_script(script);
+  cache_.HoldLayersFrom(0);
+  BatchCaller caller;
+  MustSubmit(StoredRequest(Prompt(37, 200), 2), caller);
+  cache_.WaitForBlockedReader();
+  EXPECT_FALSE(began);
+  cache_.ReleaseLayers();
+  EXPECT_THAT(caller.WaitForEnd().status, IsOk());
+  EXPECT_TRUE(began);
+}
+
 // An engine whose device is lost: nothing of it is of use any more.
 class BatchSchedulerFailureTest : public BatchSchedulerTest {
  protected:
@@ -444,6 +463,32 @@ TEST_F(BatchSchedulerFailureTest, AFailedFlushEndsEveryRequest) {
   ExpectFailed(flushed);
   ExpectFailed(other);
   ExpectOutOfService();
+}
+
+TEST_F(BatchSchedulerFailureTest, AFailedFirstStepEndsEveryRequest) {
+  engine_->HoldSteps();
+  BatchCaller running, joining;
+  MustSubmit(StoredRequest(Prompt(48, 10), 900), running);
+  engine_->WaitForHeldStep();
+  FakeBatchEngine::Script script;
+  script.first = Lost();
+  engine_->set_script(script);
+  MustSubmit(StoredRequest(Prompt(49, 200), 30), joining);
+  ExpectFailed(joining);
+  engine_->ReleaseSteps();
+  ExpectFailed(running);
+  ExpectOutOfService();
+}
+
+TEST_F(BatchSchedulerFailureTest, AnInternalErrorOfTheCacheIsNotTheEngines) {
+  const BatchRequest request = StoredRequest(Prompt(50, 200), 5);
+  cache_.set_script([](CacheCall call) {
+    return call == CacheCall::kStartGet ? absl::InternalError("stream reset") : absl::OkStatus();
+  });
+  BatchCaller caller;
+  MustSubmit(request, caller);
+  EXPECT_THAT(caller.WaitForEnd().status, IsOk());
+  EXPECT_EQ(caller.tokens().size(), 5u);
 }
 
 TEST_F(BatchSchedulerFailureTest, AFailedComputationEndsEveryRequest) {

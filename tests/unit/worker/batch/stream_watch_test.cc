@@ -39,8 +39,10 @@ TEST_F(StreamWatchTest, PassesTheDownloadThrough) {
 TEST_F(StreamWatchTest, TellsWhenFramesWereTakenBack) {
   ASSERT_THAT(stream_->WaitForAll(), IsOk());
   EXPECT_THAT(stream_->CheckHeld(), IsOk());
+  EXPECT_FALSE(watch_.failed());
   cache_.TakeBack();
   EXPECT_THAT(stream_->CheckHeld(), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_TRUE(watch_.failed());
 }
 
 TEST_F(StreamWatchTest, KnowsWhenTheLastLayerArrived) {

@@ -257,7 +257,7 @@ TEST_F(PrefillWorkerTest, UsesAnUnbrokenBeginningOfABrokenChain) {
   EXPECT_EQ(Prefill(SharedPrompt(500, 600, 16), "pkv2").stats().cached_tokens(), 256u);
 }
 
-TEST_F(PrefillWorkerTest, NamesTheTableOfAPrefillThatWasFirst) {
+TEST_F(PrefillWorkerTest, ContinuesTheChainOfAPrefillThatWasFirst) {
   const std::vector<int32_t> ours = SharedPrompt(300, 500, 17);
   // Another worker stores its blocks of the shared prefix while this one computes.
   FakeCacheClient elsewhere;
@@ -275,12 +275,50 @@ TEST_F(PrefillWorkerTest, NamesTheTableOfAPrefillThatWasFirst) {
   const v1::PrefillResponse response = Prefill(ours, "pkv2");
   EXPECT_TRUE(raced);
   EXPECT_TRUE(response.stats().stored()) << response.stats().store_error();
-  EXPECT_EQ(response.ticket().table_ids_size(), 2);
+  EXPECT_EQ(response.stats().cached_tokens(), 256u) << "computed again behind the other's blocks";
+  ASSERT_EQ(response.ticket().table_ids_size(), 1);
+  EXPECT_EQ(response.ticket().table_ids(0),
+            std::string(elsewhere.Keys(ObjectKind::kTable).at(0).id.AsBytes()));
   ExpectDecodes(response.ticket());
-  // The mixed chain answers the next identical prompt, too.
   const v1::PrefillResponse again = Prefill(ours, "pkv2");
   EXPECT_EQ(again.stats().cached_tokens(), 499u);
   ExpectDecodes(again.ticket());
+}
+
+TEST_F(PrefillWorkerTest, SaysThatOthersWereFirstWhenTheyAlwaysAre) {
+  FakeCacheClient elsewhere;
+  WorkerMetrics metrics("prefill");
+  PrefillWorker other(host_, &executor_, &elsewhere, &metrics);
+  ASSERT_THAT(other.Prefill(MakePrefill(SharedPrompt(128, 300, 21), "pkv2")), IsOk());
+  // Its first block is there whenever ours is committed, and gone when we look.
+  cache_.set_script([&](CacheCall call) {
+    if (call == CacheCall::kLookup) cache_.Clear();
+    if (call != CacheCall::kCommit) return absl::OkStatus();
+    for (const ObjectKind kind : {ObjectKind::kTable, ObjectKind::kBlock}) {
+      for (const ObjectKey& key : elsewhere.Keys(kind)) cache_.Insert(elsewhere.Bytes(key));
+    }
+    return absl::OkStatus();
+  });
+  const v1::PrefillResponse response = Prefill(SharedPrompt(128, 300, 22), "pkv2");
+  EXPECT_EQ(cache_.calls(CacheCall::kLookup), 3);
+  EXPECT_FALSE(response.stats().stored());
+  EXPECT_THAT(response.stats().store_error(), HasSubstr("another prefill"));
+}
+
+TEST_F(PrefillWorkerTest, ComputesAPromptOnceHoweverManyAskForIt) {
+  const std::vector<int32_t> prompt = RandomPrompt(32, 500);
+  std::vector<v1::PrefillResponse> responses(4);
+  std::vector<std::thread> callers;
+  for (v1::PrefillResponse& response : responses) {
+    callers.emplace_back([&] { response = Prefill(prompt, "default"); });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(cache_.calls(CacheCall::kStartPut), 1);
+  EXPECT_EQ(cache_.Keys(ObjectKind::kTable).size(), 1u);
+  for (const v1::PrefillResponse& response : responses) {
+    EXPECT_TRUE(response.stats().stored());
+    ExpectDecodes(response.ticket());
+  }
 }
 
 TEST_F(PrefillWorkerTest, EndsAfterALayerWhenTheCallerWentAway) {
@@ -300,6 +338,33 @@ TEST_F(PrefillWorkerTest, RunsTwoRequestsAtOnce) {
   other.join();
   EXPECT_EQ(Decode(MakeDecode(second.ticket(), 6)).continuation, ExactContinuation(b, 6));
   EXPECT_EQ(Prefill(a, "pkv2").stats().cached_tokens(), 299u);
+}
+
+// An executor whose device is gone.
+class LostExecutor final : public PrefillExecutor {
+ public:
+  absl::Status CheckVariant(const CodecParams&) const override { return absl::OkStatus(); }
+  absl::Status Run(KvSequence&, std::span<const int32_t>, const std::function<bool()>&,
+                   const std::function<void(int)>&) override {
+    return absl::InternalError("the device is lost");
+  }
+};
+
+TEST_F(PrefillWorkerTest, TellsThatTheDeviceIsLostWithAndWithoutAPrefix) {
+  const std::vector<int32_t> prompt = RandomPrompt(33, 300);
+  for (const bool cached : {false, true}) {
+    if (cached) Prefill(prompt, "pkv2");
+    LostExecutor executor;
+    std::vector<absl::Status> failures;
+    PrefillWorker worker(host_, &executor, &cache_, &prefill_metrics_,
+                         [&](const absl::Status& status) { failures.push_back(status); });
+    std::vector<int32_t> longer = prompt;
+    longer.resize(500, 7);
+    EXPECT_THAT(worker.Prefill(MakePrefill(longer, "pkv2")),
+                StatusIs(absl::StatusCode::kInternal, HasSubstr("the device is lost")));
+    ASSERT_EQ(failures.size(), 1u);
+    EXPECT_THAT(failures[0], StatusIs(absl::StatusCode::kInternal));
+  }
 }
 
 TEST_F(PrefillWorkerTest, RefusesWhatItCannotPrefill) {

@@ -87,13 +87,15 @@ TEST(SequenceBanksTest, RefusesABlockWhoseTableIsNotThere) {
                        testing::HasSubstr(TestDigest(2).ToShortHex())));
 }
 
-TEST(SequenceBanksTest, FollowsTwoTablesEachWithItsOwnCounts) {
+TEST(SequenceBanksTest, RefusesABlockOfASecondTable) {
   SequenceBanks banks = BanksOf({Table(1, 3, 3), Table(2, 8, 8)});
-  ASSERT_THAT(banks.AddBlock(Block(1, 3, 3, kFlagAppendsK)), IsOk());
-  ASSERT_THAT(banks.AddBlock(Block(2, 8, 8)), IsOk());
-  EXPECT_EQ(banks.Current(), banks.Find(TestDigest(2)));
-  ASSERT_THAT(banks.AddBlock(Block(1, 4, 3)), IsOk());
-  EXPECT_EQ(banks.Current(), banks.Find(TestDigest(1))) << "the next block continues the last one";
+  ASSERT_THAT(banks.AddBlock(Block(1, 3, 3)), IsOk());
+  EXPECT_EQ(banks.Current(), banks.Find(TestDigest(1)));
+  EXPECT_THAT(banks.AddBlock(Block(2, 8, 8)),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       testing::AllOf(testing::HasSubstr(TestDigest(1).ToShortHex()),
+                                      testing::HasSubstr(TestDigest(2).ToShortHex()))));
+  EXPECT_EQ(banks.Current(), banks.Find(TestDigest(1)));
 }
 
 TEST(SequenceBanksTest, IgnoresBlocksWithoutPatterns) {
@@ -119,6 +121,8 @@ TEST(UsableBlocksTest, CountsUpToTheFirstBreakOfTheChain) {
   EXPECT_EQ(UsableBlocks(kShape, tables, blocks), 2);
   blocks[0] = Block(2, 3, 3);
   EXPECT_EQ(UsableBlocks(kShape, tables, blocks), 0);
+  EXPECT_EQ(UsableBlocks(kShape, std::vector{Table(2, 3, 3), tables[0]}, blocks), 1)
+      << "a chain has one table";
   EXPECT_EQ(UsableBlocks(kShape, tables, {}), 0);
 }
 
