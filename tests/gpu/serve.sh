@@ -8,8 +8,8 @@
 #                      [--transport grpc|shm] [--layer-streaming true|false] [--name NAME]
 #
 # With a second GPU the decode worker has it to itself. OUT gets PRESET.json, or NAME-PRESET.json,
-# and the logs. On the CPU, with a model, it tries this script. The time from the end of a prefill to
-# the first token is that of `--batch 1` with as many distinct prompts as requests.
+# and the logs. On the CPU, with a model, it tries this script. The time from the end of a prefill
+# to the first token is that of `--batch 1` with as many distinct prompts as requests.
 set -euo pipefail
 
 bundle=$(cd "$1" && pwd)
@@ -22,7 +22,7 @@ batch=8
 context=32768
 output=128
 requests=16
-distinct=0
+distinct=
 transport=grpc
 streaming=true
 name=
@@ -113,8 +113,8 @@ for preset in ${presets//,/ }; do
     --metrics-decode "http://127.0.0.1:$decode_metrics/metrics" \
     --metrics-cache "http://127.0.0.1:$cache_metrics/metrics" \
     --variant "$preset" --prompt-tokens "fixed:$context" --output-tokens "fixed:$output" \
-    --concurrency "$batch" --num-requests "$requests" --decode-only \
-    --distinct-prompts "$distinct" --ignore-eos --vocab 8192 --output text --out "$out/$name$preset.json" ||
+    --concurrency "$batch" --num-requests "$requests" --decode-only --ignore-eos --vocab 8192 \
+    --distinct-prompts "${distinct:-$batch}" --output text --out "$out/$name$preset.json" ||
     { failed=1 && tail -n 5 "$out/$name$preset-prefill.log" "$out/$name$preset-decode.log" >&2; }
   stop
 done
