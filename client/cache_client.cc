@@ -7,11 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cache_client_impl.h"
-#include "client/get_call.h"
 #include "client/put_call.h"
 #include "client/put_objects.h"
 #include "client/shm_dialer.h"
 #include "client/shm_get.h"
+#include "client/striped_get.h"
 #include "proto/base/status_macros.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
@@ -20,6 +20,8 @@ namespace pkv {
 namespace {
 
 constexpr int kMaxChannels = 16;
+constexpr int kMaxGetStreams = 16;
+constexpr int kMaxCheckThreads = 64;
 constexpr int kMaxAttempts = 100;
 constexpr size_t kMaxVariants = 16;
 // Longer than any call should last; keeps sums of times far from infinity.
@@ -151,7 +153,7 @@ std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> 
       (transport == Transport::kAuto && core_->shm->IsWorthATry())) {
     return std::make_unique<ShmGet>(core_, std::move(copied), deadline);
   }
-  return std::make_unique<GetCall>(core_, std::move(copied), deadline);
+  return StartGrpcGet(core_, std::move(copied), deadline);
 }
 
 absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
@@ -267,6 +269,9 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
 absl::Status ValidateOptions(const ClientOptions& options) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
   PKV_RETURN_IF_ERROR(CheckRange("num_channels", options.num_channels, 1, kMaxChannels));
+  PKV_RETURN_IF_ERROR(CheckRange("num_get_streams", options.num_get_streams, 1, kMaxGetStreams));
+  PKV_RETURN_IF_ERROR(
+      CheckRange("num_check_threads", options.num_check_threads, 1, kMaxCheckThreads));
   PKV_RETURN_IF_ERROR(CheckDuration("lookup_deadline", options.lookup_deadline));
   PKV_RETURN_IF_ERROR(CheckDuration("get_deadline", options.get_deadline));
   PKV_RETURN_IF_ERROR(CheckDuration("put_deadline", options.put_deadline));
@@ -288,6 +293,9 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
   auto core = std::make_shared<ClientCore>();
   core->options = options;
   core->connection = std::move(connection);
+  if (options.num_check_threads > 1) {
+    core->check_pool = std::make_unique<ThreadPool>(options.num_check_threads - 1);
+  }
   core->clock = Clock::Real();
   core->shm = std::make_unique<ShmDialer>(core->connection.get(), core->clock);
   core->next_seed = std::random_device{}();

@@ -12,6 +12,7 @@
 #include "pkv/client/cache_client.h"
 #include "pkv/client/client_options.h"
 #include "proto/base/clock.h"
+#include "proto/base/thread_pool.h"
 
 namespace pkv {
 
@@ -33,7 +34,8 @@ struct CounterSet {
 struct ClientCore {
   ClientOptions options;  // constant after construction
   std::unique_ptr<Connection> connection;
-  std::unique_ptr<ShmDialer> shm;  // uses the connection
+  std::unique_ptr<ShmDialer> shm;          // uses the connection
+  std::unique_ptr<ThreadPool> check_pool;  // helps those who wait for a layer; may be null
   Clock* clock = nullptr;
   CounterSet counters;
   std::atomic<uint64_t> next_seed{0};

@@ -9,7 +9,9 @@
 #include "proto/base/status_macros.h"
 
 namespace pkv {
-GetAssembly::GetAssembly(std::vector<ObjectKey> keys) {
+
+GetAssembly::GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering)
+    : numbering_(numbering) {
   objects_.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) objects_[i].key = std::move(keys[i]);
 }
@@ -52,7 +54,7 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
   }
   for (int i = 0; i < num_objects(); ++i) {
     if (manifest.heads(i).empty()) {
-      return absl::NotFoundError(absl::StrCat(ObjectName(objects_[i].key, i), " is not stored"));
+      return absl::NotFoundError(absl::StrCat(NameOf(i), " is not stored"));
     }
   }
   uint64_t total_bytes = 0;
@@ -79,11 +81,11 @@ absl::Status GetAssembly::OnHead(const std::string& head_bytes, int object_index
   Object& object = objects_[object_index];
   if (has_manifest_) {
     if (head_bytes == object.head_bytes) return absl::OkStatus();
-    return absl::AbortedError(absl::StrCat(ObjectName(object.key, object_index),
-                                           ": replaced by other bytes while it was being fetched"));
+    return absl::AbortedError(
+        absl::StrCat(NameOf(object_index), ": replaced by other bytes while it was being fetched"));
   }
-  PKV_ASSIGN_OR_RETURN(
-      object.head, ParseObjectHead(object.key, object_index, std::as_bytes(std::span(head_bytes))));
+  PKV_ASSIGN_OR_RETURN(object.head, ParseObjectHead(object.key, numbering_(object_index),
+                                                    std::as_bytes(std::span(head_bytes))));
   object.head_bytes = head_bytes;
   return absl::OkStatus();
 }
@@ -100,14 +102,14 @@ absl::Status GetAssembly::OnPiece(const v1::Piece& piece, PayloadReader& payload
   const uint64_t offset = object.received_bytes % frame_bytes;
   if (layer >= object.head.header.num_layers || piece.layer() != layer ||
       piece.offset() != offset || piece.length() == 0 || piece.length() > frame_bytes - offset) {
-    return absl::DataLossError(
-        absl::StrCat(ObjectName(object.key, static_cast<int>(piece.object_index())),
-                     ": piece of layer ", piece.layer(), " at ", piece.offset(), " of ",
-                     piece.length(), " bytes, next is layer ", layer, " at ", offset, " of ",
-                     object.head.header.num_layers, " frames of ", frame_bytes, " bytes"));
+    return absl::DataLossError(absl::StrCat(
+        NameOf(static_cast<int>(piece.object_index())), ": piece of layer ", piece.layer(), " at ",
+        piece.offset(), " of ", piece.length(), " bytes, next is layer ", layer, " at ", offset,
+        " of ", object.head.header.num_layers, " frames of ", frame_bytes, " bytes"));
   }
   if (object.buffer.size() == 0) {
-    object.buffer = AlignedBuffer(static_cast<size_t>(object.head.header.object_bytes));
+    object.buffer =
+        AlignedBuffer::ForOverwrite(static_cast<size_t>(object.head.header.object_bytes));
     std::memcpy(object.buffer.data(), object.head_bytes.data(), object.head_bytes.size());
   }
   PKV_RETURN_IF_ERROR(payload.Read(object.buffer.span().subspan(
@@ -127,8 +129,7 @@ absl::Status GetAssembly::OnTrailer(const v1::GetTrailer& trailer) const {
   for (const v1::ObjectStatus& status : trailer.statuses()) {
     if (status.code() == 0) continue;
     const std::string name = status.object_index() < objects_.size()
-                                 ? ObjectName(objects_[status.object_index()].key,
-                                              static_cast<int>(status.object_index()))
+                                 ? NameOf(static_cast<int>(status.object_index()))
                                  : absl::StrCat("object ", status.object_index());
     return absl::Status(static_cast<absl::StatusCode>(status.code()),
                         absl::StrCat(name, ": ", status.message()));

@@ -23,7 +23,8 @@ namespace pkv {
 // Thread-compatible; what frame() returned may be read while later frames arrive.
 class GetAssembly {
  public:
-  explicit GetAssembly(std::vector<ObjectKey> keys);
+  // `numbering`: for messages.
+  explicit GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering = {});
 
   // Starts one attempt of the transfer: forgets the layer that was cut off and returns the first
   // layer to ask for.
@@ -67,6 +68,11 @@ class GetAssembly {
   absl::Status OnPiece(const v1::Piece& piece, PayloadReader& payload);
   absl::Status OnTrailer(const v1::GetTrailer& trailer) const;
 
+  std::string NameOf(int object_index) const {
+    return ObjectName(objects_[object_index].key, numbering_(object_index));
+  }
+
+  const ObjectNumbering numbering_;
   std::vector<Object> objects_;
   std::vector<int> layer_pending_;  // objects whose frame of this layer has not arrived
   int num_complete_layers_ = 0;

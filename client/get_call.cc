@@ -20,12 +20,14 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 
 }  // namespace
 
-GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
+GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+                 ObjectNumbering numbering)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
+      numbering_(numbering),
       backoff_(core_->MakeBackoff()),
-      assembly_(keys_) {
+      assembly_(keys_, numbering) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
     Fail(absl::InvalidArgumentError(
@@ -197,12 +199,7 @@ absl::Status GetCall::WaitForAll() {
 }
 
 absl::Status GetCall::VerifyLayer(int layer) {
-  struct Frame {
-    const ObjectHead* head;
-    std::span<const std::byte> bytes;
-    int object_index;
-  };
-  std::vector<Frame> frames;
+  std::vector<LayerFrame> frames;
   {
     MutexLock lock(&mu_);
     verified_layers_.resize(assembly_.num_layers());
@@ -210,17 +207,15 @@ absl::Status GetCall::VerifyLayer(int layer) {
     for (int i = 0; i < assembly_.num_objects(); ++i) {
       const ObjectHead& head = assembly_.head(i);
       if (layer >= head.header.num_layers) continue;
-      frames.push_back({&head, assembly_.frame(i, layer), i});
+      frames.push_back({&head, numbering_(i), assembly_.frame(i, layer)});
     }
   }
-  for (const Frame& frame : frames) {
-    const absl::Status status =
-        CheckLayerFrame(*frame.head, frame.object_index, layer, frame.bytes);
-    if (!status.ok()) {
-      MutexLock lock(&mu_);
-      Fail(status);
-      return failure_;
-    }
+  int damaged = 0;
+  const absl::Status status = CheckLayerFrames(frames, layer, core_->check_pool.get(), &damaged);
+  if (!status.ok()) {
+    MutexLock lock(&mu_);
+    Fail(status);
+    return failure_;
   }
   verified_layers_[layer] = true;
   return absl::OkStatus();
@@ -233,7 +228,8 @@ absl::Status GetCall::VerifyTables() {
     const ObjectHeader& header = assembly_.header(i);
     const std::span<const std::byte> frames(assembly_.frame(i, 0).data(),
                                             header.frame_bytes * header.num_layers);
-    if (const absl::Status status = CheckTableContent(header, i, frames); !status.ok()) {
+    if (const absl::Status status = CheckTableContent(header, numbering_(i), frames);
+        !status.ok()) {
       Fail(status);
       return failure_;
     }

@@ -15,8 +15,10 @@ namespace pkv {
 // threads; verification, retries and time limits are the work of who waits.
 class GetCall final : public GetStream, private StreamReceiver {
  public:
-  // `deadline` is on the core's clock. shared_ptr: a stream may outlive the client that started it.
-  GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline);
+  // `deadline` is on the core's clock; `numbering`: of the keys, for messages. shared_ptr: a stream
+  // may outlive the client that started it.
+  GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+          ObjectNumbering numbering = {});
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;
@@ -53,6 +55,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   const std::shared_ptr<ClientCore> core_;
   const std::vector<ObjectKey> keys_;
   const absl::Time deadline_;
+  const ObjectNumbering numbering_;
 
   // Touched by the waiting thread alone.
   Backoff backoff_;

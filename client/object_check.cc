@@ -8,6 +8,9 @@
 namespace pkv {
 namespace {
 
+// Checking so many bytes takes several times as long as waking the threads that share it.
+constexpr size_t kMinSharedBytes = size_t{1} << 20;
+
 absl::StatusOr<ObjectHead> ParseHead(const ObjectKey& key, std::span<const std::byte> bytes) {
   ObjectHead head;
   PKV_ASSIGN_OR_RETURN(head.header, ParseHeader(bytes));
@@ -54,6 +57,24 @@ absl::Status CheckLayerFrame(const ObjectHead& head, int object_index, int layer
   return absl::Status(status.code(),
                       absl::StrCat("object ", object_index, " (", head.header.id.ToShortHex(),
                                    "): ", status.message()));
+}
+
+absl::Status CheckLayerFrames(std::span<const LayerFrame> frames, int layer, ThreadPool* pool,
+                              int* damaged) {
+  size_t bytes = 0;
+  for (const LayerFrame& frame : frames) bytes += frame.bytes.size();
+  std::vector<absl::Status> statuses(frames.size());
+  ParallelFor(
+      bytes >= kMinSharedBytes ? pool : nullptr, static_cast<int>(frames.size()), [&](int i) {
+        statuses[i] =
+            CheckLayerFrame(*frames[i].head, frames[i].object_index, layer, frames[i].bytes);
+      });
+  for (size_t i = 0; i < frames.size(); ++i) {
+    if (statuses[i].ok()) continue;
+    *damaged = frames[i].object_index;
+    return statuses[i];
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckTableContent(const ObjectHeader& header, int object_index,

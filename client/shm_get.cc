@@ -6,8 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "client/get_call.h"
 #include "client/shm_dialer.h"
+#include "client/striped_get.h"
 #include "pkv/block/kv_shape.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
@@ -175,7 +175,7 @@ absl::Status ShmGet::RecoverFrom(const absl::Status& status) {
 
 void ShmGet::GoOverToGrpc() {
   LetGo();
-  auto inner = std::make_unique<GetCall>(core_, keys_, deadline_);
+  std::unique_ptr<GetStream> inner = StartGrpcGet(core_, keys_, deadline_);
   MutexLock lock(&mu_);
   inner_ = std::move(inner);
   if (cancelled_) inner_->Cancel();
@@ -224,15 +224,15 @@ absl::Status ShmGet::WaitForAll() {
 
 absl::Status ShmGet::VerifyLayer(int layer) {
   if (verified_layers_[layer]) return absl::OkStatus();
+  std::vector<LayerFrame> frames;
   for (int i = 0; i < num_objects(); ++i) {
     const ObjectHead& head = objects_[i].head;
-    if (layer >= head.header.num_layers) continue;
-    const absl::Status status = CheckLayerFrame(head, i, layer, frame(i, layer));
-    if (status.ok()) continue;
-    pin_->ReportDamage(i);
-    return status;
+    if (layer < head.header.num_layers) frames.push_back({&head, i, frame(i, layer)});
   }
-  return absl::OkStatus();
+  int damaged = 0;
+  const absl::Status status = CheckLayerFrames(frames, layer, core_->check_pool.get(), &damaged);
+  if (!status.ok()) pin_->ReportDamage(damaged);
+  return status;
 }
 
 absl::Status ShmGet::VerifyTables() {

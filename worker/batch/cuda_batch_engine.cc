@@ -107,7 +107,7 @@ absl::Status CudaBatchEngine::Init(std::unique_ptr<CudaPrefill> prefill) {
     PKV_ASSIGN_OR_RETURN(joiner->step, CudaDecodeStep::Make(&model_, &pools_, options_.params,
                                                             {1, options_.max_blocks}));
     PKV_ASSIGN_OR_RETURN(UploadRing ring,
-                         UploadRing::Make(kUploadHalfBytes, joiner->step->stream()));
+                         UploadRing::Make(kUploadHalfBytes, options_.pool, joiner->step->stream()));
     joiner->ring = std::make_unique<UploadRing>(std::move(ring));
     joiners_.push_back(std::move(joiner));
   }

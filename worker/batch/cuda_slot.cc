@@ -189,6 +189,7 @@ absl::Status LoadLayer(const CudaSlot& slot, int slot_index, int layer, CudaPool
                                    pools.window(layer, slot_index, 0, prefix.num_window_tokens),
                                    ring));
   }
+  PKV_RETURN_IF_ERROR(ring.Flush());
   // Frames may lie in the server's memory; they have been read now.
   return stream.CheckHeld();
 }

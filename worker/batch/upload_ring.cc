@@ -12,8 +12,9 @@
 
 namespace pkv {
 
-absl::StatusOr<UploadRing> UploadRing::Make(size_t half_bytes, void* stream) {
+absl::StatusOr<UploadRing> UploadRing::Make(size_t half_bytes, ThreadPool* pool, void* stream) {
   UploadRing ring;
+  ring.pool_ = pool;
   ring.stream_ = stream;
   ring.half_bytes_ = half_bytes;
   PKV_ASSIGN_OR_RETURN(ring.memory_, PinnedBuffer::Make(2 * half_bytes));
@@ -27,11 +28,13 @@ absl::StatusOr<UploadRing> UploadRing::Make(size_t half_bytes, void* stream) {
 }
 
 UploadRing::UploadRing(UploadRing&& other) noexcept
-    : stream_(other.stream_),
+    : pool_(other.pool_),
+      stream_(other.stream_),
       half_bytes_(other.half_bytes_),
       memory_(std::move(other.memory_)),
       half_(other.half_),
       used_(other.used_),
+      pending_(std::move(other.pending_)),
       passed_(std::exchange(other.passed_, {})) {}
 
 UploadRing::~UploadRing() {
@@ -45,6 +48,7 @@ UploadRing::~UploadRing() {
 absl::Status UploadRing::Reserve(size_t bytes, std::byte** at) {
   PKV_CHECK(bytes <= half_bytes_, bytes, " of ", half_bytes_);
   if (used_ + bytes > half_bytes_) {
+    PKV_RETURN_IF_ERROR(Flush());
     PKV_RETURN_IF_ERROR(CudaStatus(cudaEventRecord(static_cast<cudaEvent_t>(passed_[half_]),
                                                    static_cast<cudaStream_t>(stream_)),
                                    "record event"));
@@ -63,20 +67,41 @@ absl::Status UploadRing::Copy(const Rows& rows) {
   if (rows.row_bytes == 0) return absl::OkStatus();
   const size_t most = std::max<size_t>(half_bytes_ / rows.row_bytes, 1);
   for (size_t first = 0; first < rows.count; first += most) {
-    const size_t count = std::min(most, rows.count - first);
-    std::byte* staged = nullptr;
-    PKV_RETURN_IF_ERROR(Reserve(count * rows.row_bytes, &staged));
-    for (size_t i = 0; i < count; ++i) {
-      std::memcpy(staged + i * rows.row_bytes, rows.from + (first + i) * rows.from_pitch,
-                  rows.row_bytes);
-    }
-    PKV_RETURN_IF_ERROR(
-        CudaStatus(cudaMemcpy2DAsync(static_cast<std::byte*>(rows.to) + first * rows.to_pitch,
-                                     rows.to_pitch, staged, rows.row_bytes, rows.row_bytes, count,
-                                     cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream_)),
-                   "upload"));
+    Rows part = rows;
+    part.count = std::min(most, rows.count - first);
+    part.from += first * rows.from_pitch;
+    part.to = static_cast<std::byte*>(rows.to) + first * rows.to_pitch;
+    std::byte* at = nullptr;
+    PKV_RETURN_IF_ERROR(Reserve(part.count * part.row_bytes, &at));
+    pending_.push_back({at, part});
   }
   return absl::OkStatus();
+}
+
+absl::Status UploadRing::Flush() {
+  ParallelFor(pool_, static_cast<int>(pending_.size()), [&](int index) {
+    const auto& [at, rows] = pending_[index];
+    for (size_t i = 0; i < rows.count; ++i) {
+      std::memcpy(at + i * rows.row_bytes, rows.from + i * rows.from_pitch, rows.row_bytes);
+    }
+  });
+  absl::Status status;
+  for (size_t i = 0; status.ok() && i < pending_.size();) {
+    auto [at, rows] = pending_[i++];
+    // Neighbours here and there, as pages of a fresh pool are, go as one.
+    while (rows.count == 1 && i < pending_.size() && pending_[i].rows.count == 1 &&
+           pending_[i].at == at + rows.row_bytes &&
+           pending_[i].rows.to == static_cast<std::byte*>(rows.to) + rows.row_bytes) {
+      rows.row_bytes += pending_[i++].rows.row_bytes;
+    }
+    status =
+        CudaStatus(cudaMemcpy2DAsync(rows.to, std::max(rows.to_pitch, rows.row_bytes), at,
+                                     rows.row_bytes, rows.row_bytes, rows.count,
+                                     cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream_)),
+                   "upload");
+  }
+  pending_.clear();
+  return status;
 }
 
 }  // namespace pkv

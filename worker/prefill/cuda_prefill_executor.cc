@@ -98,7 +98,7 @@ absl::Status CudaPrefillExecutor::Init(const CudaModel* model, const CudaPrefill
     PKV_ASSIGN_OR_RETURN(LayerStaging made, LayerStaging::Make(shape, params_, max_blocks, stream));
     staging.emplace(std::move(made));
   }
-  PKV_ASSIGN_OR_RETURN(UploadRing ring, UploadRing::Make(kUploadHalfBytes, stream));
+  PKV_ASSIGN_OR_RETURN(UploadRing ring, UploadRing::Make(kUploadHalfBytes, options.pool, stream));
   ring_.emplace(std::move(ring));
   PKV_ASSIGN_OR_RETURN(prefix_pages_,
                        DeviceBuffer::Make(max_blocks * staging_[0]->page_stride(), stream));
@@ -124,6 +124,7 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
           prefix_sinks_.data()));
     }
   }
+  PKV_RETURN_IF_ERROR(ring_->Flush());
   PKV_RETURN_IF_ERROR(sequence.CheckHeld());
   LayerDecode decode;
   decode.pages = prefix_pages_.data();

@@ -56,6 +56,7 @@ class CudaWorkerModel final : public WorkerModel {
     options.params = params_;
     options.max_tokens =
         std::min(flags_.max_prompt_tokens, model_->config().max_position_embeddings);
+    options.pool = host().pool();
     return MakeCudaPrefillExecutor(model_.get(), options);
   }
   absl::StatusOr<std::unique_ptr<BatchEngine>> MakeEngine(int num_slots, int num_pages) override {
@@ -65,6 +66,7 @@ class CudaWorkerModel final : public WorkerModel {
     options.num_pages = num_pages;
     options.memory_share = flags_.memory_share;
     options.max_compute_tokens = flags_.max_prompt_tokens;
+    options.pool = host().pool();
     return MakeCudaBatchEngine(model_.get(), options);
   }
 

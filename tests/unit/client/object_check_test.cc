@@ -49,6 +49,34 @@ TEST(ObjectCheckTest, AFrameMustFitItsChecksumAndItsNumbersTheFormat) {
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("object 5")));
 }
 
+TEST(ObjectCheckTest, FramesOfALayerAreCheckedTogether) {
+  // 2 MB: shared among threads.
+  constexpr int kObjects = 8, kTokens = 1024;
+  std::vector<SealedObject> windows;
+  std::vector<ObjectHead> heads;
+  for (int i = 0; i < kObjects; ++i) windows.push_back(MakeTestWindow(i + 1, i, kTokens));
+  for (const SealedObject& window : windows) {
+    heads.push_back(ParseObjectHead(window.key(), 0, window.head()).value());
+  }
+  std::vector<LayerFrame> frames;
+  for (int i = 0; i < kObjects; ++i) frames.push_back({&heads[i], 10 + i, windows[i].frame(1)});
+  std::vector<std::byte> bad = Copy(frames[6].bytes);
+  bad[7] ^= std::byte{1};
+  ThreadPool pool(2);
+  for (ThreadPool* threads : {static_cast<ThreadPool*>(nullptr), &pool}) {
+    int damaged = -1;
+    frames[3].bytes = windows[3].frame(1);
+    frames[6].bytes = windows[6].frame(1);
+    EXPECT_THAT(CheckLayerFrames(frames, 1, threads, &damaged), IsOk());
+    EXPECT_EQ(damaged, -1);
+    frames[6].bytes = bad;
+    frames[3].bytes = windows[3].frame(0);
+    EXPECT_THAT(CheckLayerFrames(frames, 1, threads, &damaged),
+                StatusIs(absl::StatusCode::kDataLoss, HasSubstr("object 13")));
+    EXPECT_EQ(damaged, 13) << "the first of two";
+  }
+}
+
 TEST(ObjectCheckTest, ATableMustHashToItsId) {
   const SealedObject table = MakeTestTable(1);
   const std::span<const std::byte> frames = table.bytes().subspan(table.head().size());

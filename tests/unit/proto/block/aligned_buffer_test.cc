@@ -19,6 +19,14 @@ TEST(AlignedBufferTest, IsAlignedAndZeroAtEverySize) {
   }
 }
 
+TEST(AlignedBufferTest, ForOverwriteIsAlignedToo) {
+  AlignedBuffer buffer = AlignedBuffer::ForOverwrite(1000);
+  ASSERT_EQ(buffer.size(), 1000u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % kFrameAlignment, 0u);
+  std::fill(buffer.span().begin(), buffer.span().end(), std::byte{0xff});
+  EXPECT_TRUE(AlignedBuffer::ForOverwrite(0).span().empty());
+}
+
 TEST(AlignedBufferTest, OfNoBytesIsEmpty) {
   EXPECT_TRUE(AlignedBuffer().span().empty());
   EXPECT_TRUE(AlignedBuffer(0).span().empty());

@@ -18,6 +18,8 @@ class AlignedBuffer {
  public:
   AlignedBuffer() = default;
   explicit AlignedBuffer(size_t size);
+  // Not zero: for memory that is written before it is read.
+  static AlignedBuffer ForOverwrite(size_t size);
   // The buffer moved from is empty.
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}

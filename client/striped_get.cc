@@ -1,0 +1,94 @@
+#include "client/striped_get.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "proto/transport/data_frame.h"
+
+namespace pkv {
+namespace {
+
+// A stream costs a call on either side: worth it for 10 MB, four blocks of a large model.
+constexpr int kMinObjectsPerStream = 4;
+
+}  // namespace
+
+StripedGet::StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys,
+                       int num_streams, absl::Time deadline)
+    : num_objects_(static_cast<int>(keys.size())) {
+  PKV_CHECK(num_streams >= 1 && num_streams <= num_objects_, num_streams, " ", num_objects_);
+  for (int first = 0; first < num_streams; ++first) {
+    std::vector<ObjectKey> part;
+    for (int i = first; i < num_objects_; i += num_streams) part.push_back(std::move(keys[i]));
+    streams_.push_back(std::make_unique<GetCall>(core, std::move(part), deadline,
+                                                 ObjectNumbering{first, num_streams}));
+  }
+}
+
+absl::Status StripedGet::Note(const absl::Status& status) {
+  if (!status.ok() && failure_.ok()) {
+    failure_ = status;
+    Cancel();
+  }
+  return failure_;
+}
+
+absl::Status StripedGet::WaitForManifest() {
+  PKV_RETURN_IF_ERROR(failure_);
+  for (const auto& stream : streams_) PKV_RETURN_IF_ERROR(Note(stream->WaitForManifest()));
+  if (!num_layers_.empty()) return absl::OkStatus();
+  for (const auto& stream : streams_) {
+    int& most = num_layers_.emplace_back(0);
+    for (int i = 0; i < stream->num_objects(); ++i) {
+      most = std::max<int>(most, stream->header(i).num_layers);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StripedGet::WaitForLayer(int layer) {
+  PKV_RETURN_IF_ERROR(WaitForManifest());
+  const int most = *std::max_element(num_layers_.begin(), num_layers_.end());
+  if (layer < 0 || layer >= most) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " not in [0, ", most, ")"));
+  }
+  for (size_t i = 0; i < streams_.size(); ++i) {
+    if (layer < num_layers_[i]) PKV_RETURN_IF_ERROR(Note(streams_[i]->WaitForLayer(layer)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StripedGet::WaitForAll() {
+  PKV_RETURN_IF_ERROR(WaitForManifest());
+  const int most = *std::max_element(num_layers_.begin(), num_layers_.end());
+  for (int layer = 0; layer < most; ++layer) PKV_RETURN_IF_ERROR(WaitForLayer(layer));
+  for (const auto& stream : streams_) PKV_RETURN_IF_ERROR(Note(stream->WaitForAll()));
+  return absl::OkStatus();
+}
+
+uint64_t StripedGet::received_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& stream : streams_) bytes += stream->received_bytes();
+  return bytes;
+}
+
+void StripedGet::Cancel() {
+  for (const auto& stream : streams_) stream->Cancel();
+}
+
+std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
+                                        std::vector<ObjectKey> keys, absl::Time deadline) {
+  const int worth =
+      static_cast<int>(std::min<size_t>(keys.size(), kMaxObjectsPerCall) / kMinObjectsPerStream);
+  const int num_streams = std::min(core->options.num_get_streams, worth);
+  // One stream also says what is wrong with the number of keys.
+  if (num_streams <= 1 || keys.size() > kMaxObjectsPerCall) {
+    return std::make_unique<GetCall>(core, std::move(keys), deadline);
+  }
+  return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline);
+}
+
+}  // namespace pkv

@@ -1,0 +1,128 @@
+#include "client/striped_get.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "tests/support/scripted_connection.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kObjects = 11, kStreams = 3;
+
+// Blocks of two layers, and a window that has three.
+class StripedGetTest : public testing::Test {
+ protected:
+  StripedGetTest() {
+    for (int i = 0; i < kObjects; ++i) {
+      SealedObject object =
+          i + 1 < kObjects ? MakeTestBlock(i + 1, i) : MakeTestWindow(99, 7, 1, 3);
+      keys_.push_back(object.key());
+      parts_[i % kStreams].push_back(std::move(object));
+    }
+  }
+
+  const SealedObject& object(int i) const { return parts_[i % kStreams][i / kStreams]; }
+
+  // The server answers the next stream with `frames`.
+  void Answer(std::vector<v1::DataFrame> frames) {
+    scripted_.connection->scripts.push_back(
+        [frames = std::move(frames)](ScriptedStream& stream, const std::string* message) {
+          if (message == nullptr) return;
+          for (const v1::DataFrame& frame : frames) stream.Deliver(frame);
+          stream.End(absl::OkStatus());
+        });
+  }
+  std::unique_ptr<StripedGet> Start() {
+    return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams,
+                                        scripted_.core->clock->MonotonicNow() + absl::Seconds(5));
+  }
+
+  ScriptedCore scripted_ = MakeScriptedCore();
+  std::vector<SealedObject> parts_[kStreams];
+  std::vector<ObjectKey> keys_;
+};
+
+TEST_F(StripedGetTest, PutsTheStreamsTogether) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500));
+  const auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  ASSERT_EQ(get->num_objects(), kObjects);
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  ASSERT_THAT(get->WaitForLayer(2), IsOk()) << "of the window alone";
+  EXPECT_THAT(get->WaitForLayer(3),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("[0, 3)")));
+  EXPECT_THAT(get->WaitForLayer(-1), StatusIs(absl::StatusCode::kInvalidArgument));
+  ASSERT_THAT(get->WaitForAll(), IsOk());
+  uint64_t bytes = 0;
+  for (int i = 0; i < kObjects; ++i) {
+    const SealedObject& wanted = object(i);
+    EXPECT_EQ(get->header(i), wanted.header);
+    EXPECT_TRUE(std::ranges::equal(get->frame(i, 1), wanted.frame(1))) << i;
+    const AlignedBuffer taken = get->TakeObject(i);
+    EXPECT_TRUE(std::ranges::equal(taken.span(), wanted.bytes())) << i;
+    bytes += wanted.header.frame_bytes * wanted.header.num_layers;
+  }
+  EXPECT_EQ(get->received_bytes(), bytes);
+  EXPECT_EQ(scripted_.connection->num_calls, kStreams);
+}
+
+TEST_F(StripedGetTest, NamesAnObjectByItsPlaceInTheWholeList) {
+  for (int stream = 0; stream < kStreams; ++stream) {
+    std::vector<v1::DataFrame> frames = GetFrames(parts_[stream], 1500);
+    if (stream == 1) frames[0].mutable_control()->mutable_manifest()->set_heads(2, "");
+    Answer(frames);
+  }
+  const auto get = Start();
+  EXPECT_THAT(get->WaitForAll(), StatusIs(absl::StatusCode::kNotFound, HasSubstr("object 7 (")));
+}
+
+TEST_F(StripedGetTest, EndsAllStreamsWithOne) {
+  Answer(GetFrames(parts_[0], 1500));
+  std::vector<v1::DataFrame> damaged = GetFrames(parts_[1], 1500);
+  damaged[1].mutable_payload()->front() ^= 1;
+  Answer(damaged);
+  ScriptedStream* held = nullptr;
+  scripted_.connection->scripts.push_back([&](ScriptedStream& stream, const std::string* message) {
+    held = &stream;
+    if (message != nullptr) stream.Deliver(ManifestFrame(parts_[2]));
+  });
+  const auto get = Start();
+  EXPECT_THAT(get->WaitForLayer(0), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("object 1 (")));
+  EXPECT_TRUE(held->cancelled());
+  EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kDataLoss)) << "for good";
+  EXPECT_EQ(scripted_.core->counters.failures, 1u);
+}
+
+TEST_F(StripedGetTest, StartsAsManyStreamsAsTheObjectsAreWorth) {
+  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
+  for (const auto& [num_objects, num_streams] : {std::pair(1, 1), {7, 1}, {8, 2}, {11, 2}}) {
+    scripted_.connection->num_calls = 0;
+    const auto get =
+        StartGrpcGet(scripted_.core, {keys_.begin(), keys_.begin() + num_objects}, deadline);
+    EXPECT_EQ(scripted_.connection->num_calls, num_streams) << num_objects;
+  }
+  scripted_.core->options.num_get_streams = 1;
+  scripted_.connection->num_calls = 0;
+  const auto get = StartGrpcGet(scripted_.core, keys_, deadline);
+  EXPECT_EQ(scripted_.connection->num_calls, 1);
+}
+
+TEST_F(StripedGetTest, RefusesTooManyObjectsAndNone) {
+  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
+  for (const size_t count : {size_t{0}, size_t{5000}}) {
+    const auto get =
+        StartGrpcGet(scripted_.core, std::vector<ObjectKey>(count, keys_[0]), deadline);
+    EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
+}  // namespace
+}  // namespace pkv
