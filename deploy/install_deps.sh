@@ -17,7 +17,7 @@ build_packages=(
   libabsl-dev libssl-dev zlib1g-dev libisal-dev libhwy-dev
   # Brings civetweb and curl, which its CMake package looks for.
   prometheus-cpp-dev
-  libcli11-dev nlohmann-json3-dev libspdlog-dev
+  libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev
   # oneDNN's CMake package requires OpenCL even when only its CPU engine is used.
   libdnnl-dev ocl-icd-opencl-dev
   curl

@@ -1,130 +1,80 @@
-// pkvd: the cache service. Options, logging and signals; everything else is CacheServer.
+// pkvd: the cache service. Options, log and signals; everything else is CacheServer.
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <csignal>
-#include <ctime>
+#include <cstdio>
 #include <fstream>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "kvstore/service/cache_server.h"
+#include "kvstore/store/slab_arena.h"
 #include "proto/base/log.h"
+#include "proto/config/configuration.h"
+#include "proto/config/service_options.h"
+#include "proto/config/value_text.h"
 #include "proto/metrics/build_info.h"
+#include "proto/metrics/reload_metrics.h"
 
 namespace pkv {
 namespace {
-
-constexpr int kExitUsage = 2;
 
 struct Settings {
   CacheServerOptions server;
   absl::Duration drain_timeout = absl::Seconds(30);
   std::string port_file;
-  LogLevel log_level = LogLevel::kInfo;
-  LogFormat log_format = LogFormat::kText;
+  LogSettings log;
 };
 
-// Texts as they stand on the command line, until they are checked.
-struct RawSettings {
-  std::string stall_timeout = "10s";
-  std::string drain_timeout = "30s";
-  std::string shm_silence = "30s";
-  std::string shm_pin_age = "1h";
-};
-
-void AddShmOptions(CLI::App& app, CacheServerOptions& server, RawSettings& raw) {
-  app.add_option("--shm-socket", server.shm_socket,
-                 "unix socket on which readers of this host get at the memory itself; empty: none")
-      ->envname("PKV_SHM_SOCKET");
-  app.add_flag("--shm-any-user", server.shm_any_user,
-               "let readers of other users use it; default: our own user and root")
-      ->envname("PKV_SHM_ANY_USER");
-  app.add_option("--shm-max-pinned", server.shm_pinned_bytes,
-                 "memory that one of its connections may pin; 0: half the capacity")
-      ->envname("PKV_SHM_MAX_PINNED")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("0");
-  app.add_option("--shm-silence", raw.shm_silence,
-                 "a reader that gives no sign of life for this long loses its pins")
-      ->envname("PKV_SHM_SILENCE")
-      ->capture_default_str();
-  app.add_option("--shm-pin-age", raw.shm_pin_age, "longest time that anything may stay pinned")
-      ->envname("PKV_SHM_PIN_AGE")
-      ->capture_default_str();
+void DeclareShm(OptionTable& table, CacheServerOptions& server) {
+  table.AddPath({.name = "shm-socket",
+                 .help = "unix socket on which readers of this host get at the memory itself; "
+                         "empty: none"},
+                server.shm_socket);
+  table.AddSwitch({.name = "shm-any-user",
+                   .help = "let readers of other users use it, not only our own user and root"},
+                  server.shm_any_user);
+  table.AddSize({.name = "shm-max-pinned",
+                 .help = "memory that one of its connections may pin; 0: half the capacity"},
+                server.shm_pinned_bytes, {});
+  table.AddDuration({.name = "shm-silence",
+                     .help = "a reader that gives no sign of life for this long loses its pins"},
+                    server.shm_silence, {.min = absl::Milliseconds(100)});
+  table.AddDuration({.name = "shm-pin-age",
+                     .help = "longest time that anything may stay pinned; at least --shm-silence"},
+                    server.shm_pin_age, {.min = absl::Milliseconds(100)});
 }
 
-void AddOptions(CLI::App& app, Settings& settings, RawSettings& raw) {
+void Declare(OptionTable& table, Settings& settings) {
   CacheServerOptions& server = settings.server;
-  app.set_version_flag("--version", std::string("pkvd ") + BuildVersion());
-  app.add_option("--listen", server.listen, "host:port (port 0: any) or unix:/path")
-      ->envname("PKV_LISTEN")
-      ->capture_default_str();
-  app.add_option("--metrics-listen", server.metrics_listen, "host:port of /metrics; empty: none")
-      ->envname("PKV_METRICS_LISTEN")
-      ->capture_default_str();
-  app.add_option("--capacity", server.capacity_bytes, "memory for objects, as in 512MiB or 4GiB")
-      ->envname("PKV_CAPACITY")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("4GiB");
-  app.add_option("--stall-timeout", raw.stall_timeout,
-                 "a stream on which nothing moves for this long is cancelled")
-      ->envname("PKV_STALL_TIMEOUT")
-      ->capture_default_str();
-  app.add_option("--drain-timeout", raw.drain_timeout,
-                 "after SIGTERM, calls in flight get this long to end")
-      ->envname("PKV_DRAIN_TIMEOUT")
-      ->capture_default_str();
-  app.add_option("--log-level", settings.log_level, "debug, info, warning or error")
-      ->envname("PKV_LOG_LEVEL")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, LogLevel>{{"debug", LogLevel::kDebug},
-                                                                  {"info", LogLevel::kInfo},
-                                                                  {"warning", LogLevel::kWarning},
-                                                                  {"error", LogLevel::kError}}))
-      ->default_str("info");
-  app.add_option("--log-format", settings.log_format, "text or json")
-      ->envname("PKV_LOG_FORMAT")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, LogFormat>{{"text", LogFormat::kText}, {"json", LogFormat::kJson}}))
-      ->default_str("text");
-  app.add_flag("--reflection,!--no-reflection", server.reflection,
-               "answer gRPC server reflection; default: on")
-      ->envname("PKV_REFLECTION");
-  app.add_option("--port-file", settings.port_file,
-                 "write \"port metrics_port\" to this file once serving")
-      ->envname("PKV_PORT_FILE");
-  app.add_flag("--i-understand-insecure", server.allow_insecure_remote,
-               "listen where other hosts can reach it, without encryption or authentication")
-      ->envname("PKV_I_UNDERSTAND_INSECURE");
+  table.AddText({.name = "listen", .help = "host:port (port 0: any) or unix:/path"}, server.listen);
+  table.AddText({.name = "metrics-listen", .help = "host:port of /metrics; empty: none"},
+                server.metrics_listen);
+  table.AddSize({.name = "capacity", .help = "memory for objects"}, server.capacity_bytes,
+                {.min = kArenaUnitBytes, .max = kArenaBytesMax});
+  table.AddDuration({.name = "stall-timeout",
+                     .help = "a stream on which nothing moves for this long is cancelled"},
+                    server.stall_timeout, {.min = absl::Milliseconds(100)});
+  AddDrainTimeout(table, settings.drain_timeout);
+  AddLogOptions(table, settings.log);
+  table.AddSwitch({.name = "reflection", .help = "answer gRPC server reflection"},
+                  server.reflection);
+  table.AddPath(
+      {.name = "port-file", .help = "write \"port metrics_port\" to this file once serving"},
+      settings.port_file);
+  table.AddSwitch({.name = "i-understand-insecure",
+                   .help = "listen where other hosts can reach it, without encryption or "
+                           "authentication"},
+                  server.allow_insecure_remote);
+  DeclareShm(table, server);
 }
 
-absl::Status ParseTimeout(const char* option, const std::string& text, absl::Duration minimum,
-                          absl::Duration& out) {
-  if (!absl::ParseDuration(text, &out) || out < minimum || out == absl::InfiniteDuration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(option, " \"", text, "\" is no duration of at least ",
-                     absl::FormatDuration(minimum), ", as in 10s or 500ms"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Check(const RawSettings& raw, Settings& settings) {
-  const absl::Status stall = ParseTimeout("--stall-timeout", raw.stall_timeout,
-                                          absl::Milliseconds(100), settings.server.stall_timeout);
-  if (!stall.ok()) return stall;
-  const absl::Status silence = ParseTimeout("--shm-silence", raw.shm_silence,
-                                            absl::Milliseconds(100), settings.server.shm_silence);
-  if (!silence.ok()) return silence;
-  const absl::Status age = ParseTimeout("--shm-pin-age", raw.shm_pin_age,
-                                        settings.server.shm_silence, settings.server.shm_pin_age);
-  if (!age.ok()) return age;
-  return ParseTimeout("--drain-timeout", raw.drain_timeout, absl::ZeroDuration(),
-                      settings.drain_timeout);
-}
+absl::Status Check(const Settings& settings) { return CacheServer::Check(settings.server); }
 
 void LogSettings(const Settings& settings, const CacheServer& server) {
   Log(LogLevel::kInfo, "serving",
@@ -134,13 +84,13 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"metrics_listen", settings.server.metrics_listen},
        {"metrics_port", server.metrics_port()},
        {"capacity_bytes", settings.server.capacity_bytes},
-       {"stall_timeout", absl::FormatDuration(settings.server.stall_timeout)},
-       {"drain_timeout", absl::FormatDuration(settings.drain_timeout)},
+       {"stall_timeout", DurationText(settings.server.stall_timeout)},
+       {"drain_timeout", DurationText(settings.drain_timeout)},
        {"shm_socket", settings.server.shm_socket},
        {"shm_any_user", settings.server.shm_any_user ? "yes" : "no"},
        {"shm_max_pinned", settings.server.shm_pinned_bytes},
-       {"shm_silence", absl::FormatDuration(settings.server.shm_silence)},
-       {"shm_pin_age", absl::FormatDuration(settings.server.shm_pin_age)},
+       {"shm_silence", DurationText(settings.server.shm_silence)},
+       {"shm_pin_age", DurationText(settings.server.shm_pin_age)},
        {"reflection", settings.server.reflection ? "on" : "off"},
        {"insecure_remote", settings.server.allow_insecure_remote ? "allowed" : "refused"}});
 }
@@ -159,19 +109,31 @@ absl::Status WritePortFile(const std::string& path, const CacheServer& server) {
   return absl::OkStatus();
 }
 
+// Takes the next signal that ends the process, and loads the configuration at each SIGHUP before.
+int AwaitEnd(CacheServer& server, Configuration<Settings>& config, const sigset_t& signals) {
+  for (int signal = 0;;) {
+    sigwait(&signals, &signal);
+    if (signal != SIGHUP) return signal;
+    server.reload_metrics().Count(config.Reload());
+    SetLogLevel(config.settings().log.level);
+  }
+}
+
 // Waits for SIGTERM or SIGINT, drains, and ends early when a second signal comes.
-int ServeUntilSignal(CacheServer& server, const Settings& settings, const sigset_t& signals) {
-  int signal = 0;
-  sigwait(&signals, &signal);
+int ServeUntilSignal(CacheServer& server, Configuration<Settings>& config,
+                     const sigset_t& signals) {
+  int signal = AwaitEnd(server, config, signals);
   Log(LogLevel::kInfo, "stopping", {{"signal", signal}});
   server.Drain();
   std::atomic<bool> done{false};
-  std::thread shutdown([&] {
-    server.Shutdown(settings.drain_timeout);
+  std::thread shutdown([&, grace = config.settings().drain_timeout] {
+    server.Shutdown(grace);
     done = true;
     kill(getpid(), SIGTERM);  // ends the wait below
   });
-  sigwait(&signals, &signal);
+  // A configuration loaded now would have nothing to act on.
+  do sigwait(&signals, &signal);
+  while (signal == SIGHUP);
   if (!done) {
     Log(LogLevel::kWarning, "second signal: stopping now", {{"signal", signal}});
     _exit(1);
@@ -182,27 +144,25 @@ int ServeUntilSignal(CacheServer& server, const Settings& settings, const sigset
 }
 
 int Main(int argc, char** argv) {
-  Settings settings;
-  RawSettings raw;
-  CLI::App app("pkvd keeps quantized KV cache blocks in memory and serves them over gRPC.", "pkvd");
-  AddOptions(app, settings, raw);
-  AddShmOptions(app, settings.server, raw);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitUsage;
+  Configuration<Settings> config(Declare, Check);
+  const Program program = {
+      .name = "pkvd",
+      .description = "pkvd keeps quantized KV cache blocks in memory and serves them over gRPC.",
+      .version = absl::StrCat("pkvd ", BuildVersion()),
+      .footer =
+          "SIGHUP loads the configuration again, SIGTERM drains and ends.\n"
+          "Exit codes: 0 ok, 1 failure, 2 usage or configuration.\n"};
+  if (const std::optional<int> exit_code = config.Start(program, argc, argv, environ)) {
+    return *exit_code;
   }
-  if (const absl::Status status = Check(raw, settings); !status.ok()) {
-    std::cerr << "pkvd: " << status.message() << "\n";
-    return kExitUsage;
-  }
-  ConfigureLog(settings.log_level, settings.log_format);
+  const Settings& settings = config.settings();
+  ConfigureLog(settings.log.level, settings.log.format);
+  config.LogStart();
 
   // Before any thread starts, so that none of them takes the signals.
   sigset_t signals;
   sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
@@ -218,7 +178,7 @@ int Main(int argc, char** argv) {
       return 1;
     }
   }
-  return ServeUntilSignal(**server, settings, signals);
+  return ServeUntilSignal(**server, config, signals);
 }
 
 }  // namespace

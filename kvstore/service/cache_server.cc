@@ -5,13 +5,13 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <prometheus/exposer.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/block_service.h"
 #include "kvstore/service/listener.h"
@@ -20,10 +20,12 @@
 #include "kvstore/service/stall_watchdog.h"
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/lru.h"
+#include "kvstore/store/slab_arena.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/metrics/build_info.h"
 #include "proto/metrics/process_collector.h"
+#include "proto/metrics/reload_metrics.h"
 #include "proto/transport/data_frame.h"
 
 namespace pkv {
@@ -51,12 +53,40 @@ void SetLimits(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
 }
 
+absl::Status CheckMetricsAddress(const std::string& address) {
+  if (absl::StartsWith(address, "unix:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("metrics address \"", address, "\" is not host:port"));
+  }
+  return Listener::IsLocal(address).status();
+}
+
+absl::Status CheckShm(const CacheServerOptions& options) {
+  if (options.shm_socket.front() != '/') {
+    return absl::InvalidArgumentError(absl::StrCat("shm socket \"", options.shm_socket,
+                                                   "\": readers need its path from the root on"));
+  }
+  PKV_RETURN_IF_ERROR(Listener::IsLocal(absl::StrCat("unix:", options.shm_socket)).status());
+  if (options.shm_pinned_bytes > options.capacity_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("shm: ", options.shm_pinned_bytes,
+                                                   " bytes to pin are above the capacity of ",
+                                                   options.capacity_bytes));
+  }
+  if (options.shm_silence < absl::Milliseconds(100) || options.shm_pin_age < options.shm_silence) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "shm: silence ", absl::FormatDuration(options.shm_silence), " (at least 100ms), pin age ",
+        absl::FormatDuration(options.shm_pin_age), " (at least the silence)"));
+  }
+  return absl::OkStatus();
+}
+
 class CacheServerImpl : public CacheServer {
  public:
   explicit CacheServerImpl(const CacheServerOptions& options)
       : options_(options),
         registry_(std::make_shared<prometheus::Registry>()),
         metrics_(*registry_),
+        reload_metrics_(*registry_),
         watchdog_(Clock::Real(), options.stall_timeout,
                   [this] { metrics_.Rejected(RejectReason::kStalled); }) {}
   ~CacheServerImpl() override {
@@ -75,12 +105,6 @@ class CacheServerImpl : public CacheServer {
                                                      .observer = &metrics_,
                                                      .policy = std::make_unique<Lru>()}));
     PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
-    if (!listener_->is_local() && !options_.allow_insecure_remote) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("address ", options_.listen,
-                       " is reachable from other hosts, without encryption or authentication: "
-                       "--i-understand-insecure allows that"));
-    }
     PKV_RETURN_IF_ERROR(StartMetrics());
     PKV_RETURN_IF_ERROR(StartShm());
     return StartGrpc();
@@ -89,6 +113,7 @@ class CacheServerImpl : public CacheServer {
   int port() const override { return listener_->port(); }
   int metrics_port() const override { return metrics_port_; }
   int arena_fd() const override { return store_->arena_fd(); }
+  ReloadMetrics& reload_metrics() override { return reload_metrics_; }
 
   void Drain() override {
     if (draining_.exchange(true)) return;
@@ -141,9 +166,8 @@ class CacheServerImpl : public CacheServer {
     if (options_.shm_socket.empty()) return absl::OkStatus();
     const uint64_t capacity_bytes = store_->stats().capacity_bytes;
     ShmServerOptions shm{.path = options_.shm_socket, .any_user = options_.shm_any_user};
-    shm.limits.connection_pinned_bytes = options_.shm_pinned_bytes == 0
-                                             ? capacity_bytes / 2
-                                             : std::min(options_.shm_pinned_bytes, capacity_bytes);
+    shm.limits.connection_pinned_bytes =
+        options_.shm_pinned_bytes == 0 ? capacity_bytes / 2 : options_.shm_pinned_bytes;
     const uint64_t rest_bytes = capacity_bytes - shm.limits.connection_pinned_bytes;
     shm.limits.total_pinned_bytes = shm.limits.connection_pinned_bytes + rest_bytes / 2;
     shm.limits.silence = options_.shm_silence;
@@ -201,6 +225,7 @@ class CacheServerImpl : public CacheServer {
   std::atomic<bool> draining_{false};
   const std::shared_ptr<prometheus::Registry> registry_;  // shared with the exposer
   ServiceMetrics metrics_;
+  ReloadMetrics reload_metrics_;
   StallWatchdog watchdog_;
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<ShmServer> shm_;
@@ -218,11 +243,31 @@ class CacheServerImpl : public CacheServer {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CacheServer>> CacheServer::Start(const CacheServerOptions& options) {
+absl::Status CacheServer::Check(const CacheServerOptions& options) {
   if (options.stall_timeout < absl::Milliseconds(100)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "stall timeout ", absl::FormatDuration(options.stall_timeout), " is below 100ms"));
   }
+  if (options.capacity_bytes < kArenaUnitBytes || options.capacity_bytes > kArenaBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("capacity ", options.capacity_bytes,
+                                                   " bytes not in [", kArenaUnitBytes, ", ",
+                                                   kArenaBytesMax, "]"));
+  }
+  PKV_ASSIGN_OR_RETURN(const bool is_local, Listener::IsLocal(options.listen));
+  if (!is_local && !options.allow_insecure_remote) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address ", options.listen,
+                     " is reachable from other hosts, without encryption or authentication: "
+                     "--i-understand-insecure allows that"));
+  }
+  if (!options.metrics_listen.empty()) {
+    PKV_RETURN_IF_ERROR(CheckMetricsAddress(options.metrics_listen));
+  }
+  return options.shm_socket.empty() ? absl::OkStatus() : CheckShm(options);
+}
+
+absl::StatusOr<std::unique_ptr<CacheServer>> CacheServer::Start(const CacheServerOptions& options) {
+  PKV_RETURN_IF_ERROR(Check(options));
   auto server = std::make_unique<CacheServerImpl>(options);
   PKV_RETURN_IF_ERROR(server->Start());
   return server;

@@ -10,6 +10,8 @@
 
 namespace pkv {
 
+class ReloadMetrics;
+
 struct CacheServerOptions {
   std::string listen = "127.0.0.1:7440";          // host:port or unix:/path
   std::string metrics_listen = "127.0.0.1:9440";  // host:port; empty: no metrics are served
@@ -33,6 +35,9 @@ struct CacheServerOptions {
 // Thread-safe.
 class CacheServer {
  public:
+  // What Start would refuse by the options alone; binds nothing and takes no memory.
+  //   InvalidArgument     names the option
+  static absl::Status Check(const CacheServerOptions& options);
   // Serves when it returns.
   //   InvalidArgument     an address or size is wrong, or the address is reachable from other hosts
   //                       and allow_insecure_remote is off
@@ -45,6 +50,8 @@ class CacheServer {
   virtual int metrics_port() const = 0;  // 0 when none is served
   // Descriptor of the arena, see BlockStore::arena_fd().
   virtual int arena_fd() const = 0;
+  // A part of this.
+  virtual ReloadMetrics& reload_metrics() = 0;
 
   // Health becomes NOT_SERVING, new puts are refused, the rest goes on. Idempotent.
   virtual void Drain() = 0;

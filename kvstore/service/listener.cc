@@ -70,7 +70,9 @@ struct BoundSocket {
   bool is_local = false;
 };
 
-absl::StatusOr<BoundSocket> BindTcp(const std::string& address) {
+using Addresses = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
+
+absl::StatusOr<Addresses> Resolve(const std::string& address) {
   PKV_ASSIGN_OR_RETURN(const auto host_port, SplitHostPort(address));
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
@@ -83,7 +85,11 @@ absl::StatusOr<BoundSocket> BindTcp(const std::string& address) {
     return absl::InvalidArgumentError(
         absl::StrCat("host \"", host_port.first, "\": ", gai_strerror(error)));
   }
-  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owned(found, &freeaddrinfo);
+  return Addresses(found, &freeaddrinfo);
+}
+
+absl::StatusOr<BoundSocket> BindTcp(const std::string& address) {
+  PKV_ASSIGN_OR_RETURN(const Addresses found, Resolve(address));
   BoundSocket bound{.is_local = IsLoopback(found->ai_addr)};
   bound.fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (bound.fd < 0) return SystemError("socket for", address);
@@ -115,7 +121,7 @@ void RemoveStaleSocket(const sockaddr_un& name) {
   close(probe);
 }
 
-absl::StatusOr<BoundSocket> BindUnix(const std::string& path, mode_t mode) {
+absl::StatusOr<sockaddr_un> UnixName(const std::string& path) {
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(name.sun_path)) {
@@ -124,6 +130,11 @@ absl::StatusOr<BoundSocket> BindUnix(const std::string& path, mode_t mode) {
                                                    "]"));
   }
   std::copy(path.begin(), path.end(), name.sun_path);
+  return name;
+}
+
+absl::StatusOr<BoundSocket> BindUnix(const std::string& path, mode_t mode) {
+  PKV_ASSIGN_OR_RETURN(sockaddr_un name, UnixName(path));
   RemoveStaleSocket(name);
   BoundSocket bound{.is_local = true};
   bound.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -141,6 +152,16 @@ absl::StatusOr<BoundSocket> BindUnix(const std::string& path, mode_t mode) {
 }
 
 }  // namespace
+
+absl::StatusOr<bool> Listener::IsLocal(const std::string& address) {
+  absl::string_view unix_path = address;
+  if (absl::ConsumePrefix(&unix_path, "unix:")) {
+    PKV_RETURN_IF_ERROR(UnixName(std::string(unix_path)).status());
+    return true;
+  }
+  PKV_ASSIGN_OR_RETURN(const Addresses found, Resolve(address));
+  return IsLoopback(found->ai_addr);
+}
 
 absl::StatusOr<std::unique_ptr<Listener>> Listener::Bind(const std::string& address,
                                                          mode_t unix_mode) {

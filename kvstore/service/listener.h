@@ -28,6 +28,10 @@ class Listener {
   //   Unavailable      the kernel refuses it: in use, not ours, not permitted
   static absl::StatusOr<std::unique_ptr<Listener>> Bind(const std::string& address,
                                                         mode_t unix_mode = 0);
+  // Whether only processes of this host could connect to what Bind would bind there; it is not
+  // tried.
+  //   InvalidArgument  as Bind
+  static absl::StatusOr<bool> IsLocal(const std::string& address);
   ~Listener();
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;

@@ -29,9 +29,9 @@ absl::StatusOr<std::unique_ptr<SlabArena>> SlabArena::Create(uint64_t capacity_b
     return absl::InvalidArgumentError(
         absl::StrCat("capacity ", capacity_bytes, " bytes is below ", kArenaUnitBytes));
   }
-  if (rounded > uint64_t{1} << 46) {
+  if (rounded > kArenaBytesMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat("capacity ", capacity_bytes, " bytes is above ", uint64_t{1} << 46));
+        absl::StrCat("capacity ", capacity_bytes, " bytes is above ", kArenaBytesMax));
   }
   const int fd = memfd_create("pkv-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return MappingError("memfd_create", rounded);

@@ -18,6 +18,8 @@ namespace pkv {
 
 // Extents are multiples of this: one page, so that an extent can be mapped by another process.
 inline constexpr uint64_t kArenaUnitBytes = 4096;
+// Half of what a process of x86-64 can map.
+inline constexpr uint64_t kArenaBytesMax = uint64_t{1} << 46;
 
 // What keeps the arena's file as it is: it neither shrinks nor grows, and no mapping made and no
 // write() called from now on may change its bytes, whoever gets hold of the descriptor.

@@ -98,6 +98,8 @@ void ConfigureLog(LogLevel level, LogFormat format) {
                        spdlog::pattern_time_type::utc);
 }
 
+void SetLogLevel(LogLevel level) { Logger().set_level(ToSpdlog(level)); }
+
 void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields) {
   if (!Logger().should_log(ToSpdlog(level))) return;
   std::string line;

@@ -26,6 +26,9 @@ struct LogField {
 // Process-wide; call once at start. Default: kInfo, kText.
 void ConfigureLog(LogLevel level, LogFormat format);
 
+// From here on, whatever threads are logging. Thread-safe.
+void SetLogLevel(LogLevel level);
+
 // One line, whatever the values hold: JSON escapes them, and bytes that are no UTF-8 become U+FFFD;
 // text quotes a value in the same way unless it is plain (printable ASCII without space, '"', '=').
 // Thread-safe. Example: Log(LogLevel::kInfo, "listening", {{"address", address}, {"port", port}});

@@ -105,7 +105,7 @@ for preset in ${presets//,/ }; do
   start "$name$preset-decode" "$out/decode.port" env CUDA_VISIBLE_DEVICES=$((gpus > 1 ? 1 : 0)) \
     "$tools/pkv-decode" serve "${model[@]}" --device "$device" --preset "$preset" \
     --max-batch "$batch" --cache "127.0.0.1:$cache" --transport "$transport" \
-    --layer-streaming "$streaming" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
+    --layer-streaming="$streaming" --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 \
     --port-file "$out/decode.port"
   read -r decode decode_metrics <"$out/decode.port"
   "$tools/pkv-bench" serve --prefill "127.0.0.1:$prefill" --decode "127.0.0.1:$decode" \

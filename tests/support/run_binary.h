@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "tests/support/child_process.h"
-#include "tests/support/tiny_model.h"
+#include "tests/support/scratch_folder.h"
 
 namespace pkv {
 

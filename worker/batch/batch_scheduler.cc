@@ -26,6 +26,7 @@ BatchScheduler::BatchScheduler(BatchEngine* engine, CacheClient* cache, WorkerMe
       limits_(engine->limits()),
       metrics_(*metrics->registry()),
       pool_(limits_.num_pages),
+      max_waiting_(options.max_waiting),
       put_back_(cache),
       fetch_threads_(options.num_fetch_threads) {
   PKV_CHECK(limits_.num_slots > 0, limits_.num_slots);
@@ -92,13 +93,13 @@ absl::Status BatchScheduler::Enqueue(const Run& run) {
   waiting_.push_back(run);
   AdmitWaiting();
   const size_t num_waiting = waiting_.size();
-  if (num_waiting > static_cast<size_t>(options_.max_waiting) && waiting_.back() == run) {
+  if (num_waiting > static_cast<size_t>(max_waiting_) && waiting_.back() == run) {
     waiting_.pop_back();
     metrics_.CountRefusal(Refusal::kQueueFull);
     UpdateMetrics();
     return absl::ResourceExhaustedError(absl::StrCat(
         limits_.num_slots - free_slots_.size(), " of ", limits_.num_slots, " slots are taken and ",
-        num_waiting - 1, " of ", options_.max_waiting, " requests are waiting already"));
+        num_waiting - 1, " of ", max_waiting_, " requests are waiting already"));
   }
   runs_.emplace(run->id, run);
   return absl::OkStatus();
@@ -431,6 +432,11 @@ void BatchScheduler::Cancel(uint64_t id) {
   }
   run->watch.Cancel();
   if (was_waiting) End(run, CallerWentAway());
+}
+
+void BatchScheduler::SetMaxWaiting(int max_waiting) {
+  MutexLock lock(&mu_);
+  max_waiting_ = max_waiting;
 }
 
 void BatchScheduler::Drain() {

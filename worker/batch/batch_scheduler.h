@@ -25,7 +25,8 @@
 namespace pkv {
 
 struct BatchOptions {
-  int max_waiting = 64;  // requests without a slot, beyond those that find one at once
+  // Requests without a slot, beyond those that find one at once; until SetMaxWaiting().
+  int max_waiting = 64;
   int num_fetch_threads = 4;
   // False: a request's first step starts when all layers of its prefix are here. To measure what
   // starting with the first one is worth.
@@ -73,6 +74,9 @@ class BatchScheduler {
   // The request ends soon, with Cancelled, unless it has ended. One that waits ends before this
   // returns.
   void Cancel(uint64_t id) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Of requests that come from now on; what waits goes on waiting.
+  void SetMaxWaiting(int max_waiting) ABSL_LOCKS_EXCLUDED(mu_);
 
   // From now on nothing is taken: what waits ends with Unavailable, what has a slot goes on.
   void Drain() ABSL_LOCKS_EXCLUDED(mu_);
@@ -122,7 +126,8 @@ class BatchScheduler {
   std::vector<int> free_slots_ ABSL_GUARDED_BY(mu_);
   uint64_t next_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<uint64_t, Run> runs_ ABSL_GUARDED_BY(mu_);  // all that have not ended
-  std::deque<Run> waiting_ ABSL_GUARDED_BY(mu_);  // at most max_waiting, and those that wait again
+  int max_waiting_ ABSL_GUARDED_BY(mu_);
+  std::deque<Run> waiting_ ABSL_GUARDED_BY(mu_);  // at most that, and those that wait again
   int num_fetching_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<Run> ready_ ABSL_GUARDED_BY(mu_);  // with a first token; at most num_slots
   bool draining_ ABSL_GUARDED_BY(mu_) = false;

@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "absl/time/time.h"
+
 namespace CLI {
 class App;
 }
@@ -13,8 +15,11 @@ namespace pkv {
 struct GlobalFlags {
   std::string cache = "127.0.0.1:7440";
   std::string transport = "auto";  // ParseTransport()
+  std::string prefill = "127.0.0.1:7441";
+  std::string decode = "127.0.0.1:7442";
+  absl::Duration deadline = absl::Minutes(2);  // of each call of a worker
   std::string output = "text";
-  bool no_progress = false;
+  bool progress = true;
 
   bool json() const { return output == "json"; }
 };

@@ -124,8 +124,7 @@ absl::Status Run(const CompareFlags& flags, const GlobalFlags& global) {
                        GenerateLocally(*host, TokenPrompt(tokens), flags.generation, nullptr));
   if (!global.json()) PrintHeader(tokens, local);
 
-  WorkerClient client(flags.generation.prefill, flags.generation.decode,
-                      absl::Seconds(flags.generation.deadline_s));
+  WorkerClient client(global.prefill, global.decode, global.deadline);
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (const std::string& preset : flags.presets) {
     Row row;

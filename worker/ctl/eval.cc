@@ -172,7 +172,7 @@ absl::Status Run(const EvalFlags& flags, const GlobalFlags& global) {
 
   EvaluationReport report;
   {
-    ProgressLine line("evaluating", !global.no_progress);
+    ProgressLine line("evaluating", global.progress);
     Mutex mu;
     int furthest = 0;
     PKV_ASSIGN_OR_RETURN(report, Evaluate(*host, setting.set, options, [&](int done, int total) {

@@ -41,7 +41,7 @@ void PrintStats(const Generation& generation) {
                rate);
 }
 
-absl::StatusOr<Generation> Run(const GenerateFlags& flags,
+absl::StatusOr<Generation> Run(const GenerateFlags& flags, const GlobalFlags& global,
                                const std::function<void(const std::string&)>& on_text) {
   absl::StatusOr<v1::Prompt> prompt = ReadPrompt(flags.generation);
   if (!prompt.ok()) return prompt.status();
@@ -50,8 +50,7 @@ absl::StatusOr<Generation> Run(const GenerateFlags& flags,
     if (!host.ok()) return host.status();
     return GenerateLocally(**host, *prompt, flags.generation, on_text);
   }
-  WorkerClient client(flags.generation.prefill, flags.generation.decode,
-                      absl::Seconds(flags.generation.deadline_s));
+  WorkerClient client(global.prefill, global.decode, global.deadline);
   v1::PrefillRequest prefill;
   *prefill.mutable_prompt() = *std::move(prompt);
   prefill.set_preset(flags.preset);
@@ -82,11 +81,12 @@ void AddGenerateCommand(CLI::App& app, const GlobalFlags& global, int& exit_code
                     "fail when the cache does not deliver");
   command->callback([flags, &global, &exit_code] {
     const bool json = global.json();
-    const absl::StatusOr<Generation> generation = Run(*flags, [json](const std::string& text) {
-      if (json) return;
-      std::fputs(text.c_str(), stdout);
-      std::fflush(stdout);
-    });
+    const absl::StatusOr<Generation> generation =
+        Run(*flags, global, [json](const std::string& text) {
+          if (json) return;
+          std::fputs(text.c_str(), stdout);
+          std::fflush(stdout);
+        });
     if (!generation.ok()) {
       exit_code = Fail(generation.status());
       return;

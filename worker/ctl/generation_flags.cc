@@ -13,12 +13,6 @@
 namespace pkv {
 
 void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
-  command.add_option("--prefill", flags.prefill, "prefill worker")
-      ->envname("PKV_PREFILL")
-      ->capture_default_str();
-  command.add_option("--decode", flags.decode, "decode worker")
-      ->envname("PKV_DECODE")
-      ->capture_default_str();
   command.add_option("--prompt", flags.prompt, "prompt text");
   command.add_option("--prompt-file", flags.prompt_file, "file with the prompt text");
   command.add_option("--token-ids", flags.token_ids, "prompt as token ids, comma-separated")
@@ -29,9 +23,6 @@ void AddGenerationFlags(CLI::App& command, GenerationFlags& flags) {
   command.add_option("--temperature", flags.temperature, "0: greedy")->capture_default_str();
   command.add_option("--top-p", flags.top_p, "nucleus sampling; 1: off")->capture_default_str();
   command.add_option("--seed", flags.seed)->capture_default_str();
-  command.add_option("--deadline", flags.deadline_s, "seconds for each of prefill and decode")
-      ->check(CLI::Range(0.001, 86400.0))
-      ->capture_default_str();
 }
 
 absl::StatusOr<v1::Prompt> ReadPrompt(const GenerationFlags& flags) {

@@ -17,14 +17,11 @@ namespace pkv {
 
 // Options that `generate` and `compare` share.
 struct GenerationFlags {
-  std::string prefill = "127.0.0.1:7441";
-  std::string decode = "127.0.0.1:7442";
   std::string prompt, prompt_file;
   std::vector<int32_t> token_ids;
   uint32_t max_tokens = 128;
   float temperature = 0, top_p = 1;
   uint64_t seed = 0;
-  double deadline_s = 120;
 };
 
 void AddGenerationFlags(CLI::App& command, GenerationFlags& flags);

@@ -55,6 +55,8 @@ class DecodeWorker {
 
   // Takes nothing from now on; what has a slot goes on.
   void Drain() { scheduler_.Drain(); }
+  // As BatchScheduler.
+  void SetMaxWaiting(int max_waiting) { scheduler_.SetMaxWaiting(max_waiting); }
 
  private:
   ModelHost& host_;

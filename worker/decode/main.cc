@@ -21,6 +21,7 @@ absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
   served.worker = worker;
   served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);
   served.drain = [worker] { worker->Drain(); };
+  served.set_max_waiting = [worker](int n) { worker->SetMaxWaiting(n); };
   return served;
 }
 
@@ -31,6 +32,6 @@ int main(int argc, char** argv) {
                          {.name = "decode",
                           .description = "Decode worker of patternkv",
                           .default_listen = "127.0.0.1:7442",
-                          .add_flags = pkv::AddDecodeFlags,
+                          .declare = pkv::DeclareDecodeOptions,
                           .make_worker = MakeWorker});
 }

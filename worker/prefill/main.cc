@@ -12,11 +12,12 @@ namespace {
 struct Worker {
   Worker(std::unique_ptr<pkv::PrefillExecutor> made, const pkv::WorkerParts& parts)
       : executor(std::move(made)),
-        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics,
-               parts.on_failure) {}
+        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics, parts.on_failure),
+        limits(parts.flags.queue) {}
 
   const std::unique_ptr<pkv::PrefillExecutor> executor;
   pkv::PrefillWorker worker;
+  pkv::QueueLimits limits;
 };
 
 absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
@@ -24,7 +25,8 @@ absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
   const auto worker = std::make_shared<Worker>(std::move(executor), parts);
   pkv::ServedWorker served;
   served.worker = worker;
-  served.service = pkv::MakePrefillService(&worker->worker, &parts.metrics, parts.flags.queue);
+  served.service = pkv::MakePrefillService(&worker->worker, &parts.metrics, &worker->limits);
+  served.set_max_waiting = [worker](int n) { worker->limits.SetMaxWaiting(n); };
   return served;
 }
 
@@ -35,6 +37,6 @@ int main(int argc, char** argv) {
                          {.name = "prefill",
                           .description = "Prefill worker of patternkv",
                           .default_listen = "127.0.0.1:7441",
-                          .add_flags = pkv::AddPrefillFlags,
+                          .declare = pkv::DeclarePrefillOptions,
                           .make_worker = MakeWorker});
 }

@@ -7,13 +7,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/config/option_table.h"
+#include "proto/config/service_options.h"
 #include "worker/serve/server_host.h"
 #include "worker/serve/worker_model.h"
 #include "worker/serve/worker_services.h"
-
-namespace CLI {
-class App;
-}
 
 namespace pkv {
 
@@ -24,23 +23,25 @@ struct ServeFlags {
   ModelFlags model;
   std::string cache = "127.0.0.1:7440";
   std::string transport = "auto";  // ParseTransport()
-  std::string log_format = "text";
-  std::string log_level = "info";
+  LogSettings log;
   ServerHostOptions server;
-  double drain_timeout_s = 10;
-  double put_deadline_s = 120;  // of one prompt's upload, which lasts as long as its prefill
-  QueueOptions queue;           // max_running: prefill alone
+  // Of one prompt's upload, which lasts as long as its prefill.
+  absl::Duration put_deadline = absl::Minutes(2);
+  QueueOptions queue;  // max_running: prefill alone
   // Of a decode worker: sequences of one step, and blocks that the page pool holds.
   int max_batch = 8;
   int num_pages = 0;  // 0: as many as fit
   bool layer_streaming = true;
 };
 
-// Add options to a subcommand, those of both roles and those of one; each may also be given as
-// environment variable PKV_<OPTION>.
-void AddServeFlags(CLI::App& command, ServeFlags& flags);
-void AddPrefillFlags(CLI::App& command, ServeFlags& flags);
-void AddDecodeFlags(CLI::App& command, ServeFlags& flags);
+// Declare options, those of both roles and those of one.
+void DeclareServeOptions(OptionTable& table, ServeFlags& flags);
+void DeclarePrefillOptions(OptionTable& table, ServeFlags& flags);
+void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags);
+
+// What no option shows alone, before anything is loaded: which model and where, the addresses.
+//   InvalidArgument, Unimplemented  name the options
+absl::Status CheckServeFlags(const ServeFlags& flags);
 
 // What a role's worker is made of. All outlive it.
 struct WorkerParts {
@@ -57,21 +58,21 @@ struct ServedWorker {
   std::shared_ptr<void> worker;  // of whatever type: only kept alive
   std::unique_ptr<grpc::Service> service;
   std::function<void()> drain;  // stops admitting; may be null
+  // Takes another --max-waiting.
+  std::function<void(int)> set_max_waiting;
 };
 
 struct WorkerRole {
   const char* name;
   const char* description;
   const char* default_listen;
-  void (*add_flags)(CLI::App&, ServeFlags&);  // those of the role
+  void (*declare)(OptionTable&, ServeFlags&);  // options of the role
   absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&);
 };
 
-// Loads model and cache client, makes the worker, serves until a signal. Returns the process's exit
-// code: 0, 1 on failure, 2 on bad usage.
-int RunWorker(const WorkerRole& role, const ServeFlags& flags);
-
-// The whole main() of a worker binary: parses `serve` and runs it.
+// The whole main() of a worker binary. `serve` loads model and cache client, makes the worker and
+// serves until a signal; SIGHUP loads the configuration again. Returns the process's exit code: 0,
+// 1 on failure, 2 on bad usage or configuration.
 int WorkerMain(int argc, char** argv, const WorkerRole& role);
 
 }  // namespace pkv

@@ -25,18 +25,22 @@
 namespace pkv {
 namespace {
 
-sigset_t TerminationSignals() {
+sigset_t HandledSignals() {
   sigset_t signals;
   sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
   return signals;
 }
 
-void WaitForTerminationSignal() {
-  const sigset_t signals = TerminationSignals();
+// `on_hangup` is called at each SIGHUP until then; may be null.
+void WaitForTerminationSignal(const std::function<void()>& on_hangup) {
+  const sigset_t signals = HandledSignals();
   int received = 0;
-  sigwait(&signals, &received);
+  for (;;) {
+    sigwait(&signals, &received);
+    if (received != SIGHUP) break;
+    if (on_hangup) on_hangup();
+  }
   Log(LogLevel::kInfo, "signal", {{"number", received}});
 }
 
@@ -62,7 +66,7 @@ bool IsLoopback(const std::string& host) {
 }  // namespace
 
 void BlockTerminationSignals() {
-  const sigset_t signals = TerminationSignals();
+  const sigset_t signals = HandledSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 }
 
@@ -100,19 +104,24 @@ absl::Status CheckListenAddress(const std::string& address, bool allow_insecure)
   return absl::OkStatus();
 }
 
+absl::Status CheckListenAddresses(const ServerHostOptions& options) {
+  PKV_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.allow_insecure));
+  if (options.metrics_listen.empty()) return absl::OkStatus();
+  if (absl::StartsWith(options.metrics_listen, "unix:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("metrics address '", options.metrics_listen, "' is not host:port"));
+  }
+  return CheckListenAddress(options.metrics_listen, options.allow_insecure);
+}
+
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
                               const std::shared_ptr<prometheus::Registry>& registry) {
-  PKV_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.allow_insecure));
+  PKV_RETURN_IF_ERROR(CheckListenAddresses(options));
   std::optional<prometheus::Exposer> exposer;
   auto process = std::make_shared<ProcessCollector>();
   int metrics_port = 0;
   if (!options.metrics_listen.empty()) {
-    if (absl::StartsWith(options.metrics_listen, "unix:")) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("metrics address '", options.metrics_listen, "' is not host:port"));
-    }
-    PKV_RETURN_IF_ERROR(CheckListenAddress(options.metrics_listen, options.allow_insecure));
     try {
       exposer.emplace(options.metrics_listen);
     } catch (const std::exception& error) {
@@ -141,14 +150,17 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
   if (!options.port_file.empty())
     PKV_RETURN_IF_ERROR(WritePortFile(options.port_file, port, metrics_port));
 
-  WaitForTerminationSignal();
+  absl::Duration drain_timeout = options.drain_timeout;
+  WaitForTerminationSignal([&] {
+    if (options.on_hangup) drain_timeout = options.on_hangup();
+  });
   server->GetHealthCheckService()->SetServingStatus(false);
   std::thread([] {
-    WaitForTerminationSignal();
+    WaitForTerminationSignal(nullptr);
     _exit(1);
   }).detach();
   if (options.on_drain) options.on_drain();
-  server->Shutdown(absl::ToChronoTime(absl::Now() + options.drain_timeout));
+  server->Shutdown(absl::ToChronoTime(absl::Now() + drain_timeout));
   server->Wait();
   Log(LogLevel::kInfo, "stopped");
   return options.fault == nullptr ? absl::OkStatus() : options.fault->status();

@@ -40,7 +40,9 @@ struct ServerHostOptions {
   std::string port_file;        // written as "port metrics_port\n" once serving; empty: none
   bool allow_insecure = false;  // listen beyond loopback without TLS
   absl::Duration drain_timeout = absl::Seconds(10);
-  std::function<void()> on_drain;       // called when draining begins; may be null
+  std::function<void()> on_drain;  // called when draining begins; may be null
+  // Called at each SIGHUP before draining, returns the drain_timeout from then on; may be null.
+  std::function<absl::Duration()> on_hangup;
   const ServingFault* fault = nullptr;  // may be null; outlives the call
 };
 
@@ -55,8 +57,11 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
                               const std::shared_ptr<prometheus::Registry>& registry);
 
-// Blocks SIGTERM and SIGINT in this thread and those it starts later, so that ServeUntilSignal can
-// wait for them.
+// Checks both addresses as ServeUntilSignal does.
+absl::Status CheckListenAddresses(const ServerHostOptions& options);
+
+// Blocks SIGTERM, SIGINT and SIGHUP in this thread and those it starts later, so that
+// ServeUntilSignal can wait for them.
 void BlockTerminationSignals();
 
 // InvalidArgument unless `address` is host:port or unix:/path; not loopback needs `allow_insecure`.

@@ -102,13 +102,13 @@ class CudaWorkerModel final : public WorkerModel {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<WorkerModel>> WorkerModel::Load(const ModelFlags& flags) {
+absl::Status WorkerModel::Check(const ModelFlags& flags) {
   if (flags.model.empty() == flags.shape.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--model '", flags.model, "', --shape '", flags.shape, "': give one of them"));
   }
   if (flags.device == "cpu") {
-    if (flags.shape.empty()) return CpuWorkerModel::Load(flags);
+    if (flags.shape.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("shape '", flags.shape, "': random weights are for --device cuda"));
   }
@@ -117,10 +117,18 @@ absl::StatusOr<std::unique_ptr<WorkerModel>> WorkerModel::Load(const ModelFlags&
         absl::StrCat("device '", flags.device, "' not in {cpu, cuda}"));
   }
 #ifdef PKV_WITH_CUDA
-  return CudaWorkerModel::Load(flags);
+  return absl::OkStatus();
 #else
   return absl::UnimplementedError("device 'cuda': this build has no CUDA");
 #endif
+}
+
+absl::StatusOr<std::unique_ptr<WorkerModel>> WorkerModel::Load(const ModelFlags& flags) {
+  PKV_RETURN_IF_ERROR(Check(flags));
+#ifdef PKV_WITH_CUDA
+  if (flags.device == "cuda") return CudaWorkerModel::Load(flags);
+#endif
+  return CpuWorkerModel::Load(flags);
 }
 
 }  // namespace pkv

@@ -30,10 +30,12 @@ struct ModelFlags {
 // A worker's model on its device, and the two things that are made of it.
 class WorkerModel {
  public:
+  // What Load would refuse by the flags alone.
   //   InvalidArgument  neither a model nor a shape, both, or a shape on the CPU
-  //   NotFound         no such shape or preset
   //   Unimplemented    cuda in a build without CUDA
-  //   and errors of ModelHost::Load and CudaModel::Load
+  static absl::Status Check(const ModelFlags& flags);
+  //   NotFound         no such shape or preset
+  //   and errors of Check, of ModelHost::Load and CudaModel::Load
   static absl::StatusOr<std::unique_ptr<WorkerModel>> Load(const ModelFlags& flags);
   virtual ~WorkerModel() = default;
 

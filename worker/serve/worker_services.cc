@@ -20,15 +20,16 @@ namespace {
 // Thread-safe.
 class RequestQueue {
  public:
-  explicit RequestQueue(const QueueOptions& options)
-      : limit_(options.max_running + options.max_waiting), pool_(options.max_running) {}
+  explicit RequestQueue(const QueueLimits* limits)
+      : limits_(*limits), pool_(limits->max_running()) {}
 
   // ResourceExhausted when the queue is full; then `run` is not called.
   absl::Status Add(std::function<void()> run) {
-    if (pending_.fetch_add(1) >= limit_) {
+    const int limit = limits_.max_running() + limits_.max_waiting();
+    if (pending_.fetch_add(1) >= limit) {
       pending_.fetch_sub(1);
       return absl::ResourceExhaustedError(
-          absl::StrCat(limit_, " requests are running or waiting already"));
+          absl::StrCat(limit, " requests are running or waiting already"));
     }
     pool_.Schedule([this, run = std::move(run)] {
       run();
@@ -38,15 +39,15 @@ class RequestQueue {
   }
 
  private:
-  const int limit_;
+  const QueueLimits& limits_;
   std::atomic<int> pending_{0};
   ThreadPool pool_;
 };
 
 class PrefillService final : public v1::Prefill::CallbackService {
  public:
-  PrefillService(PrefillWorker* worker, WorkerMetrics* metrics, const QueueOptions& queue)
-      : worker_(*worker), metrics_(*metrics), queue_(queue) {}
+  PrefillService(PrefillWorker* worker, WorkerMetrics* metrics, const QueueLimits* limits)
+      : worker_(*worker), metrics_(*metrics), queue_(limits) {}
 
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
                                     const v1::PrefillRequest* request,
@@ -181,8 +182,8 @@ class DecodeService final : public v1::Decode::CallbackService {
 }  // namespace
 
 std::unique_ptr<grpc::Service> MakePrefillService(PrefillWorker* worker, WorkerMetrics* metrics,
-                                                  const QueueOptions& queue) {
-  return std::make_unique<PrefillService>(worker, metrics, queue);
+                                                  const QueueLimits* limits) {
+  return std::make_unique<PrefillService>(worker, metrics, limits);
 }
 
 std::unique_ptr<grpc::Service> MakeDecodeService(DecodeWorker* worker, WorkerMetrics* metrics) {

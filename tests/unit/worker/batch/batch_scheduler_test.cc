@@ -187,7 +187,11 @@ TEST_F(BatchSchedulerTest, RefusesRequestsBeyondTheQueue) {
               StatusIs(absl::StatusCode::kResourceExhausted,
                        HasSubstr("1 of 1 slots are taken and 1 of 1 requests are waiting")));
   EXPECT_EQ(Metric("pkv_rpc_rejected_total", "reason", "queue_full"), 1);
+  scheduler_->SetMaxWaiting(2);
+  BatchCaller taken;
+  MustSubmit(StoredRequest(Prompt(17, 50), 4), taken);
   engine_->ReleaseSteps();
+  EXPECT_THAT(taken.WaitForEnd().status, IsOk());
   EXPECT_THAT(running.WaitForEnd().status, IsOk());
   EXPECT_THAT(waiting.WaitForEnd().status, IsOk());
   EXPECT_FALSE(refused.ended());

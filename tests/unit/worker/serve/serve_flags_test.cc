@@ -2,11 +2,10 @@
 
 #include <gmock/gmock.h>
 
-#include <CLI/CLI.hpp>
-#include <algorithm>
-#include <cstdlib>
+#include <map>
 
 #include "tests/support/run_binary.h"
+#include "tests/support/status_matchers.h"
 
 namespace pkv {
 namespace {
@@ -15,29 +14,23 @@ using testing::HasSubstr;
 
 class ServeFlagsTest : public testing::Test {
  protected:
-  // Parses "--model m" and `arguments`; false on a usage error.
-  bool Parse(std::vector<std::string> arguments) {
-    CLI::App app;
-    flags_ = ServeFlags();
-    AddServeFlags(app, flags_);
-    AddPrefillFlags(app, flags_);
-    AddDecodeFlags(app, flags_);
-    arguments.insert(arguments.begin(), {"--model", "m"});
-    std::reverse(arguments.begin(), arguments.end());  // CLI11 takes them from the end
-    try {
-      app.parse(arguments);
-    } catch (const CLI::ParseError&) {
-      return false;
-    }
-    return true;
+  ServeFlagsTest() {
+    DeclareServeOptions(table_, flags_);
+    DeclarePrefillOptions(table_, flags_);
+    DeclareDecodeOptions(table_, flags_);
+  }
+
+  absl::Status Set(const std::string& name, const std::string& text) {
+    const OptionTable::Option* option = table_.Find(name);
+    return option == nullptr ? absl::NotFoundError(name) : option->set(text);
   }
 
   ServeFlags flags_;
+  OptionTable table_;
 };
 
 TEST_F(ServeFlagsTest, HasDefaultsForAllButTheModel) {
-  ASSERT_TRUE(Parse({}));
-  EXPECT_EQ(flags_.model.model, "m");
+  EXPECT_EQ(flags_.model.model, "");
   EXPECT_EQ(flags_.model.device, "cpu");
   EXPECT_EQ(flags_.model.preset, "default");
   EXPECT_EQ(flags_.cache, "127.0.0.1:7440");
@@ -45,49 +38,40 @@ TEST_F(ServeFlagsTest, HasDefaultsForAllButTheModel) {
   EXPECT_EQ(flags_.queue.max_waiting, 64);
   EXPECT_EQ(flags_.max_batch, 8);
   EXPECT_EQ(flags_.num_pages, 0) << "as many as fit";
+  EXPECT_EQ(flags_.server.drain_timeout, absl::Seconds(10));
+  EXPECT_EQ(flags_.put_deadline, absl::Minutes(2));
   EXPECT_FALSE(flags_.server.allow_insecure);
   EXPECT_TRUE(flags_.server.metrics_listen.empty());
 }
 
 TEST_F(ServeFlagsTest, TakesEveryOption) {
-  ASSERT_TRUE(Parse({"--cache",
-                     "unix:/c",
-                     "--listen",
-                     "localhost:1",
-                     "--metrics-listen",
-                     "localhost:2",
-                     "--port-file",
-                     "p",
-                     "--threads",
-                     "3",
-                     "--device",
-                     "cuda",
-                     "--shape",
-                     "llama-3.2-1b",
-                     "--preset",
-                     "pkv2",
-                     "--max-prompt-tokens",
-                     "4096",
-                     "--memory-share",
-                     "0.5",
-                     "--max-running",
-                     "5",
-                     "--max-waiting",
-                     "0",
-                     "--max-batch",
-                     "16",
-                     "--pages",
-                     "99",
-                     "--drain-timeout",
-                     "1.5",
-                     "--put-deadline",
-                     "7",
-                     "--log-format",
-                     "json",
-                     "--log-level",
-                     "error",
-                     "--i-understand-insecure"}));
+  const std::map<std::string, std::string> kValues = {{"model", "m"},
+                                                      {"cache", "unix:/c"},
+                                                      {"transport", "shm"},
+                                                      {"listen", "localhost:1"},
+                                                      {"metrics-listen", "localhost:2"},
+                                                      {"port-file", "p"},
+                                                      {"threads", "3"},
+                                                      {"device", "cuda"},
+                                                      {"shape", "llama-3.2-1b"},
+                                                      {"preset", "pkv2"},
+                                                      {"max-prompt-tokens", "4096"},
+                                                      {"memory-share", "0.5"},
+                                                      {"max-running", "5"},
+                                                      {"max-waiting", "0"},
+                                                      {"max-batch", "16"},
+                                                      {"pages", "99"},
+                                                      {"layer-streaming", "false"},
+                                                      {"drain-timeout", "1500ms"},
+                                                      {"put-deadline", "7s"},
+                                                      {"log-format", "json"},
+                                                      {"log-level", "error"},
+                                                      {"i-understand-insecure", "true"}};
+  for (const auto& [name, text] : kValues) EXPECT_THAT(Set(name, text), IsOk()) << name;
+  for (const std::string& name : table_.names()) EXPECT_EQ(kValues.count(name), 1u) << name;
+  EXPECT_EQ(flags_.model.model, "m");
   EXPECT_EQ(flags_.cache, "unix:/c");
+  EXPECT_EQ(flags_.transport, "shm");
   EXPECT_EQ(flags_.server.listen, "localhost:1");
   EXPECT_EQ(flags_.server.metrics_listen, "localhost:2");
   EXPECT_EQ(flags_.server.port_file, "p");
@@ -101,44 +85,47 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   EXPECT_EQ(flags_.queue.max_waiting, 0);
   EXPECT_EQ(flags_.max_batch, 16);
   EXPECT_EQ(flags_.num_pages, 99);
-  EXPECT_EQ(flags_.drain_timeout_s, 1.5);
-  EXPECT_EQ(flags_.put_deadline_s, 7);
-  EXPECT_EQ(flags_.log_format, "json");
-  EXPECT_EQ(flags_.log_level, "error");
+  EXPECT_FALSE(flags_.layer_streaming);
+  EXPECT_EQ(flags_.server.drain_timeout, absl::Milliseconds(1500));
+  EXPECT_EQ(flags_.put_deadline, absl::Seconds(7));
+  EXPECT_EQ(flags_.log.format, LogFormat::kJson);
+  EXPECT_EQ(flags_.log.level, LogLevel::kError);
   EXPECT_TRUE(flags_.server.allow_insecure);
 }
 
 TEST_F(ServeFlagsTest, RefusesValuesOutOfRange) {
-  EXPECT_TRUE(Parse({"--threads", "1024"}));
-  EXPECT_FALSE(Parse({"--threads", "1025"}));
-  EXPECT_FALSE(Parse({"--threads", "-1"}));
-  EXPECT_TRUE(Parse({"--max-running", "1"}));
-  EXPECT_FALSE(Parse({"--max-running", "0"}));
-  EXPECT_FALSE(Parse({"--max-waiting", "-1"}));
-  EXPECT_TRUE(Parse({"--max-batch", "1024"}));
-  EXPECT_FALSE(Parse({"--max-batch", "0"}));
-  EXPECT_FALSE(Parse({"--pages", "-1"}));
-  EXPECT_FALSE(Parse({"--device", "tpu"}));
-  EXPECT_FALSE(Parse({"--max-prompt-tokens", "127"}));
-  EXPECT_FALSE(Parse({"--memory-share", "1.1"}));
-  EXPECT_FALSE(Parse({"--drain-timeout", "3601"}));
-  EXPECT_FALSE(Parse({"--put-deadline", "0"}));
-  EXPECT_FALSE(Parse({"--log-format", "xml"}));
-  EXPECT_FALSE(Parse({"--log-level", "loud"}));
-  EXPECT_FALSE(Parse({"--no-such-option"}));
+  EXPECT_THAT(Set("threads", "1024"), IsOk());
+  EXPECT_THAT(Set("max-running", "1"), IsOk());
+  const std::pair<const char*, const char*> kRefused[] = {
+      {"threads", "1025"},     {"threads", "-1"},
+      {"max-running", "0"},    {"max-waiting", "-1"},
+      {"max-batch", "0"},      {"pages", "-1"},
+      {"device", "tpu"},       {"max-prompt-tokens", "127"},
+      {"memory-share", "1.1"}, {"drain-timeout", "3601s"},
+      {"drain-timeout", "30"}, {"put-deadline", "0s"},
+      {"log-format", "xml"},   {"log-level", "loud"},
+      {"transport", "rdma"}};
+  for (const auto& [name, text] : kRefused) {
+    EXPECT_THAT(Set(name, text), StatusIs(absl::StatusCode::kInvalidArgument)) << name << text;
+  }
 }
 
-TEST_F(ServeFlagsTest, TakesOptionsFromTheEnvironmentToo) {
-  ASSERT_EQ(::setenv("PKV_MAX_RUNNING", "9", 1), 0);
-  EXPECT_TRUE(Parse({}));
-  EXPECT_EQ(flags_.queue.max_running, 9);
-  EXPECT_TRUE(Parse({"--max-running", "2"}));
-  EXPECT_EQ(flags_.queue.max_running, 2) << "the command line wins";
-  ::unsetenv("PKV_MAX_RUNNING");
-  ASSERT_EQ(::setenv("PKV_MAX_BATCH", "7", 1), 0);
-  EXPECT_TRUE(Parse({}));
-  EXPECT_EQ(flags_.max_batch, 7);
-  ::unsetenv("PKV_MAX_BATCH");
+TEST_F(ServeFlagsTest, ChecksModelAndAddressesTogether) {
+  flags_.model.model = "m";
+  flags_.server.listen = "127.0.0.1:0";
+  EXPECT_THAT(CheckServeFlags(flags_), IsOk());
+  flags_.model.shape = "llama-3.2-1b";
+  EXPECT_THAT(CheckServeFlags(flags_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--shape")));
+  flags_.model.shape = "";
+  flags_.server.listen = "0.0.0.0:0";
+  EXPECT_THAT(CheckServeFlags(flags_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--i-understand-insecure")));
+  flags_.server.allow_insecure = true;
+  EXPECT_THAT(CheckServeFlags(flags_), IsOk());
+  flags_.server.metrics_listen = "unix:/m";
+  EXPECT_THAT(CheckServeFlags(flags_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("unix:/m")));
 }
 
 TEST(WorkerMainTest, TakesTheOptionsOfItsRoleAlone) {

@@ -16,8 +16,7 @@ namespace {
 class WorkerServicesTest : public TinyWorkersTest {
  protected:
   void SetUp() override {
-    const QueueOptions queue{.max_running = 1, .max_waiting = 0};
-    prefill_service_ = MakePrefillService(&prefill_, &prefill_metrics_, queue);
+    prefill_service_ = MakePrefillService(&prefill_, &prefill_metrics_, &limits_);
     decode_service_ = MakeDecodeService(&one_decode_, &decode_metrics_);
     // A socket, not an in-process channel: that hands a sender's buffer to the receiver, which TSan
     // cannot see to be in order because Debian's gRPC is not instrumented.
@@ -58,6 +57,7 @@ class WorkerServicesTest : public TinyWorkersTest {
   }
 
   TestGate gate_;
+  QueueLimits limits_{{.max_running = 1, .max_waiting = 0}};
   DecodeWorker one_decode_{host_, &cache_, &decode_metrics_, {.num_slots = 1}, NoneWaits()};
   std::unique_ptr<grpc::Service> prefill_service_, decode_service_;
   std::unique_ptr<grpc::Server> server_;
@@ -106,6 +106,22 @@ TEST_F(WorkerServicesTest, RefusesRequestsBeyondTheQueue) {
   EXPECT_TRUE(first.ok()) << first.error_message();
   EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "RESOURCE_EXHAUSTED"}}), 1);
   EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "OK"}}), 1);
+}
+
+TEST_F(WorkerServicesTest, TakesAnotherLengthOfTheQueueWhileItServes) {
+  HoldCache();
+  v1::PrefillResponse responses[2];
+  grpc::Status statuses[2];
+  std::thread first([&] { statuses[0] = CallPrefill(&responses[0]); });
+  gate_.WaitForArrivals(1);
+  v1::PrefillResponse refused;
+  EXPECT_EQ(CallPrefill(&refused, 2).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  limits_.SetMaxWaiting(1);
+  std::thread second([&] { statuses[1] = CallPrefill(&responses[1], 2); });
+  gate_.Open();
+  first.join();
+  second.join();
+  for (const grpc::Status& status : statuses) EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
 TEST_F(WorkerServicesTest, RefusesDecodesBeyondTheQueue) {
