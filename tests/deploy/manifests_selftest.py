@@ -153,7 +153,7 @@ POLICY_MISTAKES = {
             {"name": "PKV_CAPACITY", "value": "180GiB"}),
     ],
     "drain-time": [
-        lambda o: set_env(container_of(o, "decode"), "PKV_DRAIN_TIMEOUT", "320"),
+        lambda o: set_env(container_of(o, "decode"), "PKV_DRAIN_TIMEOUT", "320s"),
         lambda o: spec_of(o, "pkvd").pop("terminationGracePeriodSeconds"),
         lambda o: container_of(o, "prefill").pop("lifecycle"),
     ],

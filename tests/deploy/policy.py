@@ -22,9 +22,12 @@ def quantity(text):
 
 
 def seconds(text):
-    """pkvd takes durations (30s), workers numbers of seconds (30)."""
-    number, unit = re.fullmatch(r"([0-9.]+)(ms|s|m|)", text).groups()
-    return float(number) * {"ms": 1e-3, "s": 1, "m": 60, "": 1}[unit]
+    """Of a duration as the processes take it: 30s, 1m30s."""
+    parts = re.findall(r"([0-9.]+)(ms|s|m|h)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"'{text}' is no duration with units")
+    return sum(float(number) * {"ms": 1e-3, "s": 1, "m": 60, "h": 3600}[unit]
+               for number, unit in parts)
 
 
 def workloads(objects):

@@ -11,6 +11,10 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import yaml
+
+from policy import seconds
+
 SOURCE = Path(__file__).resolve().parents[2]
 UNITS = SOURCE / "deploy/systemd"
 BUILD = Path(os.environ.get("PKV_BINARY_DIR", ".build/release")).resolve()
@@ -34,10 +38,13 @@ def analyze(name, text, *words):
                               text=True, check=False)
 
 
-def settings(text):
-    """{PKV_NAME: value} of the Environment lines."""
-    found = re.findall(r"(?m)^Environment=(.*)$", text)
-    return dict(word.split("=", 1) for line in found for word in line.split())
+def settings(name):
+    """{option: value} of the file that is shipped for /etc/pkv."""
+    return yaml.load((UNITS / settings_file(name)).read_text(), yaml.BaseLoader)
+
+
+def settings_file(name):
+    return f"{name.removeprefix('pkv-')}.yaml"
 
 
 def directive(text, name):
@@ -78,26 +85,32 @@ class UnitsTest(unittest.TestCase):
         done = analyze("pkvd", bare, "security", "--offline=true", f"--threshold={MAX_EXPOSURE}")
         self.assertNotEqual(done.returncode, 0)
 
-    def test_every_setting_is_known_to_the_binary(self):
+    def test_the_settings_are_a_configuration(self):
         for name, text in self.each():
             command = directive(text, "ExecStart")[0].split()
-            shown = subprocess.run([BINARIES[name], *command[1:], "--help"], capture_output=True,
-                                   text=True, check=True).stdout
-            known = set(re.findall(r"\(Env:(\w+)\)", shown))
-            self.assertTrue(settings(text))
-            self.assertLessEqual(set(settings(text)), known)
+            model = ["--model", "m"] if name != "pkvd" else []
+            subprocess.run([BINARIES[name], *command[1:], *model, "--check-config", "--config",
+                            UNITS / settings_file(name)], check=True, capture_output=True)
+            self.assertEqual(directive(text, "Environment"),
+                             [f"PKV_CONFIG=-/etc/pkv/{settings_file(name)}"])
+
+    def test_a_reload_checks_before_it_signals(self):
+        for _, text in self.each():
+            start = directive(text, "ExecStart")[0]
+            self.assertEqual(directive(text, "ExecReload"),
+                             [f"{start} --check-config", "/bin/kill -HUP $MAINPID"])
 
     def test_there_is_time_to_drain(self):
         for name, text in self.each():
-            drain = float(settings(text)["PKV_DRAIN_TIMEOUT"].removesuffix("s"))
+            drain = seconds(settings(name)["drain-timeout"])
             self.assertGreaterEqual(float(directive(text, "TimeoutStopSec")[0]), drain + 10)
             self.assertEqual(directive(text, "KillSignal"), ["SIGTERM"])
 
     def test_nothing_listens_beyond_loopback_unasked(self):
-        for _, text in self.each():
-            self.assertNotIn("PKV_I_UNDERSTAND_INSECURE", settings(text))
-            for name in ("PKV_LISTEN", "PKV_METRICS_LISTEN"):
-                self.assertTrue(settings(text)[name].startswith("127.0.0.1:"))
+        for name in NAMES:
+            self.assertNotIn("i-understand-insecure", settings(name))
+            for option in ("listen", "metrics-listen"):
+                self.assertTrue(settings(name)[option].startswith("127.0.0.1:"))
 
 
 if __name__ == "__main__":
