@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <memory>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -47,6 +48,27 @@ std::string HelpText(const OptionTable::Option& option) {
 }
 
 }  // namespace
+
+void AddSecondsFlag(CLI::App& app, const std::string& name, double& seconds,
+                    const std::string& help, const Bounds<absl::Duration>& bounds) {
+  // The table checks and describes as it does for a setting; only the flag stays.
+  const auto value = std::make_shared<absl::Duration>(absl::Seconds(seconds));
+  const auto table = std::make_shared<OptionTable>();
+  table->AddDuration({.name = name, .help = help}, *value, bounds);
+  const OptionTable::Option& option = table->options().front();
+  app.add_option_function<std::string>(
+         "--" + name,
+         [value, table, &seconds](const std::string& text) {
+           const OptionTable::Option& declared = table->options().front();
+           if (const absl::Status status = declared.set(text); !status.ok()) {
+             throw CLI::ValidationError("--" + declared.info.name, std::string(status.message()));
+           }
+           seconds = absl::ToDoubleSeconds(*value);
+         },
+         help)
+      ->option_text(seconds == 0 ? option.type
+                                 : absl::StrCat(option.type, " [", option.default_text, "]"));
+}
 
 void AddCompletionFlag(CLI::App& app) {
   app.add_option_function<std::string>(

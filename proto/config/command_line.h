@@ -20,6 +20,11 @@ class Option;
 
 namespace pkv {
 
+// Adds an option that is no setting: of one run of a tool. Its duration has a unit, as everywhere,
+// and goes to `seconds`, whose value is the default, shown unless it is 0.
+void AddSecondsFlag(CLI::App& app, const std::string& name, double& seconds,
+                    const std::string& help, const Bounds<absl::Duration>& bounds);
+
 // As every program answers a wrong command line or configuration.
 inline constexpr int kExitUsage = 2;
 

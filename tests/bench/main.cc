@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
+#include "proto/config/command_line.h"
 #include "tests/bench/commands.h"
 #ifdef PKV_WITH_CUDA
 #include "tests/bench/decode_command.h"
@@ -11,9 +12,10 @@
 #endif
 
 int main(int argc, char** argv) {
-  CLI::App app("Benchmarks of patternkv");
+  CLI::App app("Benchmarks of patternkv", "pkv-bench");
   app.set_version_flag("--version", PKV_VERSION);
   app.require_subcommand(1);
+  pkv::AddCompletionFlag(app);
   pkv::ConfigureLog(pkv::LogLevel::kWarning, pkv::LogFormat::kText);
   std::string command_line = argv[0];
   for (int i = 1; i < argc; ++i) absl::StrAppend(&command_line, " ", argv[i]);
@@ -24,10 +26,5 @@ int main(int argc, char** argv) {
   pkv::AddDecodeCommand(app, exit_code);
   pkv::AddPrefillCommand(app, exit_code);
 #endif
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  return exit_code;
+  return pkv::ParseCommandLine(app, argc, argv).value_or(exit_code);
 }

@@ -24,28 +24,34 @@ HEAD = """# Configuration
 Every option, made from the tables in the binaries by `tests/deploy/configuration_page.py` and
 compared by the test there: do not edit.
 
-An option is a flag (`--drain-timeout 30s`), an environment variable (`PKV_DRAIN_TIMEOUT=30s`) and a
-key of a YAML file (`drain-timeout: 30s`). **Flag before environment before file before default.** An
-empty variable counts as none; a file can say `""`.
+An option is a flag (`--drain-timeout 30s`), an environment variable (`PKV_DRAIN_TIMEOUT=30s`) and
+a key of a YAML file (`drain-timeout: 30s`). **Flag before environment before file before
+default.** An empty variable counts as none; a file can say `""`.
 
-| to | do |
-|---|---|
-| name the file | `--config PATH` or `PKV_CONFIG` (`pkvctl`: `PKV_CTL_CONFIG`, since in a pod the other one is the service's); with a `-` before it, as in `PKV_CONFIG=-/etc/pkv/pkvd.yaml`, it may be missing |
-| see what a process would run with, and where each value comes from | `--print-config`: a file that can be used as one |
-| check without serving | `--check-config`: 0, or 2 with every problem on stderr, among them what only options together show |
-| change a running service | edit the file and send SIGHUP (`systemctl reload`) |
-| complete a command line | `--completion bash`, `zsh` or `fish` prints the script; installed with the binaries |
+- `--config PATH` or `PKV_CONFIG` names the file; as `-PATH` it may be missing:
+  `PKV_CONFIG=-/etc/pkv/pkvd.yaml`. `pkvctl` takes `PKV_CTL_CONFIG`: in a pod the other one is the
+  service's.
+- `--print-config` prints what a process would run with and where each value comes from, as a file
+  that can be used as one.
+- `--check-config` checks and ends: with 0, or with 2 and every problem on stderr, among them what
+  only options together show.
+- `--completion bash`, `zsh` or `fish` prints what completes the command line; `cmake --install`
+  with `--component completions` puts it in place.
 
-- A file is one flat mapping. An unknown key, a key twice, a missing or malformed value are errors, all told at
-  once with their lines; an unknown variable that begins with `PKV_` is a warning, unless Kubernetes sets
-  it for a Service.
-- Sizes are whole numbers with KiB, MiB, GiB, TiB (powers of 1024; Ki, Mi, Gi, Ti are the same) or kB, MB, GB, TB
-  (powers of 1000), or bytes. Durations are numbers with ns, us, ms, s, m, h: `250ms`, `1h30m`; a number alone is an error.
-- A switch is `--reflection` or `--no-reflection`, and true or false elsewhere.
-- SIGHUP reads the file again; flags and environment stay as they were. Options marked SIGHUP change at once, each with
-  a line in the log; others that differ are told and keep their value until a restart. A file with an error changes
-  nothing: `pkv_config_last_reload_successful` is 0 then, and the log says why. Kubernetes sends no signal when a ConfigMap
-  changes: restart the pods, or signal them. While a service drains, SIGHUP does nothing.
+A file is one flat mapping. An unknown key, a key twice, a missing or malformed value are errors,
+all told at once with their lines. A variable that begins with `PKV_` and that nobody reads is a
+warning, unless Kubernetes sets it for a Service (`PKV_X_PORT`, `PKV_X_SERVICE_HOST`, ...).
+
+Sizes are whole numbers with KiB, MiB, GiB, TiB (powers of 1024; Ki, Mi, Gi, Ti are the same) or
+kB, MB, GB, TB (powers of 1000), or bytes. Durations are numbers with ns, us, ms, s, m, h:
+`250ms`, `1h30m`; a number alone is an error. A switch is `--reflection` or `--no-reflection`, and
+true or false elsewhere.
+
+SIGHUP makes a service read the file again; flags and environment stay as they were. Options
+marked SIGHUP change at once, each with a line in the log; others that differ are told and keep
+their value until a restart. A file with an error changes nothing: the log says why, and
+`pkv_config_last_reload_successful` is 0. Kubernetes sends no signal when a ConfigMap changes:
+restart the pods, or signal them. While a service drains, SIGHUP does nothing.
 """
 
 

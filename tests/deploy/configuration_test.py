@@ -258,7 +258,7 @@ class ReloadTest(Folder):
 
     def test_sighup_while_draining_is_not_a_second_signal(self):
         service = self.start("pkvd", "capacity: 64MiB\ndrain-timeout: 30s\n")
-        # Both are pending at once: the lower number, SIGHUP, is taken first, or the drain has begun.
+        # Pending at once, SIGHUP is taken first, for its number is lower; or the drain has begun.
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
             service.child.send_signal(number)
         self.assertEqual(service.child.wait(timeout=PATIENCE_S), 0)

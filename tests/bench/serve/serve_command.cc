@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/status_macros.h"
+#include "proto/config/command_line.h"
 #include "tests/bench/commands.h"
 #include "tests/bench/serve/load_runner.h"
 #include "tests/bench/serve/metrics_watch.h"
@@ -316,12 +317,10 @@ void AddWorkerOptions(CLI::App& command, ServingFlags& flags) {
                   "beside what begins with pkv_: reported, as absent when no page has it")
       ->delimiter(',')
       ->capture_default_str();
-  command.add_option("--metrics-interval", flags.metrics_interval_s, "seconds between scrapes")
-      ->check(CLI::Range(0.01, 3600.0))
-      ->capture_default_str();
-  command.add_option("--deadline", flags.deadline_s, "seconds for each call")
-      ->check(CLI::Range(0.001, 86400.0))
-      ->capture_default_str();
+  AddSecondsFlag(command, "metrics-interval", flags.metrics_interval_s, "between scrapes",
+                 {.min = absl::Milliseconds(10), .max = absl::Hours(1)});
+  AddSecondsFlag(command, "deadline", flags.deadline_s, "for each call",
+                 {.min = absl::Milliseconds(1), .max = absl::Hours(24)});
   command.add_option("--channels", flags.num_channels, "connections to each worker")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
@@ -344,8 +343,8 @@ void AddLoadOptions(CLI::App& command, ServingFlags& flags) {
       .add_option("--num-requests", flags.num_requests,
                   "measured; 100 when neither --duration nor --trace is given")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command.add_option("--duration", flags.duration_s, "seconds; then no more are sent")
-      ->check(CLI::Range(1e-3, 1e6));
+  AddSecondsFlag(command, "duration", flags.duration_s, "then no more are sent",
+                 {.min = absl::Milliseconds(1), .max = absl::Hours(240)});
   command.add_option("--warmup", flags.num_warm_up, "requests before, not measured")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
@@ -394,10 +393,10 @@ void AddRequestOptions(CLI::App& command, ServingFlags& flags) {
   command.add_flag("--ignore-eos", flags.ignore_eos, "generate all tokens asked for");
   command.add_option("--temperature", flags.temperature, "0: greedy")->capture_default_str();
   command.add_option("--top-p", flags.top_p, "1: off")->capture_default_str();
-  command.add_option("--slo-ttft", flags.slo_ttft_s, "seconds; goodput counts what keeps within")
-      ->check(CLI::PositiveNumber);
-  command.add_option("--slo-tpot", flags.slo_tpot_s, "likewise, seconds an output token")
-      ->check(CLI::PositiveNumber);
+  AddSecondsFlag(command, "slo-ttft", flags.slo_ttft_s, "goodput counts what keeps within",
+                 {.min = absl::Nanoseconds(1)});
+  AddSecondsFlag(command, "slo-tpot", flags.slo_tpot_s, "likewise, for an output token",
+                 {.min = absl::Nanoseconds(1)});
   command.add_option("--output", flags.output, "on stdout: text, or json")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();

@@ -58,7 +58,7 @@ TEST_F(ServeBenchTest, AClosedLoopsCountsAreThoseOfTheProcesses) {
   std::vector<std::string> flags = MetricsFlags();
   for (const char* flag :
        {"--concurrency", "2", "--num-requests", "6", "--warmup", "2", "--shared-prefix", "0.5",
-        "--variant", "pkv2", "--slo-ttft", "100", "--refuse-recompute", "--metric",
+        "--variant", "pkv2", "--slo-ttft", "100s", "--refuse-recompute", "--metric",
         "pkv_payload_bytes_total,pkv_unknown"}) {
     flags.emplace_back(flag);
   }

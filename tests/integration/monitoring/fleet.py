@@ -115,7 +115,7 @@ class Fleet:
         """Prompts that share prefixes, in a closed loop of four; returns pkv-bench's report."""
         command = [self.binaries / "tests/bench/pkv-bench", "serve", "--output", "json"]
         command += ["--prefill", self.address("prefill"), "--decode", self.address("decode")]
-        command += ["--concurrency", "4", "--duration", str(seconds), "--seed", "1"]
+        command += ["--concurrency", "4", "--duration", f"{seconds}s", "--seed", "1"]
         command += ["--prompt-tokens", "uniform:280:420", "--output-tokens", "fixed:8"]
         command += ["--ignore-eos", "--shared-prefix", "0.5", "--num-prefixes", "4"]
         command = [str(word) for word in command]

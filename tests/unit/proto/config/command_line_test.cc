@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <CLI/CLI.hpp>
+
 #include "proto/config/configuration.h"
 #include "proto/config/service_options.h"
 #include "tests/support/scratch_folder.h"
@@ -137,6 +139,22 @@ TEST_F(CommandLineTest, HelpShowsTypesDefaultsAndVariables) {
   EXPECT_EQ(out_, "pkv-test 1.2.3\n");
   EXPECT_EQ(Start({"--describe-config"}), 0);
   EXPECT_THAT(out_, HasSubstr("| `model` | `PKV_MODEL` | PATH |  | restart | a folder |"));
+}
+
+TEST(SecondsFlagTest, TakesADurationWithItsUnit) {
+  for (const auto& [text, expected] :
+       {std::pair("250ms", 0.25), std::pair("2m", 120.0), std::pair("2", -1.0),
+        std::pair("99ms", -1.0), std::pair("61m", -1.0)}) {
+    CLI::App app("A tool", "tool");
+    double seconds = 5;
+    AddSecondsFlag(app, "wait", seconds, "how long",
+                   {.min = absl::Milliseconds(100), .max = absl::Hours(1)});
+    EXPECT_THAT(app.help(), HasSubstr("--wait DURATION 100ms..1h [5s]"));
+    const char* const arguments[] = {"tool", "--wait", text};
+    const std::optional<int> exit_code = ParseCommandLine(app, 3, arguments);
+    EXPECT_EQ(exit_code.value_or(0), expected < 0 ? 2 : 0) << text;
+    EXPECT_EQ(seconds, expected < 0 ? 5 : expected) << text;
+  }
 }
 
 TEST_F(CommandLineTest, ReloadTakesTheFileAsItIsThen) {

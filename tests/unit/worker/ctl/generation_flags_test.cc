@@ -48,7 +48,7 @@ TEST_F(GenerationCommandsTest, DoNotFindPromptFilesAndModels) {
 
 TEST_F(GenerationCommandsTest, RefuseValuesOutOfRange) {
   EXPECT_EQ(Ctl({"generate", "--prompt", "a", "--max-tokens", "0"}).exit_code, 2);
-  EXPECT_EQ(Ctl({"generate", "--prompt", "a", "--deadline", "0"}).exit_code, 2);
+  EXPECT_EQ(Ctl({"generate", "--prompt", "a", "--deadline", "0s"}).exit_code, 2);
   EXPECT_EQ(Ctl({"generate", "--token-ids", "1,x"}).exit_code, 2);
   EXPECT_EQ(Ctl({"generate", "--prompt", "a", "--local"}).exit_code, 2) << "--local needs --model";
   const std::string& model = folder_->path();
