@@ -1,13 +1,14 @@
 #include "proto/config/config_file.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
+#include <sstream>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -15,11 +16,33 @@
 namespace pkv {
 namespace {
 
-// yaml-cpp counts lines from 0, and has -1 for what stands nowhere.
-int LineOf(const YAML::Mark& mark) { return mark.line < 0 ? 1 : mark.line + 1; }
+// Where a document starts, and nothing of what it holds.
+struct DocumentStart final : YAML::EventHandler {
+  void OnDocumentStart(const YAML::Mark& at) override { mark = at; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+  YAML::Mark mark = YAML::Mark::null_mark();
+};
 
 class Reader {
  public:
+  explicit Reader(const std::string& text)
+      : num_lines_(static_cast<int>(std::count(text.begin(), text.end(), '\n')) +
+                   (absl::EndsWith(text, "\n") ? 0 : 1)) {}
+
+  // Of the file: yaml-cpp counts from 0, has -1 for what stands nowhere, and sees a line more.
+  int LineOf(const YAML::Mark& mark) const { return std::clamp(mark.line + 1, 1, num_lines_); }
+
   void ReadDocument(const YAML::Node& document) {
     if (document.IsNull()) return;
     if (!document.IsMap()) {
@@ -53,6 +76,7 @@ class Reader {
     }
   }
 
+  const int num_lines_;
   std::map<std::string, int> lines_;
   ConfigFile file_;
 };
@@ -79,21 +103,23 @@ absl::StatusOr<std::string> ReadConfigText(const std::string& path) {
 }
 
 ConfigFile ParseConfigFile(const std::string& text) {
-  Reader reader;
-  const int num_lines = static_cast<int>(std::count(text.begin(), text.end(), '\n')) +
-                        (absl::EndsWith(text, "\n") ? 0 : 1);
+  Reader reader(text);
   // The library throws; nothing of it leaves this file.
   try {
     // The mark of a document's end makes an error of a quote that is never closed; without it, the
     // rest of the file would silently be part of that value.
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text + "\n...\n");
-    if (!documents.empty()) reader.ReadDocument(documents.front());
-    if (documents.size() > 1) {
-      reader.AddProblem(LineOf(documents[1].Mark()), "a second document; there can be one");
+    const std::string ended = text + "\n...\n";
+    reader.ReadDocument(YAML::Load(ended));
+    // Load reads one document. LoadAll would read all, but some broken texts are documents without
+    // an end to it.
+    std::istringstream stream(ended);
+    YAML::Parser parser(stream);
+    DocumentStart start;
+    if (parser.HandleNextDocument(start) && parser.HandleNextDocument(start)) {
+      reader.AddProblem(reader.LineOf(start.mark), "a second document begins; there can be one");
     }
   } catch (const YAML::Exception& error) {
-    reader.AddProblem(std::min(LineOf(error.mark), num_lines),
-                      absl::StrCat("not YAML: ", error.msg));
+    reader.AddProblem(reader.LineOf(error.mark), absl::StrCat("not YAML: ", error.msg));
   }
   return reader.Take();
 }
