@@ -86,7 +86,7 @@ TEST(ConfigFileTest, OnlyOneMappingIsAFile) {
   EXPECT_THAT(ParseConfigFile("- a\n- b\n").problems, ElementsAre(Problem(1, "no mapping")));
   EXPECT_THAT(ParseConfigFile("capacity\n").problems, ElementsAre(Problem(1, "no mapping")));
   EXPECT_THAT(ParseConfigFile("a: b\n---\nc: d\n").problems,
-              ElementsAre(Problem(3, "a second document")));
+              ElementsAre(Problem(2, "a second document")));
   // yaml-cpp 0.7 takes this for documents without end.
   EXPECT_THAT(ParseConfigFile(" ,}---\n").problems, ElementsAre(Problem(1, "a second document")));
 }
