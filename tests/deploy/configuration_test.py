@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 import configuration_page
+import grpc_probe
 
 BUILD = Path(os.environ.get("PKV_BINARY_DIR", ".build/release")).resolve()
 PATIENCE_S = 60
@@ -176,7 +177,7 @@ class Service:
                  "127.0.0.1:0", "--port-file", str(self.port_file), *arguments],
                 stdout=log, stderr=log, env={})
         self.wait_for(self.port_file.exists)
-        self.metrics_port = int(self.port_file.read_text().split()[1])
+        self.port, self.metrics_port = (int(word) for word in self.port_file.read_text().split())
 
     def wait_for(self, is_so):
         deadline = time.monotonic() + PATIENCE_S
@@ -265,9 +266,10 @@ class ReloadTest(Folder):
 
     def test_sighup_while_draining_is_not_a_second_signal(self):
         service = self.start("pkvd", "capacity: 64MiB\ndrain-timeout: 30s\n")
-        service.child.send_signal(signal.SIGTERM)
-        service.wait_for(lambda: "draining" in service.log())
-        service.child.send_signal(signal.SIGHUP)
+        with grpc_probe.watch(service.port):
+            service.child.send_signal(signal.SIGTERM)
+            service.wait_for(lambda: "draining" in service.log())
+            service.child.send_signal(signal.SIGHUP)
         self.assertEqual(service.child.wait(timeout=PATIENCE_S), 0)
 
 

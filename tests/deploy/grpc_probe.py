@@ -23,11 +23,11 @@ def _literal(name, value):
     return b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
 
-def _request(service):
+def _request(service, method="Check", timeout="5S"):
     headers = b"".join(_literal(name, value) for name, value in [
-        (":method", "POST"), (":scheme", "http"), (":path", "/grpc.health.v1.Health/Check"),
+        (":method", "POST"), (":scheme", "http"), (":path", f"/grpc.health.v1.Health/{method}"),
         (":authority", "localhost"), ("te", "trailers"), ("content-type", "application/grpc"),
-        ("grpc-timeout", "5S"),
+        ("grpc-timeout", timeout),
     ])
     message = b"\x0a" + bytes([len(service)]) + service.encode() if service else b""
     return (
@@ -42,6 +42,19 @@ def _read(stream, num_bytes):
     if len(data) < num_bytes:
         raise ConnectionError("the connection ended")
     return data
+
+
+def watch(port):
+    """A connection on which a call is under way until it is closed."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    connection.sendall(_request("", "Watch", "1H"))
+    with connection.makefile("rb") as stream:
+        kind = SETTINGS
+        while kind != DATA:  # the first status
+            head = _read(stream, 9)
+            kind = head[3]
+            _read(stream, int.from_bytes(head[:3], "big"))
+    return connection
 
 
 def health(port, service="", timeout_s=5):
