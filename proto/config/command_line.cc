@@ -27,7 +27,8 @@ std::string SuggestFlag(const CLI::App& app) {
     std::vector<std::string> known;
     for (const CLI::App* owner : {&InnermostApp(app), &app}) {
       for (const CLI::Option* option : owner->get_options()) {
-        for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+        for (const std::string& name : option->get_lnames())
+          known.push_back(absl::StrCat("--", name));
       }
     }
     return DidYouMean(word.substr(0, word.find('=')), known);
@@ -57,11 +58,12 @@ void AddSecondsFlag(CLI::App& app, const std::string& name, double& seconds,
   table->AddDuration({.name = name, .help = help}, *value, bounds);
   const OptionTable::Option& option = table->options().front();
   app.add_option_function<std::string>(
-         "--" + name,
+         absl::StrCat("--", name),
          [value, table, &seconds](const std::string& text) {
            const OptionTable::Option& declared = table->options().front();
            if (const absl::Status status = declared.set(text); !status.ok()) {
-             throw CLI::ValidationError("--" + declared.info.name, std::string(status.message()));
+             throw CLI::ValidationError(absl::StrCat("--", declared.info.name),
+                                        std::string(status.message()));
            }
            seconds = absl::ToDoubleSeconds(*value);
          },
@@ -104,7 +106,7 @@ ConfigFlags::ConfigFlags(CLI::App& app, const OptionTable& table, std::string fi
   for (const OptionTable::Option& option : table.options()) {
     const std::string& name = option.info.name;
     CLI::Option* flag = option.is_switch ? app.add_flag(absl::StrCat("--", name, ",!--no-", name))
-                                         : app.add_option("--" + name);
+                                         : app.add_option(absl::StrCat("--", name));
     flag->description(option.info.help)->option_text(HelpText(option));
     options_[name] = flag;
   }

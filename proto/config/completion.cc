@@ -41,8 +41,8 @@ Command Describe(const CLI::App& app, const std::string& name) {
     const auto add = [&](const std::string& flag) {
       command.flags.push_back({flag, option->get_description(), takes_value, Choices(*option)});
     };
-    for (const std::string& one : option->get_snames()) add("-" + one);
-    for (const std::string& one : option->get_lnames()) add("--" + one);
+    for (const std::string& one : option->get_snames()) add(absl::StrCat("-", one));
+    for (const std::string& one : option->get_lnames()) add(absl::StrCat("--", one));
   }
   return command;
 }
