@@ -66,10 +66,50 @@ TEST_P(LayerMathParityTest, NormsRows) {
   RmsNorm(x.data(), weight.data(), 1e-5, kRows, kDim, wanted.data(), nullptr);
   DeviceBuffer device_x = OnDevice(x, stream()), device_weight = OnDevice(weight, stream());
   DeviceBuffer out = Make(x.size() * 2);
-  ASSERT_EQ(LaunchNormRows(GetParam(), device_x.As<float>(), device_weight.As<float>(), 1e-5f,
-                           kRows, kDim, out.data(), cuda_stream()),
-            cudaSuccess);
+  NormRowsArgs args;
+  args.x = device_x.As<float>();
+  args.weight = device_weight.As<float>();
+  args.eps = 1e-5f;
+  args.rows = kRows;
+  args.dim = kDim;
+  args.out = out.data();
+  ASSERT_EQ(LaunchNormRows(GetParam(), args, cuda_stream()), cudaSuccess);
   ExpectNear(wanted, Read(out));
+}
+
+// Parts and bias enter the row that is normed, and the row that is kept.
+TEST_P(LayerMathParityTest, AddsToRowsBeforeItNormsThem) {
+  constexpr int kRows = 3, kDim = kNormDimMax, kStride = kRows * kDim + 4;
+  const std::vector<float> x = Normal(21, kRows * kDim), weight = Normal(22, kDim),
+                           bias = Normal(23, kDim), parts = Normal(24, kNormPartsMax * kStride);
+  for (const int num_parts : {1, kNormPartsMax}) {
+    std::vector<float> sum = x;
+    for (int i = 0; i < kRows * kDim; ++i) {
+      for (int part = 0; part < num_parts; ++part) sum[i] += parts[part * kStride + i];
+      sum[i] += bias[i % kDim];
+    }
+    std::vector<float> wanted(x.size());
+    RmsNorm(sum.data(), weight.data(), 1e-5, kRows, kDim, wanted.data(), nullptr);
+    DeviceBuffer device_x = OnDevice(x, stream()), device_weight = OnDevice(weight, stream()),
+                 device_bias = OnDevice(bias, stream()), device_parts = OnDevice(parts, stream());
+    DeviceBuffer out = Make(x.size() * 2);
+    NormRowsArgs args;
+    args.x = args.sum = device_x.As<float>();
+    args.parts = device_parts.As<float>();
+    args.num_parts = num_parts;
+    args.part_stride = kStride;
+    args.bias = device_bias.As<float>();
+    args.weight = device_weight.As<float>();
+    args.eps = 1e-5f;
+    args.rows = kRows;
+    args.dim = kDim;
+    args.out = out.data();
+    ASSERT_EQ(LaunchNormRows(GetParam(), args, cuda_stream()), cudaSuccess);
+    ExpectNear(wanted, Read(out));
+    std::vector<float> kept(x.size());
+    ASSERT_TRUE(device_x.CopyToHost(std::as_writable_bytes(std::span(kept))).ok());
+    EXPECT_EQ(kept, sum);
+  }
 }
 
 TEST_P(LayerMathParityTest, ActivatesWithAndWithoutBias) {

@@ -297,6 +297,16 @@ inline double LogitDeviation(int num_layers) {
 // of the values. Deviations that are allowed for that.
 inline constexpr double kLogitDeviations = 6;
 
+// silu(gate) * up in binary32, of arguments that are off by gate_error and up_error. silu' is 1.1
+// at most, and |silu(x)| <= |x|. The exponential's argument in log2 rounds twice at up to 1.5
+// |gate|, itself to 2^-22; sum, quotient and product round once each, the quotient to two ulp.
+inline double ActivationBound(double gate, double gate_error, double up, double up_error) {
+  const double silu = std::abs(gate / (1 + std::exp(-gate)));
+  const double exponential = 4 * kFloatUnit * (1.5 * std::abs(gate) + 1) + 4 * kFloatUnit;
+  return 1.1 * gate_error * (std::abs(up) + up_error) + silu * up_error +
+         (exponential + 8 * kFloatUnit) * silu * std::abs(up);
+}
+
 // Float and exp on a device: sums of `terms` terms, relative.
 inline double ReductionBound(int terms) { return 4 * kExpBound + SumBound(terms, 1); }
 

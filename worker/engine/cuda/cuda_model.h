@@ -39,7 +39,9 @@ class CudaModel {
  public:
   // Loads a Hugging Face directory as LlamaModel::Load does, whose errors it has; bf16 files stay
   // bf16, others become fp16.
-  //   Unimplemented       hidden_size is no multiple of 4, or intermediate_size of 8
+  //   Unimplemented       hidden_size is no multiple of 4 or above kNormDimMax, or
+  //   intermediate_size
+  //                       is no multiple of 8
   //   OutOfRange          a weight is beyond fp16
   //   ResourceExhausted   the model does not fit in device memory
   //   FailedPrecondition  no CUDA device

@@ -1,36 +1,14 @@
 #include "worker/engine/cuda/layer_math_kernels.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include <cooperative_groups.h>
+
+#include "kernels/device/ptx.cuh"
+#include "worker/engine/cuda/weight_type.cuh"
 
 namespace pkv {
 namespace {
 
 constexpr int kThreads = 256;
-
-template <typename T>
-__device__ T FromFloat(float x);
-template <>
-__device__ __half FromFloat(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __nv_bfloat16 FromFloat(float x) {
-  return __float2bfloat16_rn(x);
-}
-__device__ float ToFloat(__half x) { return __half2float(x); }
-__device__ float ToFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-// Calls launch(T()) with the type that `type` names.
-template <typename Launch>
-cudaError_t ForType(WeightType type, const Launch& launch) {
-  if (type == WeightType::kFloat16) {
-    launch(__half());
-  } else {
-    launch(__nv_bfloat16());
-  }
-  return cudaGetLastError();
-}
 
 unsigned CtasFor(int64_t items) {
   // Kernels stride over the grid beyond this.
@@ -67,26 +45,61 @@ __global__ void EmbedRowsKernel(const T* table, const int32_t* tokens, int dim, 
   for (int i = threadIdx.x; i < dim; i += kThreads) to[i] = ToFloat(from[i]);
 }
 
-// One CTA a row.
+// One CTA a row, which its threads keep in registers.
 constexpr int kNormThreads = 512;
+constexpr int kNormQuads = kNormDimMax / 4 / kNormThreads;  // of a thread
+
+__device__ __forceinline__ float4 Add(float4 a, float4 b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+
 template <typename T>
-__global__ void NormRowsKernel(const float* x, const float* weight, float eps, int dim, T* out) {
+__global__ void __launch_bounds__(kNormThreads) NormRowsKernel(NormRowsArgs args) {
   __shared__ float scratch[kNormThreads / 32];
-  const float4* row = reinterpret_cast<const float4*>(x + int64_t{blockIdx.x} * dim);
-  float squares = 0;
-  for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
-    const float4 v = row[i];
-    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+  ptx::LetNextGridStart();
+  const int quads = args.dim / 4, thread = static_cast<int>(threadIdx.x);
+  const int64_t row = int64_t{blockIdx.x} * quads;
+  float4 weight[kNormQuads];
+#pragma unroll
+  for (int j = 0; j < kNormQuads; ++j) {
+    const int i = j * kNormThreads + thread;
+    if (i < quads) weight[j] = reinterpret_cast<const float4*>(args.weight)[i];
   }
-  const float scale = rsqrtf(SumOverCta<kNormThreads>(squares, scratch) / dim + eps);
-  T* to = out + int64_t{blockIdx.x} * dim;
-  for (int i = threadIdx.x; i < dim / 4; i += kNormThreads) {
-    const float4 v = row[i];
-    const float4 w = reinterpret_cast<const float4*>(weight)[i];
-    to[4 * i] = FromFloat<T>(v.x * scale * w.x);
-    to[4 * i + 1] = FromFloat<T>(v.y * scale * w.y);
-    to[4 * i + 2] = FromFloat<T>(v.z * scale * w.z);
-    to[4 * i + 3] = FromFloat<T>(v.w * scale * w.w);
+  ptx::WaitForPreviousGrid();
+  float4 x[kNormQuads];
+  float squares = 0;
+#pragma unroll
+  for (int j = 0; j < kNormQuads; ++j) {
+    const int i = j * kNormThreads + thread;
+    if (i >= quads) continue;
+    float4 v = reinterpret_cast<const float4*>(args.x)[row + i];
+    float4 parts[kNormPartsMax];  // all asked for before the first is added
+#pragma unroll
+    for (int part = 0; part < kNormPartsMax; ++part) {
+      if (part >= args.num_parts) continue;
+      parts[part] = reinterpret_cast<const float4*>(args.parts + part * args.part_stride)[row + i];
+    }
+#pragma unroll
+    for (int part = 0; part < kNormPartsMax; ++part) {
+      if (part < args.num_parts) v = Add(v, parts[part]);
+    }
+    if (args.bias != nullptr) v = Add(v, reinterpret_cast<const float4*>(args.bias)[i]);
+    if (args.sum != nullptr) reinterpret_cast<float4*>(args.sum)[row + i] = v;
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    x[j] = v;
+  }
+  const auto dim = static_cast<float>(args.dim);
+  const float scale = rsqrtf(SumOverCta<kNormThreads>(squares, scratch) / dim + args.eps);
+  struct alignas(8) Quad {
+    T values[4];
+  };
+#pragma unroll
+  for (int j = 0; j < kNormQuads; ++j) {
+    const int i = j * kNormThreads + thread;
+    if (i >= quads) continue;
+    static_cast<Quad*>(args.out)[row + i] = {
+        {FromFloat<T>(x[j].x * scale * weight[j].x), FromFloat<T>(x[j].y * scale * weight[j].y),
+         FromFloat<T>(x[j].z * scale * weight[j].z), FromFloat<T>(x[j].w * scale * weight[j].w)}};
   }
 }
 
@@ -152,7 +165,7 @@ __global__ void SwiGluRowsKernel(const T* gate_up, const float* bias, int dim, T
       gate += bias[c + i];
       up += bias[dim + c + i];
     }
-    result.values[i] = FromFloat<T>(gate / (1.0f + __expf(-gate)) * up);
+    result.values[i] = FromFloat<T>(SwiGlu(gate, up));
   }
   *reinterpret_cast<Octet*>(out + row * dim + c) = result;
 }
@@ -164,44 +177,76 @@ __global__ void AddBiasRowsKernel(const float* bias, int64_t size, int dim, floa
   }
 }
 
-struct Candidate {
-  float logit;
-  int32_t token;
-};
-__device__ Candidate Better(Candidate a, Candidate b) {
-  return b.logit > a.logit || (b.logit == a.logit && b.token < a.token) ? b : a;
-}
-
-// One CTA a row, two passes: the largest, then the sum of exp.
-constexpr int kGreedyThreads = 1024;
-__global__ void GreedyRowsKernel(const float* logits, int vocab, int32_t* tokens, float* logprobs) {
-  __shared__ Candidate best_of[kGreedyThreads / 32];
-  __shared__ float sums[kGreedyThreads / 32];
-  const float* row = logits + int64_t{blockIdx.x} * vocab;
-  Candidate best = {-INFINITY, vocab};
-  for (int i = threadIdx.x; i < vocab; i += kGreedyThreads) best = Better(best, {row[i], i});
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    best = Better(best,
-                  {__shfl_xor_sync(~0u, best.logit, step), __shfl_xor_sync(~0u, best.token, step)});
-  }
-  if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best;
-  __syncthreads();
-  best = best_of[0];
-#pragma unroll
-  for (int i = 1; i < kGreedyThreads / 32; ++i) best = Better(best, best_of[i]);
-
+// The largest of some logits and the sum of their exponentials, relative to it.
+struct Likeliest {
+  float logit = -INFINITY;
+  int32_t token = 0x7fffffff;
   float sum = 0;
-  for (int i = threadIdx.x; i < vocab; i += kGreedyThreads) sum += __expf(row[i] - best.logit);
-  sum = ReduceWarp(sum, [](float a, float b) { return a + b; });
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+
+  __device__ void Add(float x, int32_t id) {
+    if (x > logit) {
+      sum = sum * __expf(logit - x) + 1;
+      logit = x, token = id;
+    } else if (x != -INFINITY) {
+      sum += __expf(x - logit);
+    }
+  }
+  __device__ void Merge(const Likeliest& other) {
+    const bool is_better = other.logit > logit || (other.logit == logit && other.token < token);
+    const float larger = is_better ? other.logit : logit;
+    const float mine = logit == larger ? sum : sum * __expf(logit - larger);
+    const float its = other.logit == larger ? other.sum : other.sum * __expf(other.logit - larger);
+    sum = mine + its;
+    logit = larger;
+    if (is_better) token = other.token;
+  }
+  // Of 32 lanes, in every lane.
+  __device__ void MergeLanes() {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      Likeliest other;
+      other.logit = __shfl_xor_sync(~0u, logit, step);
+      other.token = __shfl_xor_sync(~0u, token, step);
+      other.sum = __shfl_xor_sync(~0u, sum, step);
+      Merge(other);
+    }
+  }
+};
+
+// A cluster a row: each CTA takes every eighth piece of it.
+constexpr int kGreedyThreads = 1024, kGreedyCtas = 8;
+__global__ void __cluster_dims__(kGreedyCtas) __launch_bounds__(kGreedyThreads)
+    GreedyRowsKernel(const float* logits, int vocab, int32_t* tokens, float* logprobs) {
+  __shared__ Likeliest of_warps[kGreedyThreads / 32];
+  __shared__ Likeliest of_cta;
+  const auto cluster = cooperative_groups::this_cluster();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int rank = static_cast<int>(cluster.block_rank());
+  const unsigned row = blockIdx.x / kGreedyCtas;
+  ptx::WaitForPreviousGrid();
+  const float* from = logits + int64_t{row} * vocab;
+  Likeliest best;
+#pragma unroll 8
+  for (int i = rank * kGreedyThreads + thread; i < vocab; i += kGreedyCtas * kGreedyThreads) {
+    best.Add(from[i], i);
+  }
+  best.MergeLanes();
+  if (thread % 32 == 0) of_warps[thread / 32] = best;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  sum = 0;
-  for (int i = 0; i < kGreedyThreads / 32; ++i) sum += sums[i];
-  // A row without any number, all NaN, has no likeliest token: 0 stays inside the vocabulary.
-  tokens[blockIdx.x] = best.token < vocab ? best.token : 0;
-  logprobs[blockIdx.x] = -logf(sum);
+  if (thread < 32) {
+    best = of_warps[thread];
+    best.MergeLanes();
+    if (thread == 0) of_cta = best;
+  }
+  cluster.sync();
+  if (rank == 0 && thread == 0) {
+    best = of_cta;
+    for (int i = 1; i < kGreedyCtas; ++i) best.Merge(*cluster.map_shared_rank(&of_cta, i));
+    // A row without any number, all NaN, has no likeliest token: 0 stays inside the vocabulary.
+    tokens[row] = best.token < vocab ? best.token : 0;
+    logprobs[row] = -logf(best.sum);
+  }
+  cluster.sync();  // what is read stays until it has been
 }
 
 // SplitMix64 (Steele, Lea, Flood 2014), as a hash of seed and index.
@@ -229,21 +274,23 @@ cudaError_t LaunchEmbedRows(WeightType type, const void* table, const int32_t* t
   return ForType(type, [&]<typename T>(T) {
     EmbedRowsKernel<T>
         <<<rows, kThreads, 0, stream>>>(static_cast<const T*>(table), tokens, dim, hidden);
+    return cudaGetLastError();
   });
 }
 
-cudaError_t LaunchNormRows(WeightType type, const float* x, const float* weight, float eps,
-                           int rows, int dim, void* out, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
+cudaError_t LaunchNormRows(WeightType type, const NormRowsArgs& args, cudaStream_t stream) {
+  if (args.rows == 0) return cudaSuccess;
   return ForType(type, [&]<typename T>(T) {
-    NormRowsKernel<T><<<rows, kNormThreads, 0, stream>>>(x, weight, eps, dim, static_cast<T*>(out));
+    return LaunchOverlapping(&NormRowsKernel<T>, dim3(args.rows), kNormThreads, 0, stream, args);
   });
 }
 
 cudaError_t LaunchRotaryRows(WeightType type, const RotaryRowsArgs& args, cudaStream_t stream) {
   if (args.rows == 0) return cudaSuccess;
-  return ForType(
-      type, [&]<typename T>(T) { RotaryRowsKernel<T><<<args.rows, kThreads, 0, stream>>>(args); });
+  return ForType(type, [&]<typename T>(T) {
+    RotaryRowsKernel<T><<<args.rows, kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
+  });
 }
 
 cudaError_t LaunchSwiGluRows(WeightType type, const void* gate_up, const float* bias, int rows,
@@ -253,6 +300,7 @@ cudaError_t LaunchSwiGluRows(WeightType type, const void* gate_up, const float* 
   return ForType(type, [&]<typename T>(T) {
     SwiGluRowsKernel<T><<<grid, kThreads, 0, stream>>>(static_cast<const T*>(gate_up), bias, dim,
                                                        static_cast<T*>(out));
+    return cudaGetLastError();
   });
 }
 
@@ -266,8 +314,8 @@ cudaError_t LaunchAddBiasRows(const float* bias, int rows, int dim, float* x, cu
 cudaError_t LaunchGreedyRows(const float* logits, int rows, int vocab, int32_t* tokens,
                              float* logprobs, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  GreedyRowsKernel<<<rows, kGreedyThreads, 0, stream>>>(logits, vocab, tokens, logprobs);
-  return cudaGetLastError();
+  return LaunchOverlapping(&GreedyRowsKernel, dim3(rows * kGreedyCtas), kGreedyThreads, 0, stream,
+                           logits, vocab, tokens, logprobs);
 }
 
 cudaError_t LaunchRandomWeights(WeightType type, uint64_t seed, float scale, int64_t count,
@@ -276,6 +324,7 @@ cudaError_t LaunchRandomWeights(WeightType type, uint64_t seed, float scale, int
   return ForType(type, [&]<typename T>(T) {
     RandomWeightsKernel<T>
         <<<CtasFor(count), kThreads, 0, stream>>>(seed, scale, count, static_cast<T*>(out));
+    return cudaGetLastError();
   });
 }
 

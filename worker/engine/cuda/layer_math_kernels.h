@@ -17,9 +17,28 @@ enum class WeightType { kFloat16, kBfloat16 };
 cudaError_t LaunchEmbedRows(WeightType type, const void* table, const int32_t* tokens, int rows,
                             int dim, float* hidden, cudaStream_t stream);
 
-// out = x / sqrt(mean(x^2) + eps) * weight, rows of `dim`, a multiple of 4; out of `type`.
-cudaError_t LaunchNormRows(WeightType type, const float* x, const float* weight, float eps,
-                           int rows, int dim, void* out, cudaStream_t stream);
+// The most that a row of LaunchNormRows() has.
+inline constexpr int kNormDimMax = 8192;
+inline constexpr int kNormPartsMax = 4;
+
+struct NormRowsArgs {
+  const float* x = nullptr;  // [rows, dim]
+  // What is added to x before, in this order: up to kNormPartsMax [rows, dim], part_stride elements
+  // apart, a multiple of 4, and to every row bias [dim], or null.
+  const float* parts = nullptr;
+  int num_parts = 0;
+  int64_t part_stride = 0;
+  const float* bias = nullptr;
+  float* sum = nullptr;           // where x with these goes, which may be x; or null
+  const float* weight = nullptr;  // [dim]; written before a chain of overlapping kernels begins
+  float eps = 0;
+  int rows = 0, dim = 0;  // dim: a multiple of 4, kNormDimMax at most
+  void* out = nullptr;    // [rows, dim] of the type
+};
+
+// out = x / sqrt(mean(x^2) + eps) * weight, rows of `dim`. May start while the kernel before still
+// runs (weight_type.cuh).
+cudaError_t LaunchNormRows(WeightType type, const NormRowsArgs& args, cudaStream_t stream);
 
 // The projections of one forward pass on their way to attention.
 struct RotaryRowsArgs {
@@ -53,7 +72,7 @@ cudaError_t LaunchSwiGluRows(WeightType type, const void* gate_up, const float* 
 cudaError_t LaunchAddBiasRows(const float* bias, int rows, int dim, float* x, cudaStream_t stream);
 
 // The largest of each row of logits [rows, vocab], ties to the lowest id, and its log probability,
-// natural log.
+// natural log. May start while the kernel before still runs.
 cudaError_t LaunchGreedyRows(const float* logits, int rows, int vocab, int32_t* tokens,
                              float* logprobs, cudaStream_t stream);
 

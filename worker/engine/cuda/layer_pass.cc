@@ -1,9 +1,11 @@
 #include "worker/engine/cuda/layer_pass.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/cuda_status.h"
+#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "worker/engine/cuda/cublas_library.h"
 
@@ -17,6 +19,10 @@ absl::Status BlasStatus(const CublasLibrary& library, cublasStatus_t status,
                         absl::string_view what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(what, ": ", library.status_string(status)));
+}
+
+const float* BiasOf(const DeviceLinear& linear) {
+  return reinterpret_cast<const float*>(linear.bias.data());
 }
 
 }  // namespace
@@ -37,6 +43,7 @@ absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Make(const CudaModel* mode
                                  library.set_stream(pass->blas_, static_cast<cudaStream_t>(stream)),
                                  "cublasSetStream"));
   PKV_RETURN_IF_ERROR(pass->Allocate(max_rows, chunk_rows, logit_rows));
+  if (chunk_rows == max_rows) PKV_RETURN_IF_ERROR(pass->PrepareStreamed(max_rows));
   PKV_RETURN_IF_ERROR(BlasStatus(
       library, library.set_workspace(pass->blas_, pass->workspace_.data(), pass->workspace_.size()),
       "cublasSetWorkspace"));
@@ -85,28 +92,86 @@ absl::Status LayerPass::Multiply(const std::byte* weight, int in, int out_column
       "cublasGemmEx");
 }
 
+absl::Status LayerPass::PrepareStreamed(int max_rows) {
+  const ModelConfig& config = model_.config();
+  const int hidden = config.hidden_size, ffn = config.intermediate_size, half = config.head_dim / 2;
+  const int q_size = config.num_qo_heads * config.head_dim;
+  const int qkv_size = q_size + 2 * config.num_kv_heads * config.head_dim;
+  if (half % kTileHalf != 0) return absl::OkStatus();
+  // A tile is 8 channels of a head and their partners in rotation; or 8 gates and their ups.
+  qkv_plan_.shape = {qkv_size, hidden, half, half / kTileHalf, config.head_dim};
+  gate_up_plan_.shape = {2 * ffn, hidden, ffn, ffn / kTileHalf, ffn};
+  o_plan_.shape = {.n = hidden, .k = q_size, .max_parts = kNormPartsMax};
+  down_plan_.shape = {.n = hidden, .k = ffn, .max_parts = kNormPartsMax};
+  head_plan_.shape = {.n = config.vocab_size, .k = hidden};
+
+  ProductDevice device;
+  PKV_RETURN_IF_ERROR(CudaStatus(PrepareStreamedProducts(&device), "streamed products"));
+  for (Planned* planned : {&qkv_plan_, &o_plan_, &gate_up_plan_, &down_plan_, &head_plan_}) {
+    absl::StatusOr<StreamedProductPlan> plan =
+        PlanStreamedProduct(planned->shape, device.num_sms, device.shared_bytes_max);
+    if (absl::IsUnimplemented(plan.status())) return absl::OkStatus();  // cuBLAS takes any width
+    PKV_ASSIGN_OR_RETURN(planned->plan, std::move(plan));
+  }
+  const int64_t rows = std::min(max_rows, kStreamedRowsMax);
+  PKV_ASSIGN_OR_RETURN(parts_, DeviceBuffer::Make(rows * kNormPartsMax * hidden * 4, stream_));
+  PKV_ASSIGN_OR_RETURN(tickets_, DeviceBuffer::Make(kNormPartsMax * sizeof(uint32_t), stream_));
+  has_plans_ = true;
+  return CudaStatus(
+      cudaMemsetAsync(tickets_.data(), 0, tickets_.size(), static_cast<cudaStream_t>(stream_)),
+      "clearing tickets");
+}
+
+StreamedProductArgs LayerPass::Planned::Args(const std::byte* weight, const void* x, int rows,
+                                             void* out) const {
+  StreamedProductArgs args;
+  args.shape = shape;
+  args.plan = plan;
+  args.weight = weight;
+  args.x = x;
+  args.rows = rows;
+  args.out = out;
+  return args;
+}
+
+absl::Status LayerPass::Stream(StreamedProductArgs args) {
+  args.tickets = tickets_.As<uint32_t>();
+  return CudaStatus(LaunchStreamedProduct(model_.type(), args, static_cast<cudaStream_t>(stream_)),
+                    "streamed product");
+}
+
 absl::Status LayerPass::Embed(const int32_t* tokens, int rows) {
+  streams_ = has_plans_ && rows <= kStreamedRowsMax;
+  pass_rows_ = rows;
   return CudaStatus(LaunchEmbedRows(model_.type(), model_.embedding().data(), tokens, rows,
                                     model_.config().hidden_size, hidden_.As<float>(),
                                     static_cast<cudaStream_t>(stream_)),
                     "embedding");
 }
 
-absl::Status LayerPass::Project(int layer, int first_row, int rows, const KvTarget& to) {
+absl::Status LayerPass::Normalize(int first_row, int rows, const DeviceBuffer& weight,
+                                  const Addend& added, absl::string_view what) {
   const ModelConfig& config = model_.config();
-  const DeviceLayer& weights = model_.layer(layer);
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(LaunchNormRows(model_.type(), hidden_row(first_row),
-                                reinterpret_cast<const float*>(weights.attention_norm.data()),
-                                static_cast<float>(config.rms_norm_eps), rows, config.hidden_size,
-                                normed_.data(), stream),
-                 "attention norm"));
-  PKV_RETURN_IF_ERROR(Multiply(weights.qkv.weight.data(), weights.qkv.in, weights.qkv.out,
-                               normed_.data(), rows, false, true, qkv_.data()));
+  NormRowsArgs args;
+  args.x = hidden_row(first_row);
+  args.num_parts = added.num_parts;
+  args.parts = parts_.As<float>() + int64_t{first_row} * config.hidden_size;
+  args.part_stride = int64_t{pass_rows_} * config.hidden_size;
+  args.bias = added.bias;
+  if (added.keeps_sum) args.sum = hidden_row(first_row);
+  args.weight = reinterpret_cast<const float*>(weight.data());
+  args.eps = static_cast<float>(config.rms_norm_eps);
+  args.rows = rows;
+  args.dim = config.hidden_size;
+  args.out = normed_.data();
+  return CudaStatus(LaunchNormRows(model_.type(), args, static_cast<cudaStream_t>(stream_)), what);
+}
+
+RotaryRowsArgs LayerPass::Rotary(int layer, int rows, const KvTarget& to) {
+  const ModelConfig& config = model_.config();
   RotaryRowsArgs args;
   args.qkv = qkv_.As<float>();
-  args.bias = reinterpret_cast<const float*>(weights.qkv.bias.data());
+  args.bias = reinterpret_cast<const float*>(model_.layer(layer).qkv.bias.data());
   args.rows = rows;
   args.num_qo_heads = config.num_qo_heads;
   args.num_kv_heads = config.num_kv_heads;
@@ -121,34 +186,72 @@ absl::Status LayerPass::Project(int layer, int first_row, int rows, const KvTarg
   args.kv_row_stride = to.kv_row_stride;
   args.not_finite = to.not_finite;
   args.not_finite_stride = to.not_finite_stride;
-  return CudaStatus(LaunchRotaryRows(model_.type(), args, stream), "rotary embedding");
+  return args;
+}
+
+absl::Status LayerPass::Project(int layer, int first_row, int rows, const KvTarget& to) {
+  const DeviceLayer& weights = model_.layer(layer);
+  const RotaryRowsArgs rotary = Rotary(layer, rows, to);
+  PKV_CHECK(!streams_ || (first_row == 0 && rows == pass_rows_), first_row, " ", rows);
+  if (streams_) return ProjectStreamed(layer, rows, rotary);
+  PKV_RETURN_IF_ERROR(Normalize(first_row, rows, weights.attention_norm, {}, "attention norm"));
+  PKV_RETURN_IF_ERROR(Multiply(weights.qkv.weight.data(), weights.qkv.in, weights.qkv.out,
+                               normed_.data(), rows, false, true, qkv_.data()));
+  return CudaStatus(LaunchRotaryRows(model_.type(), rotary, static_cast<cudaStream_t>(stream_)),
+                    "rotary embedding");
+}
+
+absl::Status LayerPass::ProjectStreamed(int layer, int rows, const RotaryRowsArgs& rotary) {
+  const DeviceLayer& weights = model_.layer(layer);
+  Addend added;
+  if (layer > 0) {
+    added.num_parts = down_plan_.plan.num_parts;
+    added.bias = BiasOf(model_.layer(layer - 1).down);
+    added.keeps_sum = true;
+  }
+  PKV_RETURN_IF_ERROR(Normalize(0, rows, weights.attention_norm, added, "attention norm"));
+  StreamedProductArgs args =
+      qkv_plan_.Args(weights.qkv.weight.data(), normed_.data(), rows, nullptr);
+  args.end = ProductEnd::kRotary;
+  args.rotary = rotary;
+  return Stream(args);
+}
+
+absl::Status LayerPass::FinishStreamed(int layer, int rows) {
+  const DeviceLayer& weights = model_.layer(layer);
+  PKV_RETURN_IF_ERROR(
+      Stream(o_plan_.Args(weights.o.weight.data(), attention_.data(), rows, parts_.data())));
+  const Addend added = {o_plan_.plan.num_parts, BiasOf(weights.o), true};
+  PKV_RETURN_IF_ERROR(Normalize(0, rows, weights.mlp_norm, added, "mlp norm"));
+  StreamedProductArgs gate_up =
+      gate_up_plan_.Args(weights.gate_up.weight.data(), normed_.data(), rows, activated_.data());
+  gate_up.end = ProductEnd::kSwiGlu;
+  gate_up.bias = BiasOf(weights.gate_up);
+  PKV_RETURN_IF_ERROR(Stream(gate_up));
+  return Stream(
+      down_plan_.Args(weights.down.weight.data(), activated_.data(), rows, parts_.data()));
 }
 
 absl::Status LayerPass::Finish(int layer, int first_row, int rows) {
+  PKV_CHECK(!streams_ || (first_row == 0 && rows == pass_rows_), first_row, " ", rows);
+  if (streams_) return FinishStreamed(layer, rows);
   const ModelConfig& config = model_.config();
   const DeviceLayer& weights = model_.layer(layer);
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   float* hidden = hidden_row(first_row);
   const auto add_bias = [&](const DeviceLinear& linear) {
     if (linear.bias.size() == 0) return absl::OkStatus();
-    return CudaStatus(LaunchAddBiasRows(reinterpret_cast<const float*>(linear.bias.data()), rows,
-                                        linear.out, hidden, stream),
-                      "bias");
+    return CudaStatus(LaunchAddBiasRows(BiasOf(linear), rows, linear.out, hidden, stream), "bias");
   };
   PKV_RETURN_IF_ERROR(Multiply(weights.o.weight.data(), weights.o.in, weights.o.out,
                                attention_.data(), rows, true, true, hidden));
   PKV_RETURN_IF_ERROR(add_bias(weights.o));
-  PKV_RETURN_IF_ERROR(CudaStatus(
-      LaunchNormRows(model_.type(), hidden, reinterpret_cast<const float*>(weights.mlp_norm.data()),
-                     static_cast<float>(config.rms_norm_eps), rows, config.hidden_size,
-                     normed_.data(), stream),
-      "mlp norm"));
+  PKV_RETURN_IF_ERROR(Normalize(first_row, rows, weights.mlp_norm, {}, "mlp norm"));
   PKV_RETURN_IF_ERROR(Multiply(weights.gate_up.weight.data(), weights.gate_up.in,
                                weights.gate_up.out, normed_.data(), rows, false, false,
                                gate_up_.data()));
   PKV_RETURN_IF_ERROR(
-      CudaStatus(LaunchSwiGluRows(model_.type(), gate_up_.data(),
-                                  reinterpret_cast<const float*>(weights.gate_up.bias.data()), rows,
+      CudaStatus(LaunchSwiGluRows(model_.type(), gate_up_.data(), BiasOf(weights.gate_up), rows,
                                   config.intermediate_size, activated_.data(), stream),
                  "activation"));
   PKV_RETURN_IF_ERROR(Multiply(weights.down.weight.data(), weights.down.in, weights.down.out,
@@ -158,14 +261,17 @@ absl::Status LayerPass::Finish(int layer, int first_row, int rows) {
 
 absl::Status LayerPass::Logits(int first_row, int rows) {
   const ModelConfig& config = model_.config();
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(LaunchNormRows(model_.type(), hidden_row(first_row),
-                                reinterpret_cast<const float*>(model_.final_norm().data()),
-                                static_cast<float>(config.rms_norm_eps), rows, config.hidden_size,
-                                normed_.data(), static_cast<cudaStream_t>(stream_)),
-                 "final norm"));
-  return Multiply(model_.lm_head(), config.hidden_size, config.vocab_size, normed_.data(), rows,
-                  false, true, logits_.data());
+  Addend added;  // hidden_ stays without it: rows may be asked for again
+  if (streams_) {
+    added.num_parts = down_plan_.plan.num_parts;
+    added.bias = BiasOf(model_.layer(config.num_layers - 1).down);
+  }
+  PKV_RETURN_IF_ERROR(Normalize(first_row, rows, model_.final_norm(), added, "final norm"));
+  if (!streams_) {
+    return Multiply(model_.lm_head(), config.hidden_size, config.vocab_size, normed_.data(), rows,
+                    false, true, logits_.data());
+  }
+  return Stream(head_plan_.Args(model_.lm_head(), normed_.data(), rows, logits_.data()));
 }
 
 }  // namespace pkv

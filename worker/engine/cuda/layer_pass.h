@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/device/device_buffer.h"
 #include "worker/engine/cuda/cuda_model.h"
+#include "worker/engine/cuda/streamed_product_kernels.h"
 
 struct cublasContext;
 
@@ -28,8 +29,14 @@ struct KvTarget {
 
 // The arithmetic of a forward pass but for attention, on one stream, with the activations it needs:
 // Embed, then for each layer and each run of rows Project, attention by the caller from q() to
-// attention(), Finish; at last Logits. GEMMs by cuBLAS. Every call enqueues and returns, and may be
-// captured into a CUDA graph.
+// attention(), Finish; at last Logits. Every call enqueues and returns, and may be captured into a
+// CUDA graph.
+//
+// Products are cuBLAS's, but for passes of up to kStreamedRowsMax rows where Project and Finish
+// take all rows at once: they stream the weights (streamed_product_kernels.h), if the model's
+// widths allow, with norms and activations in the same kernels or beside them. The kernels of such
+// a pass overlap, and one kernel of the caller's, attention, may do so too: it may start before q()
+// and the KvTarget are written, and waits for that (weight_type.cuh says why this is safe).
 //
 // Sums and the residual stream are fp32, whatever the weights are. Equal shapes give equal bits.
 // Thread-compatible.
@@ -67,6 +74,19 @@ class LayerPass {
   // out = x weight^T, or += when `accumulate`; x of the model's type, out fp32 or of that type.
   absl::Status Multiply(const std::byte* weight, int in, int out_columns, const void* x, int rows,
                         bool accumulate, bool fp32_out, void* out);
+  absl::Status PrepareStreamed(int max_rows);
+  absl::Status Stream(StreamedProductArgs args);
+  absl::Status ProjectStreamed(int layer, int rows, const RotaryRowsArgs& rotary);
+  absl::Status FinishStreamed(int layer, int rows);
+  // normed_ = norm of rows [first_row, + rows), to which `added` parts are added before.
+  struct Addend {
+    int num_parts = 0;
+    const float* bias = nullptr;
+    bool keeps_sum = false;
+  };
+  absl::Status Normalize(int first_row, int rows, const DeviceBuffer& weight, const Addend& added,
+                         absl::string_view what);
+  RotaryRowsArgs Rotary(int layer, int rows, const KvTarget& to);
   float* hidden_row(int row) {
     return hidden_.As<float>() + int64_t{row} * model_.config().hidden_size;
   }
@@ -82,6 +102,19 @@ class LayerPass {
   DeviceBuffer q_, attention_;
   DeviceBuffer gate_up_, activated_;
   DeviceBuffer logits_;  // [logit rows, vocab] fp32
+
+  // Of passes of few rows.
+  struct Planned {
+    StreamedProductShape shape;
+    StreamedProductPlan plan;
+    StreamedProductArgs Args(const std::byte* weight, const void* x, int rows, void* out) const;
+  };
+  Planned qkv_plan_, o_plan_, gate_up_plan_, down_plan_, head_plan_;
+  bool has_plans_ = false, streams_ = false;  // streams_: in this pass
+  int pass_rows_ = 0;
+  DeviceBuffer tickets_;
+  // [parts, rows, hidden] fp32 of the last o or down product, which the next norm adds to hidden_.
+  DeviceBuffer parts_;
 };
 
 }  // namespace pkv
