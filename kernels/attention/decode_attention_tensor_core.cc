@@ -87,7 +87,7 @@ class DecodeAttentionTensorCore : public DecodeAttention {
     launch_.overlaps_previous = shape.overlaps_previous;
     launch_.is_bfloat16 = shape.query_type == QueryType::kBfloat16;
     launch_.has_patterns = shape.encoding.has_patterns;
-    launch_.rule.tile_tokens = kernel.tile_tokens;
+    launch_.rule.tile_shift = std::countr_zero(static_cast<unsigned>(kernel.tile_tokens));
     launch_.head_teams = TeamsOfKvHeads(limits.num_sms, shape.num_kv_heads);
     launch_.rule.units_per_block = shape.encoding.is_fp16() ? kBlockTokens / kernel.tile_tokens : 1;
     launch_.rule.num_sinks = shape.num_sinks;

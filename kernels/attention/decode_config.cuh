@@ -44,7 +44,7 @@ struct DecodeConfig {
   static constexpr int kFineAt = kCodeBytes / 8 * 7;
   static constexpr int kKCodeBytes = kFine ? kFineAt + kFineTokens * kHeadDim / 2 : kCodeBytes;
   static constexpr int kDenseBytes = kTileTokens * kRowStride;
-  static constexpr int Aligned(int at) { return (at + 15) / 16 * 16; }
+  static constexpr int Aligned(int at, int to = 16) { return (at + to - 1) / to * to; }
   static constexpr int Larger(int a, int b) { return a > b ? a : b; }
   static constexpr int Smaller(int a, int b) { return a < b ? a : b; }
   static constexpr int kMaxGroups = kGrouped ? 4 : 1;
@@ -70,9 +70,8 @@ struct DecodeConfig {
   // A query head a row: fp16 words of lane q = 0, 1, .., each in the order of B operands
   // (OperandPlace).
   static constexpr int kQueriesAt = kEndsAt + kEndsBytes;
-  static constexpr int kQueryStride = kHeadDim + 8;  // elements
-  static constexpr int kWarpBytes = kQueriesAt + kHeads * kQueryStride * 2;
-  static_assert(kWarpBytes % 16 == 0);
+  static constexpr int kQueryStride = kHeadDim + 8;                       // elements
+  static constexpr int kHeadAt = kQueriesAt + kHeads * kQueryStride * 2;  // WarpMemory::Head
   static constexpr int kIdBytes = kHasCodes ? 4 * kHeads : 0;
   // V patterns whose weights are summed in registers.
   static constexpr int kRegisterPatterns = kBits == 2 && kNarrow ? 32 : 64;
@@ -84,6 +83,17 @@ struct DecodeConfig {
   static constexpr int kPartHistogramAt = kPartOutAt + kHeads * kOutStride;
   static constexpr int kPartFloats =
       kPartHistogramAt + (kHasCodes ? kRegisterPatterns * kHeads : 0);
+  // The one of a slice's first item has shared memory of its own where there is enough.
+  static constexpr bool kHeadInShared = kHasCodes && kNarrow;
+  static_assert(kHeadAt % 16 == 0);
+  // A bulk copy to shared memory that does not begin at a multiple of 128 bytes takes longer: 9 %
+  // of a launch of 4 bits (PERFORMANCE.md).
+  static constexpr int kCopyAlignment = 128;
+  static constexpr int kWarpBytes =
+      Aligned(kHeadAt + (kHeadInShared ? 4 * kPartFloats : 0), kCopyAlignment);
+  static_assert(kVSlotsAt % kCopyAlignment == 0 && kParamsAt % kCopyAlignment == 0 &&
+                kKSlotBytes % kCopyAlignment == 0 && kVSlotBytes % kCopyAlignment == 0 &&
+                kParamBytes % kCopyAlignment == 0);
   // The last one of a slice is left where its codes were, and behind it the item's V patterns.
   static_assert(4 * kPartFloats <= kSlots * (kKSlotBytes + kVSlotBytes));
   static constexpr int kRowsAt = (4 * kPartFloats + 127) / 128 * 128;

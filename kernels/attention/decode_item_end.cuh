@@ -54,7 +54,7 @@ struct ItemEnd {
     __syncwarp();
     if (lane != 0) return;
     const uint32_t barrier = memory.RowsBarrier(warp);
-    ptx::ArriveExpecting(barrier, rows * C::kRowBytes);
+    Ring<C>::ExpectCopies(barrier, rows * C::kRowBytes);
     ptx::CopyBulk(ptx::SharedAddress(memory.Rows(warp)), patterns.v, rows * C::kRowBytes, barrier);
   }
 

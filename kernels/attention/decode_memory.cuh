@@ -63,7 +63,10 @@ struct WarpMemory {
     return ptx::SharedAddress(At(warp)) + C::kRowsBarrierAt;
   }
   // Of the item in SliceEnds::head.
-  __device__ DecodePart<C> Head(int warp) const { return Scratch(warp, 0); }
+  __device__ DecodePart<C> Head(int warp) const {
+    if constexpr (C::kHeadInShared) return {reinterpret_cast<float*>(At(warp) + C::kHeadAt)};
+    return Scratch(warp, 0);
+  }
   // Of an item that is in the slice as a whole.
   __device__ DecodePart<C> Whole(int warp) const { return Scratch(warp, 1); }
 

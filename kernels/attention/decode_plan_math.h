@@ -29,17 +29,16 @@ struct DecodeItemUnits {
 // What of DecodeAttentionShape decides how tokens make units.
 struct DecodeUnitRule {
   int units_per_block = 1;
-  int tile_tokens = 16;  // of a dense tile
+  int tile_shift = 4;  // log2 of a dense tile's tokens: a quotient would cost every warp
   int num_sinks = 0;
 };
 
 // `window_tokens` counts the new token.
 PKV_HOST_DEVICE inline DecodeItemUnits CountDecodeUnits(const DecodeUnitRule& rule, int num_blocks,
                                                         int window_tokens) {
-  const int tile = rule.tile_tokens;
-  return {num_blocks * rule.units_per_block,
-          num_blocks > 0 ? (rule.num_sinks + tile - 1) / tile : 0,
-          (window_tokens + tile - 1) / tile};
+  const int shift = rule.tile_shift, up = (1 << shift) - 1;
+  return {num_blocks * rule.units_per_block, num_blocks > 0 ? (rule.num_sinks + up) >> shift : 0,
+          (window_tokens + up) >> shift};
 }
 
 // The warps of a CTA form teams, each with consecutive slices of one line. Team t of the launch

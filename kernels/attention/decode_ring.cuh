@@ -88,6 +88,7 @@ struct BlockRun {
 template <typename C>
 struct Ring {
   static_assert(sizeof(WarpFeed) <= C::kFeedBytes && C::kSlots <= 2);
+  static constexpr int kLanes = 32;  // a barrier's arrivals: of each lane, or all of one lane
 
   const DecodeLaunch& launch;
   WarpFeed* feed;
@@ -117,7 +118,7 @@ struct Ring {
   }
 
   __device__ void Init() const {
-    if (lane < 2 * C::kSlots + 1) ptx::InitBarrier(warp + C::kBarriersAt + 8 * lane, 1);
+    if (lane < 2 * C::kSlots + 1) ptx::InitBarrier(warp + C::kBarriersAt + 8 * lane, kLanes);
     ptx::FenceBarrierInit();
     __syncwarp();
   }
@@ -171,6 +172,11 @@ struct Ring {
     }
     Enter(at, end, run);
   }
+  // One lane, for the warp: `bytes` of bulk copies are to come.
+  __device__ __forceinline__ static void ExpectCopies(uint32_t barrier, uint32_t bytes) {
+    ptx::ExpectBytes(barrier, bytes);
+    ptx::Arrive(barrier, kLanes);
+  }
   // All lanes are done with the V slot.
   __device__ __forceinline__ void IssueV(unsigned n) const {
     __syncwarp();  // and see what lane 0 wrote of the unit
@@ -180,7 +186,7 @@ struct Ring {
     if (!C::kHasCodes || __builtin_expect(info.rows > 0, 0)) {
       CopyRows(UnitInfo(info), v, launch.args.token_v, v_slot(n), v_barrier(n));
     } else if (lane == 0) {
-      ptx::ArriveExpecting(v_barrier(n), C::kCodeBytes);
+      ExpectCopies(v_barrier(n), C::kCodeBytes);
       ptx::CopyBulk(v_slot(n), v, C::kCodeBytes, v_barrier(n));
     }
   }
@@ -190,7 +196,7 @@ struct Ring {
   __device__ __forceinline__ void CopyBlock(const std::byte* head, int is_first, unsigned n) const {
     const int bytes = launch.head_bytes - launch.k_scales;
     const uint32_t barrier = k_barrier(n);
-    ptx::ArriveExpecting(barrier, C::kKCodeBytes + bytes);
+    ExpectCopies(barrier, C::kKCodeBytes + bytes);
     ptx::CopyBulk(k_slot(n), head, C::kKCodeBytes, barrier);
     ptx::CopyBulk(params(n), head + launch.k_scales, bytes, barrier);
     UnitInfo& info = feed->units[n % 2];
@@ -250,8 +256,6 @@ struct Ring {
       ptx::CopyAsync16(slot + row * C::kRowStride + at, is_row ? from + at : rows, is_row ? 16 : 0);
     }
     ptx::ArriveAfterCopies(barrier);
-    __syncwarp();
-    if (lane == 0) ptx::Arrive(barrier);
   }
 };
 

@@ -59,7 +59,8 @@ struct SharedItems {
   // Up to 32 teams from `begin` on.
   template <int kCount>
   __device__ __forceinline__ void Merge(int begin, HeadSums<C, kCount>& total) const {
-    constexpr int kAtOnce = kCount == 1 ? 16 : 2;  // rows of every head on their way
+    // Rows of every head on their way. An eighth of 132 CTAs is parts of 18.
+    constexpr int kAtOnce = kCount == 1 ? 18 : 2;
     const int count = min(32, last - begin + 1);
     Values<float, kChannels> rows[kCount][kAtOnce];
     // A lane has the references and sums of a team. The first rows come along with them.

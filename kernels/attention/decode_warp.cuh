@@ -157,6 +157,7 @@ class DecodeWarp {
 #pragma unroll
     for (int t = 0; t < Math::kTiles; ++t) weights[t] = WeightTile<C>(scores[t]);
     ring.WaitV(n);
+    __syncwarp();  // rows are copies of all lanes
     Math{state}.Add(ring.v_slot(n), weights, factor);
     ptx::FenceSharedForCopies();
     if (!C::kHasCodes) ring.IssueV(n + C::kSlots);

@@ -148,13 +148,17 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void FenceSharedForCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Arrives once, and has the barrier wait for `bytes` more.
+// Has the barrier's phase wait for `bytes` more; arrives `count` times; both, arriving once.
+__device__ __forceinline__ void ExpectBytes(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0],%1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void Arrive(uint32_t barrier, uint32_t count = 1) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0],%1;" ::"r"(barrier), "r"(count) : "memory");
+}
 __device__ __forceinline__ void ArriveExpecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(barrier), "r"(bytes)
                : "memory");
-}
-__device__ __forceinline__ void Arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _,[%0];" ::"r"(barrier) : "memory");
 }
 // Copies 16 bytes from global to shared memory, or writes 16 zeros: `bytes` is 16 or 0.
 __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, uint32_t bytes) {
@@ -169,19 +173,18 @@ template <int kPending>
 __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-// Has the barrier's phase wait for this thread's CopyAsync16() so far.
+// Arrives once, when this thread's CopyAsync16() so far are done.
 __device__ __forceinline__ void ArriveAfterCopies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
+// Lanes of a warp may learn of the end of a phase one after another.
 __device__ __forceinline__ void WaitBarrier(uint32_t barrier, uint32_t phase) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "WAIT:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done,[%0],%1;\n"
-      "@done bra.uni DONE;\n"
-      "bra.uni WAIT;\n"
-      "DONE:\n"
+      "@!done bra WAIT;\n"
       "}\n" ::"r"(barrier),
       "r"(phase)
       : "memory");

@@ -152,18 +152,19 @@ TEST(DecodeItemUnitsTest, HoldEveryToken) {
   TestRandom random(kSeed);
   for (int i = 0; i < kPlans; ++i) {
     const DecodeUnitRule rule = {.units_per_block = 1 << random.Below(4),
-                                 .tile_tokens = random.Below(2) == 0 ? 16 : 32,
+                                 .tile_shift = 4 + random.Below(2),
                                  .num_sinks = random.Below(65)};
     const int num_blocks = random.Below(3) == 0 ? 0 : random.Below(2000);
     const int window = random.Below(400);
     const DecodeItemUnits units = CountDecodeUnits(rule, num_blocks, window);
     ASSERT_EQ(units.blocks, num_blocks * rule.units_per_block);
-    ExpectTiles(units.window, window, rule.tile_tokens);
-    ExpectTiles(units.sinks, num_blocks > 0 ? rule.num_sinks : 0, rule.tile_tokens);
+    const int tile_tokens = 1 << rule.tile_shift;
+    ExpectTiles(units.window, window, tile_tokens);
+    ExpectTiles(units.sinks, num_blocks > 0 ? rule.num_sinks : 0, tile_tokens);
     ASSERT_EQ(units.total(), units.blocks + units.sinks + units.window);
     ASSERT_FALSE(testing::Test::HasFailure())
         << num_blocks << " blocks, window " << window << ", sinks " << rule.num_sinks
-        << ", tiles of " << rule.tile_tokens;
+        << ", tiles of " << tile_tokens;
   }
 }
 
