@@ -66,6 +66,10 @@ void AddOptions(CLI::App& app, Settings& settings, RawSettings& raw) {
   app.add_option("--metrics-listen", server.metrics_listen, "host:port of /metrics; empty: none")
       ->envname("PKV_METRICS_LISTEN")
       ->capture_default_str();
+  app.add_option("--health-listen", server.health_listen,
+                 "host:port or unix:/path of gRPC health checks alone, without encryption; empty: "
+                 "none but on --listen")
+      ->envname("PKV_HEALTH_LISTEN");
   app.add_option("--capacity", server.capacity_bytes, "memory for objects, as in 512MiB or 4GiB")
       ->envname("PKV_CAPACITY")
       ->transform(CLI::AsSizeValue(false))
@@ -95,7 +99,8 @@ void AddOptions(CLI::App& app, Settings& settings, RawSettings& raw) {
                "answer gRPC server reflection; default: on")
       ->envname("PKV_REFLECTION");
   app.add_option("--port-file", settings.port_file,
-                 "write \"port metrics_port\" to this file once serving")
+                 "write \"port metrics_port\", and the health port if any, to this file once "
+                 "serving")
       ->envname("PKV_PORT_FILE");
   app.add_flag("--i-understand-insecure", server.allow_insecure_remote,
                "listen where other hosts can reach it, without encryption or authentication")
@@ -133,6 +138,7 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"port", server.port()},
        {"metrics_listen", settings.server.metrics_listen},
        {"metrics_port", server.metrics_port()},
+       {"health_listen", settings.server.health_listen},
        {"capacity_bytes", settings.server.capacity_bytes},
        {"stall_timeout", absl::FormatDuration(settings.server.stall_timeout)},
        {"drain_timeout", absl::FormatDuration(settings.drain_timeout)},
@@ -150,7 +156,9 @@ absl::Status WritePortFile(const std::string& path, const CacheServer& server) {
   const std::string partial = path + ".partial";
   {
     std::ofstream out(partial);
-    out << server.port() << " " << server.metrics_port() << "\n";
+    out << server.port() << " " << server.metrics_port();
+    if (server.health_port() != 0) out << " " << server.health_port();
+    out << "\n";
     if (!out.flush()) return absl::UnavailableError(absl::StrCat("cannot write ", partial));
   }
   if (std::rename(partial.c_str(), path.c_str()) != 0) {

@@ -10,6 +10,7 @@
 #include "absl/strings/str_replace.h"
 #include "pkv/client/cache_client.h"
 #include "proto/base/log.h"
+#include "proto/serving/health_server.h"
 
 namespace pkv {
 namespace {
@@ -63,8 +64,12 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       .add_option("--metrics-listen", flags.server.metrics_listen,
                   "address of /metrics; empty for none")
       ->capture_default_str();
+  command.add_option(
+      "--health-listen", flags.health_listen,
+      "address of gRPC health checks alone, open before the model is loaded, without "
+      "encryption; empty: none but on --listen");
   command.add_option("--port-file", flags.server.port_file,
-                     "write 'port metrics_port' there once serving");
+                     "write 'port metrics_port', and the health port if any, there once serving");
   command
       .add_option("--threads", flags.model.threads,
                   "threads for attention and encoding; 0: one per CPU")
@@ -139,6 +144,10 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
        {"device", flags.model.device},
        {"cache", flags.cache},
        {"transport", flags.transport}});
+  // Before the model: whoever asks meanwhile learns that this process lives but is not ready.
+  absl::StatusOr<std::unique_ptr<HealthServer>> health = nullptr;
+  if (!flags.health_listen.empty()) health = HealthServer::Start(flags.health_listen);
+  if (!health.ok()) return ExitCode(health.status());
   absl::StatusOr<std::unique_ptr<WorkerModel>> model = WorkerModel::Load(flags.model);
   if (!model.ok()) return ExitCode(model.status());
   const ModelHost& host = (*model)->host();
@@ -162,6 +171,7 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   server.drain_timeout = absl::Seconds(flags.drain_timeout_s);
   server.on_drain = served->drain;
   server.fault = &fault;
+  server.health = health->get();
   return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));
 }
 

@@ -24,6 +24,7 @@ struct ServeFlags {
   ModelFlags model;
   std::string cache = "127.0.0.1:7440";
   std::string transport = "auto";  // ParseTransport()
+  std::string health_listen;       // host:port or unix:/path of health checks alone; empty: none
   std::string log_format = "text";
   std::string log_level = "info";
   ServerHostOptions server;
