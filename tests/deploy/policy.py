@@ -303,11 +303,6 @@ def addresses(objects):
             listen = settings.get(variable) or ""
             if listen != f"0.0.0.0:{declared.get(name)}":
                 yield f"{title(workload)}: {variable} '{listen}', port {name} {declared.get(name)}"
-        if "PKV_CACHE" in settings:
-            host, _, port = settings["PKV_CACHE"].partition(":")
-            offered = [str(each["port"]) for each in services.get(host, {}).get("ports", [])]
-            if port not in offered:
-                yield f"{title(workload)}: no Service offers PKV_CACHE {settings['PKV_CACHE']}"
     for name, spec in services.items():
         if spec.get("clusterIP") != "None":
             yield f"Service/{name}: has a cluster IP: it would balance connections, not calls"
@@ -319,12 +314,22 @@ def addresses(objects):
 
 
 @rule
-def one_pkvd(objects):
-    """Workers take one address; a second pkvd would get half of the connections and none of the
-    other's blocks."""
+def cache_servers(objects):
+    """Where a chain of blocks is follows from the names in PKV_CACHE: every worker has the same, and
+    they are those of the pods, which keep them through restarts."""
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
+    names = []
     for workload in of_kind(objects, "StatefulSet"):
-        if workload["spec"].get("replicas", 1) != 1:
-            yield f"{title(workload)}: {workload['spec']['replicas']} replicas"
+        spec, name = workload["spec"], workload["metadata"]["name"]
+        for port in services.get(spec["serviceName"], {}).get("ports", []):
+            names += [f"{name}-{i}.{spec['serviceName']}:{port['port']}"
+                      for i in range(spec["replicas"])]
+        if spec.get("podManagementPolicy") != "Parallel":
+            yield f"{title(workload)}: one pod that does not start would keep the others away"
+    for workload in of_kind(objects, "Deployment"):
+        cache = env(pod(workload)["containers"][0]).get("PKV_CACHE")
+        if cache != ",".join(names):
+            yield f"{title(workload)}: PKV_CACHE '{cache}' is not '{','.join(names)}'"
 
 
 @rule

@@ -12,7 +12,7 @@ namespace {
 struct Worker {
   Worker(std::unique_ptr<pkv::PrefillExecutor> made, const pkv::WorkerParts& parts)
       : executor(std::move(made)),
-        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics,
+        worker(&parts.model.host(), executor.get(), &parts.cluster, &parts.metrics,
                parts.on_failure) {}
 
   const std::unique_ptr<pkv::PrefillExecutor> executor;

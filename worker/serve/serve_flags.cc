@@ -11,6 +11,7 @@
 #include "pkv/client/cache_client.h"
 #include "proto/base/log.h"
 #include "proto/serving/health_server.h"
+#include "worker/serve/member_collector.h"
 
 namespace pkv {
 namespace {
@@ -49,7 +50,10 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
                   "cuda: the longest prompt that is computed; takes device memory in proportion")
       ->check(CLI::Range(128, 1 << 20))
       ->capture_default_str();
-  command.add_option("--cache", flags.cache, "pkvd to use, host:port or unix:/path")
+  command
+      .add_option("--cache", flags.cache,
+                  "pkvd to use, host:port or unix:/path; several, separated by commas, share the "
+                  "prompts: the same names in the same spelling at every worker")
       ->capture_default_str();
   command
       .add_option(
@@ -157,19 +161,21 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
   client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
-  absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
-  if (!cache.ok()) return ExitCode(cache.status());
+  absl::StatusOr<std::unique_ptr<CacheCluster>> cluster = CacheCluster::Create(client_options);
+  if (!cluster.ok()) return ExitCode(cluster.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
   WorkerMetrics metrics(role.name);
   ServingFault fault;
   const absl::StatusOr<ServedWorker> served =
-      role.make_worker({**model, **cache, metrics, flags,
+      role.make_worker({**model, **cluster, metrics, flags,
                         [&fault](const absl::Status& status) { fault.Report(status); }});
   if (!served.ok()) return ExitCode(served.status());
   ServerHostOptions server = flags.server;
   server.drain_timeout = absl::Seconds(flags.drain_timeout_s);
   server.on_drain = served->drain;
+  const auto members = std::make_shared<MemberCollector>(role.name, cluster->get());
+  server.collectables = {members};
   server.fault = &fault;
   server.health = health->get();
   return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));

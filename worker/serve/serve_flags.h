@@ -17,7 +17,7 @@ class App;
 
 namespace pkv {
 
-class CacheClient;
+class CacheCluster;
 
 // What the worker binaries are started with.
 struct ServeFlags {
@@ -46,7 +46,7 @@ void AddDecodeFlags(CLI::App& command, ServeFlags& flags);
 // What a role's worker is made of. All outlive it.
 struct WorkerParts {
   WorkerModel& model;
-  CacheClient& cache;
+  CacheCluster& cluster;
   WorkerMetrics& metrics;
   const ServeFlags& flags;
   // To be called when the worker can serve no more: the process drains and exits with 1.

@@ -127,6 +127,7 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
     }
     exposer->RegisterCollectable(registry);
     exposer->RegisterCollectable(process);
+    for (const auto& collectable : options.collectables) exposer->RegisterCollectable(collectable);
     metrics_port = exposer->GetListeningPorts().front();
   }
 
