@@ -1,6 +1,6 @@
-"""A node without a cluster: each pod is a process in network and mount namespaces of its own, with an
-address, a read-only root that holds what the image holds, and /etc/hosts in place of DNS. Probes are
-asked from the node, as a kubelet does; packets between pods pass the node's filter.
+"""A node without a cluster: each pod is a process in network and mount namespaces of its own, with
+an address, a read-only root that holds what the image holds, and /etc/hosts in place of DNS. Probes
+are asked from the node, as a kubelet does; packets between pods pass the node's filter.
 
 Pauses and periods of the manifests pass SPEED times as fast; what a probe may take does not.
 """
@@ -26,16 +26,18 @@ USER = "65532"
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# $1 root, $2 hosts, $3 "user" or "", then NAME=value... -- command. The parent moves eth0 in between
+# $1 root, $2 hosts, $3 user or "", then NAME=value... -- command. The parent moves eth0 in between
 # the two lines that it exchanges with this.
 _INIT = r"""
 set -eu
 root=$1 hosts=$2 user=$3; shift 3
 mount -t tmpfs -o mode=755 tmpfs "$root"
 cd "$root"
-mkdir -p usr/bin usr/lib usr/lib64 usr/local usr/share/pkv/models etc proc dev
+mkdir -p usr/bin usr/lib usr/lib64 usr/local usr/share/pkv/models etc proc dev sys
 ln -s usr/lib lib; ln -s usr/lib64 lib64
-for folder in usr/lib usr/lib64 usr/local proc dev; do
+# /sys too: without it malloc, which counts CPUs there, leaves an errno behind that gRPC 1.51 takes
+# for connect()'s.
+for folder in usr/lib usr/lib64 usr/local proc dev sys; do
   [ ! -d "/$folder" ] || mount --rbind "/$folder" "$folder"
 done
 for binary in $PODS_BINARIES; do
@@ -43,7 +45,9 @@ for binary in $PODS_BINARIES; do
 done
 mount --bind "$PODS_MODELS" usr/share/pkv/models
 touch etc/hosts; mount --bind "$hosts" etc/hosts
-mount -o remount,ro "$root"
+mount -o remount,bind,ro "$root"
+# /etc/hosts says nothing of IPv6, and gRPC would ask a DNS server that is not there.
+echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 ip link set lo up
 echo namespaces
 read -r address

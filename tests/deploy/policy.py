@@ -315,8 +315,8 @@ def addresses(objects):
 
 @rule
 def cache_servers(objects):
-    """Where a chain of blocks is follows from the names in PKV_CACHE: every worker has the same, and
-    they are those of the pods, which keep them through restarts."""
+    """Where a chain of blocks is follows from the names in PKV_CACHE: every worker has the same,
+    and they are those of the pods, which keep them through restarts."""
     services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
     names = []
     for workload in of_kind(objects, "StatefulSet"):

@@ -51,9 +51,9 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       ->check(CLI::Range(128, 1 << 20))
       ->capture_default_str();
   command
-      .add_option("--cache", flags.cache,
-                  "pkvd to use, host:port or unix:/path; several, separated by commas, share the "
-                  "prompts: the same names in the same spelling at every worker")
+      .add_option(
+          "--cache", flags.cache,
+          "pkvd to use, host:port or unix:/path; or several, a,b,c, the same at all workers")
       ->capture_default_str();
   command
       .add_option(
@@ -68,10 +68,8 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       .add_option("--metrics-listen", flags.server.metrics_listen,
                   "address of /metrics; empty for none")
       ->capture_default_str();
-  command.add_option(
-      "--health-listen", flags.health_listen,
-      "address of gRPC health checks alone, open before the model is loaded, without "
-      "encryption; empty: none but on --listen");
+  command.add_option("--health-listen", flags.health_listen,
+                     "address of health checks alone, open before the model is read; empty: none");
   command.add_option("--port-file", flags.server.port_file,
                      "write 'port metrics_port', and the health port if any, there once serving");
   command

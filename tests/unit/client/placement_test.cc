@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <cstdlib>
 #include <map>
 
 #include "absl/strings/str_cat.h"
@@ -68,7 +68,7 @@ TEST(RankServersTest, SpreadsChainsEvenly) {
   std::vector<int> counts(3);
   for (int i = 0; i < kNumChains; ++i) ++counts[RankServers(NumberedAnchor(i), servers).front()];
   // Six standard deviations of a fair choice: sqrt(3000 * 1/3 * 2/3) = 25.8.
-  for (const int count : counts) EXPECT_NEAR(count, kNumChains / 3, 6 * 26);
+  for (const int count : counts) EXPECT_LE(std::abs(count - kNumChains / 3), 6 * 26);
 }
 
 TEST(RankServersTest, AServerThatGoesMovesItsOwnChainsAlone) {
@@ -85,7 +85,8 @@ TEST(RankServersTest, AServerThatGoesMovesItsOwnChainsAlone) {
       EXPECT_EQ(after, before[0]);
     }
   }
-  EXPECT_NEAR(num_moved, 250, 6 * 14);
+  // Again six: sqrt(1000 * 1/4 * 3/4) = 13.7.
+  EXPECT_LE(std::abs(num_moved - 250), 6 * 14);
 }
 
 }  // namespace
