@@ -27,7 +27,7 @@ NAMESPACES = ["unshare", "--net", "--mount", "--propagation", "private"]
 PROCESSES = ["--pid", "--fork", "--kill-child", "--mount-proc"]
 AS_USER = ["--user", "--map-root-user"]
 MODE = "PKV_PODS_TEST_MODE"
-PROMPTS = 12
+PROMPTS = 12  # so many that each of three servers is chosen for some; which follows from their ids
 CALLERS = 3
 ATTEMPTS = 5
 
