@@ -97,6 +97,7 @@ class CacheClientImpl final : public CacheClient {
   absl::StatusOr<ServerStats> Stats() override;
   absl::Status Drain() override;
   ClientCounters counters() const override;
+  std::string address() const override { return core_->options.address; }
 
  private:
   // Calls `call(deadline)` until it succeeds, fails for good, or attempts or time are over.
@@ -268,6 +269,10 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
 
 absl::Status ValidateOptions(const ClientOptions& options) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
+  if (options.address.find(',') != std::string::npos) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "address '", options.address, "' names several servers: only a CacheCluster can"));
+  }
   PKV_RETURN_IF_ERROR(CheckRange("num_channels", options.num_channels, 1, kMaxChannels));
   PKV_RETURN_IF_ERROR(CheckRange("num_get_streams", options.num_get_streams, 1, kMaxGetStreams));
   PKV_RETURN_IF_ERROR(
@@ -276,6 +281,7 @@ absl::Status ValidateOptions(const ClientOptions& options) {
   PKV_RETURN_IF_ERROR(CheckDuration("get_deadline", options.get_deadline));
   PKV_RETURN_IF_ERROR(CheckDuration("put_deadline", options.put_deadline));
   PKV_RETURN_IF_ERROR(CheckDuration("progress_timeout", options.progress_timeout));
+  PKV_RETURN_IF_ERROR(CheckDuration("probe_interval", options.probe_interval));
   PKV_RETURN_IF_ERROR(CheckRange("max_attempts", options.max_attempts, 1, kMaxAttempts));
   PKV_RETURN_IF_ERROR(CheckDuration("initial_backoff", options.initial_backoff));
   PKV_RETURN_IF_ERROR(CheckDuration("max_backoff", options.max_backoff));

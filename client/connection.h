@@ -68,6 +68,9 @@ class Connection {
     return absl::UnimplementedError("no handoff");
   }
 
+  // Dials at once when it is not connected, however long earlier failures would have it wait.
+  virtual void Reconnect() {}
+
   // `receiver` must outlive the stream.
   virtual std::unique_ptr<MessageStream> OpenStream(StreamMethod method, absl::Duration timeout,
                                                     StreamReceiver* receiver) = 0;

@@ -31,6 +31,8 @@ constexpr int kInitialReconnectMs = 100;
 constexpr int kMaxReconnectMs = 1'000;
 // What gRPC calls the minimal back-off is how long one attempt to connect may take.
 constexpr int kConnectTimeoutMs = 5'000;
+// Of a name. gRPC asks again 30 s later at the earliest: a restarted pod has another address.
+constexpr int kResolveIntervalMs = 1'000;
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, int index) {
   grpc::ChannelArguments args;
@@ -49,6 +51,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, int index
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kInitialReconnectMs);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
+  args.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, kResolveIntervalMs);
   // One TCP connection per channel, not one shared by all.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   // We retry above gRPC, where it is known what is safe to repeat.
@@ -196,8 +199,8 @@ class GrpcConnection final : public Connection {
   explicit GrpcConnection(const ClientOptions& options) {
     for (int i = 0; i < options.num_channels; ++i) {
       auto channel = MakeChannel(options.address, i);
-      peers_.push_back({RawStub(channel), v1::Block::NewStub(channel), v1::Admin::NewStub(channel),
-                        v1::Handoff::NewStub(channel)});
+      peers_.push_back({channel, RawStub(channel), v1::Block::NewStub(channel),
+                        v1::Admin::NewStub(channel), v1::Handoff::NewStub(channel)});
     }
   }
 
@@ -242,6 +245,13 @@ class GrpcConnection final : public Connection {
     });
   }
 
+  void Reconnect() override {
+    for (const Peer& peer : peers_) {
+      grpc::experimental::ChannelResetConnectionBackoff(peer.channel.get());
+      peer.channel->GetState(/*try_to_connect=*/true);
+    }
+  }
+
   std::unique_ptr<MessageStream> OpenStream(StreamMethod method, absl::Duration timeout,
                                             StreamReceiver* receiver) override {
     auto stream = std::make_unique<GrpcMessageStream>(receiver);
@@ -252,6 +262,7 @@ class GrpcConnection final : public Connection {
  private:
   // What one TCP connection offers.
   struct Peer {
+    std::shared_ptr<grpc::Channel> channel;  // shared with the stubs
     RawStub raw;
     std::unique_ptr<v1::Block::Stub> block;
     std::unique_ptr<v1::Admin::Stub> admin;

@@ -31,6 +31,8 @@ test_packages=(
   prometheus
   # systemd-analyze, for the units.
   systemd
+  # Pods in network namespaces, and their network policies.
+  iproute2 nftables
 )
 
 die() {

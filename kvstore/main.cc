@@ -65,7 +65,8 @@ void Declare(OptionTable& table, Settings& settings) {
   table.AddSwitch({.name = "reflection", .help = "answer gRPC server reflection"},
                   server.reflection);
   table.AddPath(
-      {.name = "port-file", .help = "write \"port metrics_port\" to this file once serving"},
+      {.name = "port-file",
+       .help = "write \"port metrics_port\", and the health port if any, to this file once serving"},
       settings.port_file);
   table.AddSwitch({.name = "i-understand-insecure",
                    .help = "listen where other hosts can reach it, without encryption or "
@@ -83,6 +84,7 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"port", server.port()},
        {"metrics_listen", settings.server.metrics_listen},
        {"metrics_port", server.metrics_port()},
+       {"health_listen", settings.server.health_listen},
        {"capacity_bytes", settings.server.capacity_bytes},
        {"stall_timeout", DurationText(settings.server.stall_timeout)},
        {"drain_timeout", DurationText(settings.drain_timeout)},
@@ -100,7 +102,9 @@ absl::Status WritePortFile(const std::string& path, const CacheServer& server) {
   const std::string partial = path + ".partial";
   {
     std::ofstream out(partial);
-    out << server.port() << " " << server.metrics_port() << "\n";
+    out << server.port() << " " << server.metrics_port();
+    if (server.health_port() != 0) out << " " << server.health_port();
+    out << "\n";
     if (!out.flush()) return absl::UnavailableError(absl::StrCat("cannot write ", partial));
   }
   if (std::rename(partial.c_str(), path.c_str()) != 0) {

@@ -2,7 +2,6 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <prometheus/exposer.h>
 
 #include <atomic>
@@ -14,7 +13,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/block_service.h"
-#include "kvstore/service/listener.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/service/shm_server.h"
 #include "kvstore/service/stall_watchdog.h"
@@ -26,13 +24,13 @@
 #include "proto/metrics/build_info.h"
 #include "proto/metrics/process_collector.h"
 #include "proto/metrics/reload_metrics.h"
+#include "proto/serving/grpc_acceptor.h"
+#include "proto/serving/health_server.h"
+#include "proto/serving/listener.h"
 #include "proto/transport/data_frame.h"
 
 namespace pkv {
 namespace {
-
-constexpr const char* kReadiness = "pkv-readiness";
-constexpr const char* kLiveness = "pkv-liveness";
 
 // What clients send: a payload, its pieces, or 4,096 keys.
 constexpr int kMaxReceivedBytes = static_cast<int>(2 * kMaxPayloadBytes);
@@ -100,6 +98,9 @@ class CacheServerImpl : public CacheServer {
   }
 
   absl::Status Start() {
+    if (!options_.health_listen.empty()) {
+      PKV_ASSIGN_OR_RETURN(health_, HealthServer::Start(options_.health_listen));
+    }
     PKV_ASSIGN_OR_RETURN(store_, BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
                                                      .clock = Clock::Real(),
                                                      .observer = &metrics_,
@@ -112,15 +113,14 @@ class CacheServerImpl : public CacheServer {
 
   int port() const override { return listener_->port(); }
   int metrics_port() const override { return metrics_port_; }
+  int health_port() const override { return health_ == nullptr ? 0 : health_->port(); }
   int arena_fd() const override { return store_->arena_fd(); }
   ReloadMetrics& reload_metrics() override { return reload_metrics_; }
 
   void Drain() override {
     if (draining_.exchange(true)) return;
     metrics_.SetDraining();
-    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
-    health->SetServingStatus("", false);
-    health->SetServingStatus(kReadiness, false);
+    SetReady(false);
     Log(LogLevel::kInfo, "draining");
   }
 
@@ -133,6 +133,11 @@ class CacheServerImpl : public CacheServer {
   }
 
  private:
+  void SetReady(bool ready) {
+    SetHealth(*server_, ready);
+    if (health_ != nullptr) health_->SetReady(ready);
+  }
+
   // A transport may let go of its last slices, and so of their pins, a moment after its server
   // ended.
   void AwaitLastSlices() const {
@@ -200,23 +205,13 @@ class CacheServerImpl : public CacheServer {
     builder.RegisterService(block_service_.get());
     builder.RegisterService(admin_service_.get());
     builder.RegisterService(handoff_service_.get());
-    acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
-        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
-        grpc::InsecureServerCredentials());
+    acceptor_ = std::make_unique<GrpcAcceptor>(builder, grpc::InsecureServerCredentials());
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) {
       return absl::InternalError(absl::StrCat("gRPC did not start on ", options_.listen));
     }
-    server_->GetHealthCheckService()->SetServingStatus(kReadiness, true);
-    server_->GetHealthCheckService()->SetServingStatus(kLiveness, true);
-    listener_->Start(
-        [this](int fd) {
-          grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
-          connection.listener_fd = listener_->fd();
-          connection.fd = fd;
-          acceptor_->HandleNewConnection(&connection);
-        },
-        [this] { metrics_.AcceptFailed(); });
+    acceptor_->Start(*listener_, [this] { metrics_.AcceptFailed(); });
+    SetReady(true);
     return absl::OkStatus();
   }
 
@@ -227,6 +222,7 @@ class CacheServerImpl : public CacheServer {
   ServiceMetrics metrics_;
   ReloadMetrics reload_metrics_;
   StallWatchdog watchdog_;
+  std::unique_ptr<HealthServer> health_;  // null: none
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<ShmServer> shm_;
   std::shared_ptr<StoreCollector> store_collector_;      // shared with the exposer
@@ -236,7 +232,7 @@ class CacheServerImpl : public CacheServer {
   std::unique_ptr<grpc::Service> block_service_;
   std::unique_ptr<grpc::Service> admin_service_;
   std::unique_ptr<grpc::Service> handoff_service_;
-  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
+  std::unique_ptr<GrpcAcceptor> acceptor_;
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<grpc::Server> server_;
 };

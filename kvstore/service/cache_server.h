@@ -15,6 +15,9 @@ class ReloadMetrics;
 struct CacheServerOptions {
   std::string listen = "127.0.0.1:7440";          // host:port or unix:/path
   std::string metrics_listen = "127.0.0.1:9440";  // host:port; empty: no metrics are served
+  // Where health checks alone are answered, from the first moment, in plain text, for whoever asks;
+  // host:port or unix:/path, empty: nowhere but on `listen`.
+  std::string health_listen = {};
   uint64_t capacity_bytes = uint64_t{4} << 30;
   absl::Duration stall_timeout = absl::Seconds(10);  // of a stream on which nothing moves
   bool reflection = true;
@@ -48,12 +51,13 @@ class CacheServer {
 
   virtual int port() const = 0;          // 0 for a unix socket
   virtual int metrics_port() const = 0;  // 0 when none is served
+  virtual int health_port() const = 0;   // 0 when there is none, or for a unix socket
   // Descriptor of the arena, see BlockStore::arena_fd().
   virtual int arena_fd() const = 0;
   // A part of this.
   virtual ReloadMetrics& reload_metrics() = 0;
 
-  // Health becomes NOT_SERVING, new puts are refused, the rest goes on. Idempotent.
+  // Readiness becomes NOT_SERVING, new puts are refused, the rest goes on. Idempotent.
   virtual void Drain() = 0;
   // Takes no new calls and returns when those in flight have ended, at the latest after `grace`,
   // when they are cancelled. Idempotent.

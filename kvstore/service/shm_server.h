@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvstore/service/listener.h"
 #include "kvstore/service/shm_session.h"
 #include "proto/base/sync.h"
+#include "proto/serving/listener.h"
 #include "proto/transport/local_socket.h"
 #include "proto/transport/shm_frame.h"
 

@@ -57,10 +57,10 @@ def watch(port):
     return connection
 
 
-def health(port, service="", timeout_s=5):
+def health(port, service="", timeout_s=5, host="127.0.0.1"):
     """The ServingStatus, or None when the service is unknown or the call failed."""
     body = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+    with socket.create_connection((host, port), timeout=timeout_s) as connection:
         connection.sendall(_request(service))
         with connection.makefile("rb") as stream:
             ended = False

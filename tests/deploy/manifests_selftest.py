@@ -131,9 +131,11 @@ POLICY_MISTAKES = {
     "probes": [
         lambda o: container_of(o, "pkvd").pop("startupProbe"),
         lambda o: container_of(o, "decode").pop("readinessProbe"),
-        lambda o: container_of(o, "decode")["livenessProbe"]["grpc"].update(port=7441),
+        lambda o: container_of(o, "decode")["livenessProbe"]["grpc"].update(port=7442),
+        lambda o: container_of(o, "decode")["ports"].pop(),
         lambda o: container_of(o, "decode")["livenessProbe"]["grpc"].update(
-            service="pkv-liveness"),
+            service="pkv-readiness"),
+        lambda o: container_of(o, "prefill")["startupProbe"]["grpc"].pop("service"),
         lambda o: container_of(o, "pkvd")["livenessProbe"].pop("timeoutSeconds"),
         lambda o: container_of(o, "pkvd").update(livenessProbe={
             "tcpSocket": {"port": "grpc"}, "periodSeconds": 5, "timeoutSeconds": 1,
@@ -178,12 +180,19 @@ POLICY_MISTAKES = {
     "addresses": [
         lambda o: set_env(container_of(o, "pkvd"), "PKV_LISTEN", "127.0.0.1:7440"),
         lambda o: set_env(container_of(o, "decode"), "PKV_METRICS_LISTEN", "0.0.0.0:9440"),
-        lambda o: set_env(container_of(o, "decode"), "PKV_CACHE", "pkv:7440"),
-        lambda o: set_env(container_of(o, "decode"), "PKV_CACHE", "pkvd:7444"),
+        lambda o: set_env(container_of(o, "decode"), "PKV_HEALTH_LISTEN", "0.0.0.0:8440"),
         lambda o: find(o, "Service", "pkvd")["spec"].pop("clusterIP"),
         lambda o: find(o, "Service", "decode")["spec"]["ports"][0].update(targetPort="http"),
     ],
-    "one-pkvd": [lambda o: find(o, "StatefulSet", "pkvd")["spec"].update(replicas=3)],
+    "cache-servers": [
+        lambda o: find(o, "StatefulSet", "pkvd")["spec"].update(replicas=4),
+        lambda o: find(o, "StatefulSet", "pkvd")["spec"].pop("podManagementPolicy"),
+        lambda o: set_env(container_of(o, "decode"), "PKV_CACHE", "pkvd:7440"),
+        lambda o: set_env(container_of(o, "decode"), "PKV_CACHE", ",".join(
+            f"pkvd-{i}.pkvd:7440" for i in (1, 0, 2))),
+        lambda o: container_of(o, "prefill")["env"].remove(next(
+            e for e in container_of(o, "prefill")["env"] if e["name"] == "PKV_CACHE")),
+    ],
     "unique-names": [
         lambda o: container_of(o, "pkvd")["env"].append(
             {"name": "PKV_LISTEN", "value": "0.0.0.0:7440"}),

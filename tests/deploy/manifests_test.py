@@ -46,12 +46,15 @@ class Rendered(unittest.TestCase):
         for component in (K8S / "components").iterdir():
             self.assertIn(f"components/{component.name}\n", used)
 
-    def test_dev_needs_no_gpu_no_operator_and_one_pod_of_each(self):
+    def test_dev_needs_no_gpu_no_operator_and_one_node(self):
         objects = self.rendered["dev"]
         self.assertEqual({one["apiVersion"] for one in objects},
                          {"v1", "apps/v1", "policy/v1", "networking.k8s.io/v1"})
         for workload in workloads(objects):
-            self.assertEqual(workload["spec"]["replicas"], 1)
+            is_cache = workload["metadata"]["name"] == "pkvd"
+            self.assertEqual(workload["spec"]["replicas"], 3 if is_cache else 1)
+            for constraint in pod(workload)["topologySpreadConstraints"]:
+                self.assertEqual(constraint["whenUnsatisfiable"], "ScheduleAnyway")
             self.assertNotIn("nodeSelector", pod(workload))
             self.assertNotIn("PKV_DEVICE", env(pod(workload)["containers"][0]))
 
@@ -98,6 +101,9 @@ class Rendered(unittest.TestCase):
                     (client, pod_of["pkvd"], 7440),
                     (client, pod_of["decode"], 9442),
                     (prometheus, pod_of["pkvd"], 7440),
+                    (prometheus, pod_of["pkvd"], 8440),
+                    (client, pod_of["prefill"], 8441),
+                    (pod_of["prefill"], pod_of["decode"], 8442),
                     (pod_of["pkvd"], pod_of["prefill"], 7441),
                     (pod_of["prefill"], pod_of["decode"], 7442),
                     (pod_of["prefill"], pod_of["pkvd"], 9440),

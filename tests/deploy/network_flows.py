@@ -26,7 +26,7 @@ def pods(objects):
     }
 
 
-def _is_peer(peer, pod, home):
+def is_peer(peer, pod, home):
     if "namespaceSelector" in peer:
         if not matches(peer["namespaceSelector"], pod.space):
             return False
@@ -52,8 +52,9 @@ def _allows(policies, direction, subject, other, target, port, protocol, home):
                 and target.named_ports.get(one.get("port"), one.get("port")) in (port, None)
                 for one in entry["ports"]
             )
-            is_peer = peers not in entry or any(_is_peer(one, other, home) for one in entry[peers])
-            if is_port and is_peer:
+            is_allowed = peers not in entry or any(
+                is_peer(one, other, home) for one in entry[peers])
+            if is_port and is_allowed:
                 return True
     return False
 

@@ -13,7 +13,12 @@ UNITS = {"": 1, "m": 1e-3, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": GIB, "Ti": 1 << 4
 # What may be writable or come from outside under the restricted standard; hostPath may not.
 VOLUMES = {"emptyDir", "persistentVolumeClaim", "configMap", "secret", "projected", "downwardAPI"}
 GPU = "nvidia.com/gpu"
-GRPC_SERVICES = {"pkvd": {"pkv-liveness", "pkv-readiness", ""}, "prefill": {""}, "decode": {""}}
+# What each probe asks a container's health port, which answers nothing else.
+PROBES = {
+    "startupProbe": "pkv-readiness",
+    "readinessProbe": "pkv-readiness",
+    "livenessProbe": "pkv-liveness",
+}
 
 
 def quantity(text):
@@ -181,21 +186,20 @@ def service_links(objects):
 def probes(objects):
     for workload in workloads(objects):
         for container in pod(workload)["containers"]:
-            numbers = {port["containerPort"] for port in container.get("ports", [])}
-            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+            health = [one["containerPort"] for one in container.get("ports", [])
+                      if one["name"] == "health"]
+            for name, service in PROBES.items():
                 probe, where = container.get(name), f"{title(workload)}: {name}"
                 if probe is None:
                     yield f"{where} is missing"
                     continue
-                port = next((probe[k]["port"] for k in ("grpc", "httpGet", "tcpSocket")
-                             if k in probe), None)
-                if port not in numbers:
-                    yield f"{where}: port {port!r} is not a number of the container's ports"
+                asked = probe.get("grpc", {})
+                if [asked.get("port")] != health:
+                    yield f"{where}: port {asked.get('port')!r} is not the health port {health}"
                 if not {"periodSeconds", "timeoutSeconds", "failureThreshold"} <= set(probe):
                     yield f"{where} leaves its times to the defaults"
-                service = probe.get("grpc", {}).get("service", "")
-                if service not in GRPC_SERVICES.get(container["name"], {""}):
-                    yield f"{where}: {container['name']} does not answer for '{service}'"
+                if asked.get("service") != service:
+                    yield f"{where} asks for '{asked.get('service')}', not for '{service}'"
 
 
 @rule
@@ -297,15 +301,11 @@ def addresses(objects):
     for workload, container in containers(objects):
         declared = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
         settings = env(container)
-        for name, variable in (("grpc", "PKV_LISTEN"), ("metrics", "PKV_METRICS_LISTEN")):
+        for name, variable in (("grpc", "PKV_LISTEN"), ("metrics", "PKV_METRICS_LISTEN"),
+                               ("health", "PKV_HEALTH_LISTEN")):
             listen = settings.get(variable) or ""
             if listen != f"0.0.0.0:{declared.get(name)}":
                 yield f"{title(workload)}: {variable} '{listen}', port {name} {declared.get(name)}"
-        if "PKV_CACHE" in settings:
-            host, _, port = settings["PKV_CACHE"].partition(":")
-            offered = [str(each["port"]) for each in services.get(host, {}).get("ports", [])]
-            if port not in offered:
-                yield f"{title(workload)}: no Service offers PKV_CACHE {settings['PKV_CACHE']}"
     for name, spec in services.items():
         if spec.get("clusterIP") != "None":
             yield f"Service/{name}: has a cluster IP: it would balance connections, not calls"
@@ -317,12 +317,22 @@ def addresses(objects):
 
 
 @rule
-def one_pkvd(objects):
-    """Workers take one address; a second pkvd would get half of the connections and none of the
-    other's blocks."""
+def cache_servers(objects):
+    """Where a chain of blocks is follows from the names in PKV_CACHE: every worker has the same,
+    and they are those of the pods, which keep them through restarts."""
+    services = {one["metadata"]["name"]: one["spec"] for one in of_kind(objects, "Service")}
+    names = []
     for workload in of_kind(objects, "StatefulSet"):
-        if workload["spec"].get("replicas", 1) != 1:
-            yield f"{title(workload)}: {workload['spec']['replicas']} replicas"
+        spec, name = workload["spec"], workload["metadata"]["name"]
+        for port in services.get(spec["serviceName"], {}).get("ports", []):
+            names += [f"{name}-{i}.{spec['serviceName']}:{port['port']}"
+                      for i in range(spec["replicas"])]
+        if spec.get("podManagementPolicy") != "Parallel":
+            yield f"{title(workload)}: one pod that does not start would keep the others away"
+    for workload in of_kind(objects, "Deployment"):
+        cache = env(pod(workload)["containers"][0]).get("PKV_CACHE")
+        if cache != ",".join(names):
+            yield f"{title(workload)}: PKV_CACHE '{cache}' is not '{','.join(names)}'"
 
 
 @rule

@@ -47,7 +47,7 @@ def variables(container):
         else:
             field = entry["valueFrom"]["resourceFieldRef"]["resource"]
             found[entry["name"]] = str(math.ceil(quantity(limits[field.split(".")[1]])))
-    for name in ("PKV_LISTEN", "PKV_METRICS_LISTEN"):
+    for name in ("PKV_LISTEN", "PKV_METRICS_LISTEN", "PKV_HEALTH_LISTEN"):
         found[name] = "127.0.0.1:0"
     if "PKV_MODEL" in found:
         found["PKV_MODEL"] = found["PKV_MODEL"].replace("/usr/share/pkv/models", str(MODELS))
@@ -71,10 +71,11 @@ class Process:
                 self.child.wait()
                 raise RuntimeError(f"{name} did not start: {self.log.read_text()}")
             time.sleep(0.02)
-        self.port, self.metrics_port = (int(word) for word in port_file.read_text().split())
+        self.port, self.metrics_port, self.health_port = (
+            int(word) for word in port_file.read_text().split())
 
     def probe(self, name):
-        return health(self.port, self.container[name]["grpc"].get("service", ""))
+        return health(self.health_port, self.container[name]["grpc"]["service"])
 
     def metrics(self):
         address = f"http://127.0.0.1:{self.metrics_port}/metrics"
@@ -136,7 +137,12 @@ class ProcessesTest(unittest.TestCase):
 
     def test_a_probe_for_an_unknown_service_fails(self):
         for process in self.processes.values():
-            self.assertIsNone(health(process.port, "pkv-startup"))
+            self.assertIsNone(health(process.health_port, "pkv-startup"))
+
+    def test_the_port_of_the_services_answers_too(self):
+        for process in self.processes.values():
+            for service in ("", "pkv-readiness", "pkv-liveness"):
+                self.assertEqual(health(process.port, service), SERVING)
 
     def test_settings_arrive(self):
         lines = [json.loads(line) for line in self.processes["pkvd"].log.read_text().splitlines()]

@@ -35,6 +35,7 @@ class FakeCacheClient final : public CacheClient {
     MutexLock lock(&mu_);
     script_ = std::move(script);
   }
+  void set_address(std::string address) { address_ = std::move(address); }  // before it is used
   // The cache is away: every call fails with this.
   void FailAll(const absl::Status& status) {
     set_script([status](CacheCall) { return status; });
@@ -216,6 +217,7 @@ class FakeCacheClient final : public CacheClient {
   absl::StatusOr<ServerStats> Stats() override { return ServerStats(); }
   absl::Status Drain() override { return absl::OkStatus(); }
   ClientCounters counters() const override { return {}; }
+  std::string address() const override { return address_; }
 
  private:
   static constexpr int kNoLayer = kMaxLayers;
@@ -363,6 +365,7 @@ class FakeCacheClient final : public CacheClient {
 
   Mutex mu_;
   CondVar changed_;
+  std::string address_;  // constant once used
   Script script_ ABSL_GUARDED_BY(mu_);
   std::map<ObjectKey, std::vector<std::byte>> objects_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<ObjectKey, int>> damaged_ ABSL_GUARDED_BY(mu_);

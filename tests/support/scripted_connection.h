@@ -4,6 +4,7 @@
 // A Connection whose server is a script that runs inside Send(): no network, no threads, so that
 // what arrives before a wait has arrived for certain.
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -68,9 +69,11 @@ class ScriptedConnection final : public Connection {
   std::function<absl::Status(const v1::LookupRequest&, v1::LookupResponse&)> lookup;
   std::function<absl::Status(const v1::StatRequest&, v1::StatResponse&)> stat;
   std::function<absl::Status(const v1::DeleteRequest&, v1::DeleteResponse&)> remove;
+  std::function<absl::Status(v1::StatsResponse&)> stats;
+  std::function<void()> reconnect = [] {};
   // Without it, the server knows no handoff.
   std::function<absl::Status(const v1::HandoffOpenRequest&, v1::HandoffOpenResponse&)> open_handoff;
-  int num_calls = 0;
+  std::atomic<int> num_calls = 0;
 
   absl::Status Lookup(const v1::LookupRequest& request, absl::Duration,
                       v1::LookupResponse& response) override {
@@ -87,10 +90,11 @@ class ScriptedConnection final : public Connection {
     ++num_calls;
     return remove ? remove(request, response) : Away();
   }
-  absl::Status Stats(absl::Duration, v1::StatsResponse&) override {
+  absl::Status Stats(absl::Duration, v1::StatsResponse& response) override {
     ++num_calls;
-    return Away();
+    return stats ? stats(response) : Away();
   }
+  void Reconnect() override { reconnect(); }
   absl::Status Drain(absl::Duration) override {
     ++num_calls;
     return Away();

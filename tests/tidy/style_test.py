@@ -38,17 +38,20 @@ LAYERS = [
     (r"proto/block/", r"proto/(base|block)/|pkv/block/", NETWORK + [CUDA]),
     (r"proto/config/", r"proto/(base|config)/", NETWORK + [CUDA]),
     (r"proto/metrics/", r"proto/(base|config|metrics)/", NETWORK + [CUDA]),
+    (r"proto/serving/", r"proto/(base|serving)/", [PROTOBUF, CUDA]),
     (r"proto/transport/", r"proto/(base|transport)/|pkv/(block|v1)/", []),
     (r"kernels/", r"kernels/|proto/(base|block)/|pkv/(block|kernels)/", NETWORK),
     # Nothing of proto/block/: the service never interprets a payload.
     (r"kvstore/store/", r"kvstore/store/|proto/base/|pkv/block/", NETWORK + [CUDA]),
-    (r"kvstore/", r"kvstore/|proto/(base|config|metrics|transport)/|pkv/(block|v1)/", [CUDA]),
+    (r"kvstore/",
+     r"kvstore/|proto/(base|config|metrics|serving|transport)/|pkv/(block|v1)/", [CUDA]),
     (r"client/(tools|examples)/", r"client/(tools|examples)/|proto/base/|pkv/", [CUDA]),
     (r"client/", r"client/|proto/(base|transport)/|pkv/(block|client|v1)/", [CUDA]),
     # kernels/device/ owns streams and device memory: all code on a GPU stands on it.
     (r"worker/engine/", r"worker/engine/|kernels/device/|proto/(base|block)/|pkv/(block|kernels)/",
      NETWORK),
-    (r"worker/", r"worker/|kernels/device/|proto/(base|block|config|metrics|transport)/|pkv/", []),
+    (r"worker/",
+     r"worker/|kernels/device/|proto/(base|block|config|metrics|serving|transport)/|pkv/", []),
 ]
 
 MAX_LINES = {".h": 300, ".cuh": 300, ".cc": 600, ".cu": 600}

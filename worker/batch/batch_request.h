@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,6 +29,7 @@ struct BatchRequest {
   // num_window_tokens is positive: blocks and window hold tokens.size() - 1 tokens.
   std::vector<ObjectKey> keys;
   int num_tables = 0, num_blocks = 0, num_window_tokens = 0;
+  std::string cache_server;  // CacheClient::address() of the server that has them; may be empty
 
   int max_tokens = 1;
   std::vector<int32_t> end_tokens;  // any of these is the last one

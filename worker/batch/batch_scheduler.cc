@@ -17,17 +17,16 @@ absl::Status DrainingError() { return absl::UnavailableError("this worker is dra
 
 }  // namespace
 
-BatchScheduler::BatchScheduler(BatchEngine* engine, CacheClient* cache, WorkerMetrics* metrics,
+BatchScheduler::BatchScheduler(BatchEngine* engine, CacheCluster* cluster, WorkerMetrics* metrics,
                                const BatchOptions& options)
     : engine_(*engine),
-      cache_(*cache),
+      cluster_(*cluster),
       worker_metrics_(*metrics),
       options_(options),
       limits_(engine->limits()),
       metrics_(*metrics->registry()),
       pool_(limits_.num_pages),
       max_waiting_(options.max_waiting),
-      put_back_(cache),
       fetch_threads_(options.num_fetch_threads) {
   PKV_CHECK(limits_.num_slots > 0, limits_.num_slots);
   {
@@ -205,11 +204,12 @@ void BatchScheduler::StartRun(const Run& run) {
 
 absl::Status BatchScheduler::FetchPrefix(SequenceRun& run, StepOutput& output) {
   const BatchRequest& request = run.request;
+  run.cache = &cluster_.ServerFor(run.Chain(), request.cache_server);
   const std::vector<ObjectKey> keys = run.FetchedKeys();
   EnginePrefix prefix = run.Prefix();
   std::function<void()> on_first_layer;
   if (!keys.empty()) {
-    prefix.stream = run.watch.Watch(cache_.StartGet(keys));
+    prefix.stream = run.watch.Watch(run.cache->StartGet(keys));
     if (!options_.layer_streaming) PKV_RETURN_IF_ERROR(prefix.stream->WaitForAll());
     on_first_layer = [&run] { run.stats.set_first_layer_seconds(run.since_request.Seconds()); };
   }
@@ -231,6 +231,8 @@ absl::Status BatchScheduler::FetchPrefix(SequenceRun& run, StepOutput& output) {
 absl::Status BatchScheduler::ComputePrompt(SequenceRun& run, StepOutput& output) {
   const BatchRequest& request = run.request;
   run.made.clear();
+  // What is put back starts anew with the first block: where it is looked for now.
+  run.cache = &cluster_.ServerFor(run.Chain(), /*hint=*/"");
   PKV_RETURN_IF_ERROR(engine_.Compute(
       run.slot, request.params, run.cached_prompt(), std::span(run.pages).first(request.num_blocks),
       [&run] { return run.cancelled.load(); }, request.put_back ? &run.made : nullptr));
@@ -399,7 +401,7 @@ void BatchScheduler::Leave(const Run& run, const absl::Status& status) {
     End(run, status);
     return;
   }
-  put_back_.Put(std::move(run->made), [this, run](int num_blocks) {
+  put_back_.Put(*run->cache, std::move(run->made), [this, run](int num_blocks) {
     run->stats.set_put_back_blocks(static_cast<uint32_t>(num_blocks));
     End(run, absl::OkStatus());
   });

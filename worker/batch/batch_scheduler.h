@@ -55,7 +55,7 @@ struct BatchOptions {
 class BatchScheduler {
  public:
   // All outlive the scheduler. The engine is its alone.
-  BatchScheduler(BatchEngine* engine, CacheClient* cache, WorkerMetrics* metrics,
+  BatchScheduler(BatchEngine* engine, CacheCluster* cluster, WorkerMetrics* metrics,
                  const BatchOptions& options);
   // Cancels what has not ended and waits for it.
   ~BatchScheduler();
@@ -113,7 +113,7 @@ class BatchScheduler {
   void End(const Run& run, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
 
   BatchEngine& engine_;
-  CacheClient& cache_;
+  CacheCluster& cluster_;
   WorkerMetrics& worker_metrics_;
   const BatchOptions options_;
   const EngineLimits limits_;

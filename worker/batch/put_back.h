@@ -13,26 +13,22 @@
 namespace pkv {
 
 // Stores what decoding made, one request after another on a thread of its own: the answer was given
-// already, and neither slot nor page waits for it. Thread-safe.
+// already, and neither slot nor page waits for it. Destruction puts what waits. Thread-safe.
 class PutBackQueue {
  public:
   // Requests that may wait; beyond it a request's blocks are not put, and that is logged. Each
   // holds its blocks in memory.
   static constexpr int kMaxWaiting = 256;
 
-  // `cache` outlives the queue. Destruction puts what waits.
-  explicit PutBackQueue(CacheClient* cache) : cache_(*cache) {}
-
   // Puts `objects`, sealed, each table before its blocks, then calls `done` with the number of
   // blocks that pkvd holds now. What the cache refuses is only logged. `done` may run before this
-  // returns.
-  void Put(std::vector<std::unique_ptr<ObjectBuilder>> objects,
+  // returns. `cache` outlives the queue.
+  void Put(CacheClient& cache, std::vector<std::unique_ptr<ObjectBuilder>> objects,
            std::function<void(int num_blocks)> done);
 
  private:
-  int PutNow(const std::vector<std::unique_ptr<ObjectBuilder>>& objects);
+  static int PutNow(CacheClient& cache, const std::vector<std::unique_ptr<ObjectBuilder>>& objects);
 
-  CacheClient& cache_;
   std::atomic<int> num_waiting_{0};
   ThreadPool thread_{1};
 };

@@ -84,6 +84,15 @@ EnginePrefix SequenceRun::Prefix() const {
   return prefix;
 }
 
+std::vector<Digest> SequenceRun::Chain() const {
+  // Without a block there is the window alone.
+  std::vector<Digest> chain;
+  const auto first = request.keys.begin() + request.num_tables;
+  const auto last = request.num_blocks > 0 ? first + request.num_blocks : request.keys.end();
+  for (auto key = first; key != last; ++key) chain.push_back(key->id);
+  return chain;
+}
+
 std::vector<ObjectKey> SequenceRun::FetchedKeys() const {
   const auto blocks = request.keys.begin() + request.num_tables;
   std::vector<ObjectKey> keys(request.keys.begin(), blocks);

@@ -39,6 +39,8 @@ struct SequenceRun {
              const std::vector<int32_t>& fresh);
   // What Attach() is to be told, without the stream.
   EnginePrefix Prefix() const;
+  // By which a server is chosen (CacheCluster::ServerFor).
+  std::vector<Digest> Chain() const;
   // Keys of what the stream brings.
   std::vector<ObjectKey> FetchedKeys() const;
 
@@ -65,6 +67,9 @@ struct SequenceRun {
   int slot = -1;  // none
   std::vector<int32_t> pages;
   std::vector<std::optional<PagePool::Resident>> resident;  // [num_blocks of the prompt]
+
+  // That has the prefix, or is to get it; set once it is fetched or computed.
+  CacheClient* cache = nullptr;
 
   // How the prefix comes: computed here, or fetched; fetched whole, although pages hold some of it.
   bool computes = false;

@@ -40,16 +40,16 @@ class EventWriter {
 
 }  // namespace
 
-DecodeWorker::DecodeWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics,
+DecodeWorker::DecodeWorker(ModelHost* host, CacheCluster* cluster, WorkerMetrics* metrics,
                            const CpuEngineOptions& engine, const BatchOptions& batch)
-    : DecodeWorker(host, std::make_unique<CpuBatchEngine>(host, engine), cache, metrics, batch) {}
+    : DecodeWorker(host, std::make_unique<CpuBatchEngine>(host, engine), cluster, metrics, batch) {}
 
-DecodeWorker::DecodeWorker(ModelHost* host, std::unique_ptr<BatchEngine> engine, CacheClient* cache,
-                           WorkerMetrics* metrics, const BatchOptions& batch)
+DecodeWorker::DecodeWorker(ModelHost* host, std::unique_ptr<BatchEngine> engine,
+                           CacheCluster* cluster, WorkerMetrics* metrics, const BatchOptions& batch)
     : host_(*host),
       metrics_(*metrics),
       engine_(std::move(engine)),
-      scheduler_(engine_.get(), cache, metrics, batch) {}
+      scheduler_(engine_.get(), cluster, metrics, batch) {}
 
 absl::StatusOr<uint64_t> DecodeWorker::Start(const v1::DecodeRequest& request, Emit emit,
                                              Done done) {

@@ -31,10 +31,10 @@ class DecodeWorker {
   using Done = std::function<void(const absl::Status&)>;
 
   // All outlive the worker.
-  DecodeWorker(ModelHost* host, CacheClient* cache, WorkerMetrics* metrics,
+  DecodeWorker(ModelHost* host, CacheCluster* cluster, WorkerMetrics* metrics,
                const CpuEngineOptions& engine = {}, const BatchOptions& batch = {});
   // On an engine of the caller's, of `host`'s model.
-  DecodeWorker(ModelHost* host, std::unique_ptr<BatchEngine> engine, CacheClient* cache,
+  DecodeWorker(ModelHost* host, std::unique_ptr<BatchEngine> engine, CacheCluster* cluster,
                WorkerMetrics* metrics, const BatchOptions& batch);
 
   // Takes a request and returns its id. Emits one event a token, then the stats, then calls `done`

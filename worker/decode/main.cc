@@ -16,7 +16,7 @@ absl::StatusOr<pkv::ServedWorker> MakeWorker(const pkv::WorkerParts& parts) {
   batch.layer_streaming = parts.flags.layer_streaming;
   batch.on_engine_failure = parts.on_failure;
   const auto worker = std::make_shared<pkv::DecodeWorker>(&parts.model.host(), std::move(engine),
-                                                          &parts.cache, &parts.metrics, batch);
+                                                          &parts.cluster, &parts.metrics, batch);
   pkv::ServedWorker served;
   served.worker = worker;
   served.service = pkv::MakeDecodeService(worker.get(), &parts.metrics);

@@ -73,6 +73,8 @@ absl::StatusOr<BatchRequest> ReadTicket(const v1::DecodeRequest& request, const 
   PKV_RETURN_IF_ERROR(host.CheckTokens(read.tokens));
   PKV_RETURN_IF_ERROR(NamePrefix(ticket, profile, read));
 
+  read.cache_server = ticket.cache_server();
+
   const v1::Sampling& sampling = request.sampling();
   if (sampling.max_tokens() < 1) return absl::InvalidArgumentError("max_tokens 0: at least 1");
   // The last token may stand just behind the context: it is never computed from.

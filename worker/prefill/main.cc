@@ -12,7 +12,8 @@ namespace {
 struct Worker {
   Worker(std::unique_ptr<pkv::PrefillExecutor> made, const pkv::WorkerParts& parts)
       : executor(std::move(made)),
-        worker(&parts.model.host(), executor.get(), &parts.cache, &parts.metrics, parts.on_failure),
+        worker(&parts.model.host(), executor.get(), &parts.cluster, &parts.metrics,
+               parts.on_failure),
         limits(parts.flags.queue) {}
 
   const std::unique_ptr<pkv::PrefillExecutor> executor;

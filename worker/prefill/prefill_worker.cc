@@ -27,6 +27,7 @@ struct PrefillWorker::Job {
   std::vector<int32_t> tokens;  // to cache: the prompt without its last token
   int num_blocks = 0;           // that hold its beginning when done
   std::vector<Digest> prefix_ids;
+  CacheClient* cache = nullptr;  // that keeps this prompt's objects
   std::unique_ptr<KvSequence> sequence;
   v1::HandoffTicket* ticket = nullptr;
   v1::PrefillStats* stats = nullptr;
@@ -36,6 +37,10 @@ struct PrefillWorker::Job {
     return static_cast<int>(tokens.size()) - num_blocks * kBlockTokens;
   }
   Digest parent() const { return prefix_ids.empty() ? Digest{} : prefix_ids.back(); }
+  // REQUIRES: num_window_tokens() is positive.
+  Digest TailOf(const Digest& profile) const {
+    return TailId(profile, parent(), std::span(tokens).subspan(size_t(num_blocks) * kBlockTokens));
+  }
   ObjectKey BlockKey(int i) const { return {ObjectKind::kBlock, prefix_ids[i], params.variant()}; }
   ObjectKey TableKey(const Digest& id) const { return {ObjectKind::kTable, id, params.variant()}; }
   void AddTable(const Digest& id) {
@@ -82,6 +87,7 @@ absl::Status PrefillWorker::Run(Job& job, bool ignore_cache) {
     job.stats->set_stored(true);
     return absl::OkStatus();
   }
+  ChooseServer(job);
   for (int attempt = 1;; ++attempt) {
     LookupResult found;
     PrefixTurns::Turn turn;
@@ -115,6 +121,15 @@ absl::Status PrefillWorker::ComputeFrom(Job& job, const LookupResult& found) {
   return absl::OkStatus();
 }
 
+// Chooses by what is known of the servers now; true when that is another one than before.
+bool PrefillWorker::ChooseServer(Job& job) {
+  std::vector<Digest> chain = job.prefix_ids;
+  if (chain.empty()) chain.push_back(job.TailOf(host_.profile()));
+  CacheClient* const chosen = &cluster_.ServerFor(chain, /*hint=*/"");
+  job.ticket->set_cache_server(chosen->address());
+  return std::exchange(job.cache, chosen) != chosen;
+}
+
 // The longest stored prefix, and the turn to compute what is missing; without a missing block none.
 absl::StatusOr<PrefixTurns::Turn> PrefillWorker::FindCachedPrefix(Job& job, LookupResult& found) {
   while (true) {
@@ -131,11 +146,13 @@ LookupResult PrefillWorker::Lookup(Job& job) {
   if (job.num_blocks == 0) return {};
   const Stopwatch stopwatch;
   const Variant variants[] = {job.params.variant()};
-  absl::StatusOr<LookupResult> found = cache_.Lookup(job.prefix_ids, variants);
+  absl::StatusOr<LookupResult> found = job.cache->Lookup(job.prefix_ids, variants);
   job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
   if (found.ok()) return *std::move(found);
   Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
   metrics_.CountRecompute(found.status());
+  // So that the next prompt that begins like this one finds it.
+  ChooseServer(job);
   return {};
 }
 
@@ -155,15 +172,12 @@ bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
   }
   const size_t num_chained = keys.size();
   if (job.num_window_tokens() > 0) {
-    const Digest tail =
-        TailId(host_.profile(), job.parent(),
-               std::span(job.tokens).subspan(size_t(job.num_blocks) * kBlockTokens));
-    keys.push_back({ObjectKind::kWindow, tail, job.params.variant()});
+    keys.push_back({ObjectKind::kWindow, job.TailOf(host_.profile()), job.params.variant()});
   }
   uint64_t cache_bytes = found.bytes, window_bytes = 0;
   if (!keys.empty()) {
     const Stopwatch stopwatch;
-    const absl::StatusOr<std::vector<ObjectStat>> stats = cache_.Stat(keys);
+    const absl::StatusOr<std::vector<ObjectStat>> stats = job.cache->Stat(keys);
     job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
     if (!stats.ok()) return false;
     std::vector<ObjectHeader> headers;
@@ -203,7 +217,7 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
   std::unique_ptr<GetStream> stream;
   int usable = found.num_blocks;
   while (true) {
-    stream = cache_.StartGet(std::span(keys).first(num_tables + usable));
+    stream = job.cache->StartGet(std::span(keys).first(num_tables + usable));
     PKV_RETURN_IF_ERROR(stream->WaitForManifest());
     std::vector<ObjectHeader> headers;
     for (int i = 0; i < stream->num_objects(); ++i) headers.push_back(stream->header(i));
@@ -216,7 +230,7 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
     const std::span<const ObjectKey> broken =
         std::span(keys).subspan(num_tables + chained, usable - chained);
     Log(LogLevel::kWarning, "deleting blocks of a broken chain", {{"blocks", broken.size()}});
-    cache_.Delete(broken).IgnoreError();
+    job.cache->Delete(broken).IgnoreError();
     if (chained == 0) {
       return absl::FailedPreconditionError(
           "the first stored block refers to no table stored with it");
@@ -232,14 +246,21 @@ absl::Status PrefillWorker::AttachCachedPrefix(Job& job, const LookupResult& fou
   return absl::OkStatus();
 }
 
-absl::Status PrefillWorker::StartPut(std::span<const ObjectBuilder* const> builders,
+absl::Status PrefillWorker::StartPut(Job& job, std::span<const ObjectBuilder* const> builders,
                                      std::unique_ptr<PutStream>& put) {
   std::vector<ObjectDescriptor> descriptors;
   for (const ObjectBuilder* builder : builders) {
     const ObjectHeader& header = builder->header();
     descriptors.push_back({header.key(), header.num_layers, builder->frame(0).size()});
   }
-  PKV_ASSIGN_OR_RETURN(put, cache_.StartPut(descriptors));
+  absl::StatusOr<std::unique_ptr<PutStream>> started = job.cache->StartPut(descriptors);
+  // Gone, or draining, since the lookup. Another server has no use for blocks without their prefix.
+  if (absl::IsUnavailable(started.status()) && job.stats->cached_tokens() == 0 &&
+      ChooseServer(job)) {
+    started = job.cache->StartPut(descriptors);
+  }
+  PKV_RETURN_IF_ERROR(started.status());
+  put = *std::move(started);
   return absl::OkStatus();
 }
 
@@ -260,7 +281,7 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
     // Not before the first layer: a stream that waits for the model's turn stalls to pkvd.
     if (!put_stopwatch.has_value() && !builders.empty()) {
       put_stopwatch.emplace();
-      put_status = StartPut(builders, put);
+      put_status = StartPut(job, builders, put);
     }
     if (put == nullptr || !put_status.ok()) return;
     std::vector<std::span<const std::byte>> frames;
@@ -295,7 +316,7 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
   // The table first: a block whose table is not there is refused.
   if (objects.table != nullptr) {
     const std::span<const std::byte> table[] = {objects.table->bytes()};
-    const PutOutcome outcome = cache_.Put(table).front();
+    const PutOutcome outcome = job.cache->Put(table).front();
     PKV_RETURN_IF_ERROR(outcome.status);
     if (outcome.stored) put_bytes += objects.table->bytes().size();
     job.stats->set_table_bytes(objects.table->bytes().size());
@@ -331,7 +352,7 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
 absl::Status PrefillWorker::AdoptStoredChain(Job& job) {
   std::vector<ObjectKey> keys;
   for (int i = 0; i < job.num_blocks; ++i) keys.push_back(job.BlockKey(i));
-  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectStat> stats, cache_.Stat(keys));
+  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectStat> stats, job.cache->Stat(keys));
   job.ticket->clear_table_ids();
   for (const ObjectStat& stat : stats) {
     absl::StatusOr<ObjectHeader> header = absl::NotFoundError("a block is not stored");

@@ -24,9 +24,9 @@ namespace pkv {
 // The longest stored prefix is fetched instead of computed, and its pattern table used for the
 // rest. Layer L is mined, encoded and put while layer L + 1 computes. Prompts that begin alike are
 // computed one after another (prefix_turns.h); when another worker stores blocks of a prompt
-// meanwhile, what they lack is computed once more, behind them. A cache that is away costs
-// the store, never the answer: the ticket is still good, the decode worker computes what is not
-// there.
+// meanwhile, what they lack is computed once more, behind them. One server of the cluster serves a
+// whole request; one that goes away meanwhile costs the store, never the answer: the ticket is
+// still good, the decode worker computes what is not there.
 //
 // Thread-safe.
 class PrefillWorker {
@@ -35,11 +35,11 @@ class PrefillWorker {
   using OnFailure = std::function<void(const absl::Status&)>;
 
   // All outlive the worker.
-  PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheClient* cache,
+  PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheCluster* cluster,
                 WorkerMetrics* metrics, OnFailure on_failure = nullptr)
       : host_(*host),
         executor_(*executor),
-        cache_(*cache),
+        cluster_(*cluster),
         metrics_(*metrics),
         on_failure_(std::move(on_failure)) {}
 
@@ -58,6 +58,7 @@ class PrefillWorker {
  private:
   struct Job;
 
+  bool ChooseServer(Job& job);
   absl::Status Run(Job& job, bool ignore_cache);
   absl::Status ComputeFrom(Job& job, const LookupResult& found);
   absl::StatusOr<PrefixTurns::Turn> FindCachedPrefix(Job& job, LookupResult& found);
@@ -65,14 +66,14 @@ class PrefillWorker {
   bool AnswerFromCache(Job& job, const LookupResult& found);
   absl::Status AttachCachedPrefix(Job& job, const LookupResult& found);
   absl::Status ComputeAndStore(Job& job);
-  absl::Status StartPut(std::span<const ObjectBuilder* const> builders,
+  absl::Status StartPut(Job& job, std::span<const ObjectBuilder* const> builders,
                         std::unique_ptr<PutStream>& put);
   absl::Status CommitAll(Job& job, PutStream& put);
   absl::Status AdoptStoredChain(Job& job);
 
   ModelHost& host_;
   PrefillExecutor& executor_;
-  CacheClient& cache_;
+  CacheCluster& cluster_;
   WorkerMetrics& metrics_;
   const OnFailure on_failure_;
   PrefixTurns turns_;

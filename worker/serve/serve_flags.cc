@@ -12,6 +12,8 @@
 #include "proto/base/status_macros.h"
 #include "proto/config/configuration.h"
 #include "proto/metrics/reload_metrics.h"
+#include "proto/serving/health_server.h"
+#include "worker/serve/member_collector.h"
 
 namespace pkv {
 namespace {
@@ -41,7 +43,10 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
       {.name = "max-prompt-tokens",
        .help = "cuda: the longest prompt that is computed; takes device memory in proportion"},
       flags.model.max_prompt_tokens, {.min = 128, .max = 1 << 20});
-  table.AddText({.name = "cache", .help = "pkvd to use, host:port or unix:/path"}, flags.cache);
+  table.AddText(
+      {.name = "cache",
+       .help = "pkvd to use, host:port or unix:/path; or several, a,b,c, the same at all workers"},
+      flags.cache);
   table.AddWord(
       {.name = "transport",
        .help = "how blocks come from the cache: in place when it is on this host and offers that "
@@ -53,8 +58,13 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
                 flags.server.listen);
   table.AddText({.name = "metrics-listen", .help = "host:port of /metrics; empty: none"},
                 flags.server.metrics_listen);
+  table.AddText(
+      {.name = "health-listen",
+       .help = "address of health checks alone, open before the model is read; empty: none"},
+      flags.health_listen);
   table.AddPath(
-      {.name = "port-file", .help = "write \"port metrics_port\" to this file once serving"},
+      {.name = "port-file",
+       .help = "write \"port metrics_port\", and the health port if any, to this file once serving"},
       flags.server.port_file);
   table.AddInteger(
       {.name = "threads", .help = "threads for attention and encoding; 0: one per CPU"},
@@ -114,6 +124,10 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
        {"device", flags.model.device},
        {"cache", flags.cache},
        {"transport", flags.transport}});
+  // Before the model: whoever asks meanwhile learns that this process lives but is not ready.
+  absl::StatusOr<std::unique_ptr<HealthServer>> health = nullptr;
+  if (!flags.health_listen.empty()) health = HealthServer::Start(flags.health_listen);
+  if (!health.ok()) return ExitCode(health.status());
   absl::StatusOr<std::unique_ptr<WorkerModel>> model = WorkerModel::Load(flags.model);
   if (!model.ok()) return ExitCode(model.status());
   const ModelHost& host = (*model)->host();
@@ -123,14 +137,14 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
   client_options.put_deadline = flags.put_deadline;
-  absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
-  if (!cache.ok()) return ExitCode(cache.status());
+  absl::StatusOr<std::unique_ptr<CacheCluster>> cluster = CacheCluster::Create(client_options);
+  if (!cluster.ok()) return ExitCode(cluster.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
   WorkerMetrics metrics(role.name);
   ServingFault fault;
   const absl::StatusOr<ServedWorker> served =
-      role.make_worker({**model, **cache, metrics, flags,
+      role.make_worker({**model, **cluster, metrics, flags,
                         [&fault](const absl::Status& status) { fault.Report(status); }});
   if (!served.ok()) return ExitCode(served.status());
   ServerHostOptions server = flags.server;
@@ -142,7 +156,10 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
     served->set_max_waiting(flags.queue.max_waiting);
     return flags.server.drain_timeout;
   };
+  const auto members = std::make_shared<MemberCollector>(role.name, cluster->get());
+  server.collectables = {members};
   server.fault = &fault;
+  server.health = health->get();
   return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));
 }
 

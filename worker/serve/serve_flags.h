@@ -16,13 +16,14 @@
 
 namespace pkv {
 
-class CacheClient;
+class CacheCluster;
 
 // What the worker binaries are started with.
 struct ServeFlags {
   ModelFlags model;
   std::string cache = "127.0.0.1:7440";
   std::string transport = "auto";  // ParseTransport()
+  std::string health_listen;       // host:port or unix:/path of health checks alone; empty: none
   LogSettings log;
   ServerHostOptions server;
   // Of one prompt's upload, which lasts as long as its prefill.
@@ -46,7 +47,7 @@ absl::Status CheckServeFlags(const ServeFlags& flags);
 // What a role's worker is made of. All outlive it.
 struct WorkerParts {
   WorkerModel& model;
-  CacheClient& cache;
+  CacheCluster& cluster;
   WorkerMetrics& metrics;
   const ServeFlags& flags;
   // To be called when the worker can serve no more: the process drains and exits with 1.

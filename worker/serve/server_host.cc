@@ -21,6 +21,9 @@
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/metrics/process_collector.h"
+#include "proto/serving/grpc_acceptor.h"
+#include "proto/serving/health_server.h"
+#include "proto/serving/listener.h"
 
 namespace pkv {
 namespace {
@@ -44,11 +47,14 @@ void WaitForTerminationSignal(const std::function<void()>& on_hangup) {
   Log(LogLevel::kInfo, "signal", {{"number", received}});
 }
 
-absl::Status WritePortFile(const std::string& path, int port, int metrics_port) {
+absl::Status WritePortFile(const std::string& path, int port, int metrics_port,
+                           const HealthServer* health) {
   // Written beside and renamed, so that a reader never sees half of it.
   const std::string partial = path + ".partial";
   std::ofstream file(partial);
-  file << port << " " << metrics_port << "\n";
+  file << port << " " << metrics_port;
+  if (health != nullptr && health->port() != 0) file << " " << health->port();
+  file << "\n";
   file.close();
   if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
     return absl::UnavailableError(absl::StrCat("cannot write port file ", path));
@@ -130,36 +136,46 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
     }
     exposer->RegisterCollectable(registry);
     exposer->RegisterCollectable(process);
+    for (const auto& collectable : options.collectables) exposer->RegisterCollectable(collectable);
     metrics_port = exposer->GetListeningPorts().front();
   }
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
-  // Two servers on one port must fail loudly; the default lets both bind.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  GrpcAcceptor acceptor(builder, grpc::InsecureServerCredentials());
   for (grpc::Service* service : services) builder.RegisterService(service);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr)
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
-  server->GetHealthCheckService()->SetServingStatus(true);
+    return absl::InternalError(absl::StrCat("gRPC did not start on ", options.listen));
+  const absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Bind(options.listen);
+  if (!listener.ok()) {
+    return absl::Status(listener.status().code(), absl::StrCat("cannot listen on ", options.listen,
+                                                               ": ", listener.status().message()));
+  }
+  const int port = (*listener)->port();
+  acceptor.Start(**listener, [] {});
+  const auto set_ready = [&](bool ready) {
+    SetHealth(*server, ready);
+    if (options.health != nullptr) options.health->SetReady(ready);
+  };
+  set_ready(true);
   Log(LogLevel::kInfo, "serving",
       {{"listen", options.listen}, {"port", port}, {"metrics_port", metrics_port}});
   if (!options.port_file.empty())
-    PKV_RETURN_IF_ERROR(WritePortFile(options.port_file, port, metrics_port));
+    PKV_RETURN_IF_ERROR(WritePortFile(options.port_file, port, metrics_port, options.health));
 
   absl::Duration drain_timeout = options.drain_timeout;
   WaitForTerminationSignal([&] {
     if (options.on_hangup) drain_timeout = options.on_hangup();
   });
-  server->GetHealthCheckService()->SetServingStatus(false);
+  set_ready(false);
   std::thread([] {
     WaitForTerminationSignal(nullptr);
     _exit(1);
   }).detach();
   if (options.on_drain) options.on_drain();
+  (*listener)->Stop();
   server->Shutdown(absl::ToChronoTime(absl::Now() + drain_timeout));
   server->Wait();
   Log(LogLevel::kInfo, "stopped");

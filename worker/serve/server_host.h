@@ -14,10 +14,13 @@ namespace grpc {
 class Service;
 }
 namespace prometheus {
+class Collectable;
 class Registry;
-}
+}  // namespace prometheus
 
 namespace pkv {
+
+class HealthServer;
 
 // Ends serving from within the process, as a signal does from outside. Thread-safe.
 class ServingFault {
@@ -37,19 +40,25 @@ class ServingFault {
 struct ServerHostOptions {
   std::string listen = "127.0.0.1:7441";  // host:port (port 0 picks one) or unix:/path
   std::string metrics_listen;             // host:port; empty: no metrics
-  std::string port_file;        // written as "port metrics_port\n" once serving; empty: none
+  // What /metrics shows besides the registry.
+  std::vector<std::shared_ptr<prometheus::Collectable>> collectables;  // shared with the exposer
+  // Written as "port metrics_port\n", with the port of `health` third if there is one, once
+  // serving; empty: none.
+  std::string port_file;
   bool allow_insecure = false;  // listen beyond loopback without TLS
   absl::Duration drain_timeout = absl::Seconds(10);
   std::function<void()> on_drain;  // called when draining begins; may be null
   // Called at each SIGHUP before draining, returns the drain_timeout from then on; may be null.
   std::function<absl::Duration()> on_hangup;
   const ServingFault* fault = nullptr;  // may be null; outlives the call
+  // Health checks on a port of their own, ready while this serves; may be null; outlives the call.
+  HealthServer* health = nullptr;
 };
 
-// Serves `services` with gRPC health checks and reflection until SIGTERM or SIGINT, then drains:
-// NOT_SERVING, running calls get drain_timeout, then they are cancelled; a second signal ends the
-// process at once with exit code 1. Call once per process.
-// REQUIRES: BlockTerminationSignals() was called before the process started other threads.
+// Serves `services` with gRPC health checks (health_server.h) and reflection until SIGTERM or
+// SIGINT, then drains: NOT_SERVING, running calls get drain_timeout, then they are cancelled; a
+// second signal ends the process at once with exit code 1. Call once per process. REQUIRES:
+// BlockTerminationSignals() was called before the process started other threads.
 //   InvalidArgument  an address is malformed, or is not loopback while allow_insecure is false
 //   Unavailable      an address cannot be bound
 //   and what was reported to options.fault

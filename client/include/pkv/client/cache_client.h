@@ -16,6 +16,7 @@
 #include "pkv/block/aligned_buffer.h"
 #include "pkv/block/object_header.h"
 #include "pkv/block/object_key.h"
+#include "pkv/client/cache_cluster.h"
 #include "pkv/client/client_options.h"
 
 namespace pkv {
@@ -152,15 +153,20 @@ struct ClientCounters {
   uint64_t shm_fallbacks = 0;  // gets that went over gRPC although the server offers shm
 };
 
-// A connection to one pkvd. No gRPC type shows.
+// A connection to one pkvd. No gRPC type shows. It is a cluster of one, whose state it does not
+// know.
 //
 // Every call ends by its deadline: with the server gone, Unavailable or DeadlineExceeded, never a
 // hang. Thread-safe.
-class CacheClient {
+class CacheClient : public CacheCluster {
  public:
   // Does not wait for the server. InvalidArgument: an option is out of its range (names it).
   static absl::StatusOr<std::unique_ptr<CacheClient>> Create(const ClientOptions& options);
-  virtual ~CacheClient() = default;
+
+  CacheClient& ServerFor(std::span<const Digest>, absl::string_view) override { return *this; }
+  std::vector<ServerStatus> servers() const override { return {}; }
+  // ClientOptions::address; empty of a client that is not connected by address.
+  virtual std::string address() const { return ""; }
 
   // Longest stored prefix among `prefix_ids` (at most 4,096), per variant; the answer is a hint:
   // blocks may be evicted before they are fetched.

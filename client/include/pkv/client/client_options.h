@@ -22,7 +22,8 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name);
 
 // How a CacheClient connects and retries. Plain data.
 struct ClientOptions {
-  std::string address = "127.0.0.1:7440";  // host:port or unix:/path of one pkvd
+  // host:port or unix:/path of one pkvd; for CacheCluster of up to 64, separated by commas.
+  std::string address = "127.0.0.1:7440";
   Transport transport = Transport::kAuto;
   int num_channels = 4;  // TCP connections; calls take turns. 1..16
   // Over gRPC a get of many objects travels in so many streams, of which each is on the next
@@ -39,6 +40,9 @@ struct ClientOptions {
   absl::Duration put_deadline = absl::Seconds(30);
   // A get or put on which nothing moves for this long ends with DeadlineExceeded.
   absl::Duration progress_timeout = absl::Seconds(5);
+
+  // CacheCluster alone: how often it asks each server whether it is there.
+  absl::Duration probe_interval = absl::Seconds(1);
 
   // Retries of what is safe to repeat (Lookup, Stat, Delete; Get from its first missing layer; Put
   // of one object), on Unavailable and ResourceExhausted: exponential from initial to max, each

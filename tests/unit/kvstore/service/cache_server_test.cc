@@ -18,6 +18,7 @@
 #include "proto/transport/host_identity.h"
 #include "proto/transport/local_socket.h"
 #include "proto/transport/shm_frame.h"
+#include "tests/support/health_check.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -117,11 +118,34 @@ TEST(CacheServerTest, OffersShmWhenItHasASocketForIt) {
   EXPECT_FALSE(ConnectLocal(options.shm_socket, absl::Seconds(60)).ok());
 }
 
+TEST(CacheServerTest, AnswersHealthChecksOnAPortOfTheirOwnToo) {
+  CacheServerOptions options = LocalOptions();
+  options.health_listen = "127.0.0.1:0";
+  const auto server = CacheServer::Start(options);
+  ASSERT_THAT(server, IsOk());
+  for (const bool ready : {true, false}) {
+    if (!ready) (*server)->Drain();
+    for (const int port : {(*server)->port(), (*server)->health_port()}) {
+      const std::string address = absl::StrCat("127.0.0.1:", port);
+      EXPECT_THAT(IsServing(address, "pkv-readiness"), IsOkAndHolds(ready));
+      EXPECT_THAT(IsServing(address, ""), IsOkAndHolds(ready));
+      EXPECT_THAT(IsServing(address, "pkv-liveness"), IsOkAndHolds(true));
+    }
+  }
+  (*server)->Shutdown(absl::Seconds(1));
+  EXPECT_THAT(IsServing(absl::StrCat("127.0.0.1:", (*server)->health_port()), "pkv-liveness"),
+              IsOkAndHolds(true));
+}
+
 TEST(CacheServerTest, RefusesARemoteAddressUnlessToldSo) {
   CacheServerOptions options = LocalOptions();
   options.listen = "0.0.0.0:0";
   EXPECT_THAT(CacheServer::Start(options),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--i-understand-insecure")));
+  // Health checks tell a stranger nothing.
+  CacheServerOptions health = LocalOptions();
+  health.health_listen = "0.0.0.0:0";
+  EXPECT_THAT(CacheServer::Start(health), IsOk());
   options.allow_insecure_remote = true;
   EXPECT_THAT(CacheServer::Start(options), IsOk());
 }

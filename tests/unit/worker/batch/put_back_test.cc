@@ -33,8 +33,8 @@ class PutBackQueueTest : public BatchTest {
 TEST_F(PutBackQueueTest, StoresTablesAndCountsBlocks) {
   int num_blocks = -1;
   {
-    PutBackQueue queue(&cache_);
-    queue.Put(Objects(1), [&](int count) { num_blocks = count; });
+    PutBackQueue queue;
+    queue.Put(cache_, Objects(1), [&](int count) { num_blocks = count; });
   }
   EXPECT_EQ(num_blocks, 2);
   EXPECT_EQ(cache_.Keys(ObjectKind::kBlock).size(), 2u);
@@ -46,9 +46,9 @@ TEST_F(PutBackQueueTest, CountsWhatTheCacheTook) {
   without_table.erase(without_table.begin());
   int num_blocks = -1, num_refused = -1;
   {
-    PutBackQueue queue(&cache_);
-    queue.Put(std::move(without_table), [&](int count) { num_refused = count; });
-    queue.Put({}, [&](int count) { num_blocks = count; });
+    PutBackQueue queue;
+    queue.Put(cache_, std::move(without_table), [&](int count) { num_refused = count; });
+    queue.Put(cache_, {}, [&](int count) { num_blocks = count; });
   }
   EXPECT_EQ(num_refused, 0);
   EXPECT_EQ(num_blocks, 0);
@@ -63,12 +63,12 @@ TEST_F(PutBackQueueTest, TakesNoMoreThanItsLimit) {
   std::vector<std::unique_ptr<ObjectBuilder>> one_too_many = Objects(3);
   int num_done = 0, num_blocks = -1;
   {
-    PutBackQueue queue(&cache_);
+    PutBackQueue queue;
     for (int i = 0; i < PutBackQueue::kMaxWaiting; ++i) {
-      queue.Put({}, [&](int) { ++num_done; });  // on the queue's one thread
+      queue.Put(cache_, {}, [&](int) { ++num_done; });  // on the queue's one thread
     }
     gate.WaitForArrivals(1);
-    queue.Put(std::move(one_too_many), [&](int count) { num_blocks = count; });
+    queue.Put(cache_, std::move(one_too_many), [&](int count) { num_blocks = count; });
     EXPECT_EQ(num_blocks, 0) << "at once";
     gate.Open();
   }

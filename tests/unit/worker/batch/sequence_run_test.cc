@@ -46,6 +46,18 @@ TEST_F(SequenceRunTest, ALargeWindowShrinksByABlockAStep) {
   EXPECT_EQ(MaxPages(request), 8);
 }
 
+TEST_F(SequenceRunTest, ItsChainIsItsBlocksOrElseItsWindow) {
+  const BatchRequest request = Request(Prompt(3, 600), 1, {.preset = "pkv2"});
+  ASSERT_EQ(request.num_blocks, 4);
+  std::vector<Digest> blocks;
+  for (int i = 0; i < 4; ++i) blocks.push_back(request.keys[request.num_tables + i].id);
+  EXPECT_EQ(SequenceRun(1, request).Chain(), blocks);
+  const BatchRequest small = Request(Prompt(3, 100), 1, {.preset = "pkv2"});
+  ASSERT_EQ(small.num_blocks, 0);
+  EXPECT_THAT(SequenceRun(1, small).Chain(), ElementsAre(small.keys.back().id));
+  EXPECT_TRUE(SequenceRun(1, Request(Prompt(3, 1), 1)).Chain().empty());
+}
+
 TEST_F(SequenceRunTest, FetchesWhatIsNotResidentAndTheFirstBlockInAnyCase) {
   const BatchRequest request = Request(Prompt(3, 600), 200, {.preset = "pkv2"});
   ASSERT_EQ(request.num_blocks, 4);

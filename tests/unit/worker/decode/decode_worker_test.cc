@@ -5,6 +5,7 @@
 #include <limits>
 #include <thread>
 
+#include "tests/support/fake_cluster.h"
 #include "tests/support/tiny_worker.h"
 
 namespace pkv {
@@ -321,6 +322,56 @@ TEST_F(DecodeWorkerTicketTest, RefusesSamplingOutOfRange) {
   request_.mutable_sampling()->set_temperature(0);
   request_.mutable_sampling()->set_top_p(1.5f);
   ExpectRefused(absl::StatusCode::kInvalidArgument, "top_p");
+}
+
+// Over two servers, each prompt stored on the second, of which the cluster prefers the first.
+class DecodeClusterTest : public DecodeWorkerTest {
+ protected:
+  v1::HandoffTicket StoreOnSecond(const std::vector<int32_t>& prompt) {
+    cluster_.Prefer(1);
+    const auto response = prefill_worker_.Prefill(MakePrefill(prompt, "pkv2"));
+    EXPECT_THAT(response, IsOk());
+    cluster_.Prefer(0);
+    return response.ok() ? response->ticket() : v1::HandoffTicket();
+  }
+  v1::DecodeStats Run(const v1::DecodeRequest& request) {
+    v1::DecodeStats stats;
+    EXPECT_THAT(worker_.Decode(request,
+                               [&stats](const v1::DecodeEvent& event) {
+                                 if (event.has_stats()) stats = event.stats();
+                                 return true;
+                               }),
+                IsOk());
+    return stats;
+  }
+
+  FakeCluster cluster_{2};
+  PrefillWorker prefill_worker_{host_, &executor_, &cluster_, &prefill_metrics_};
+  DecodeWorker worker_{host_, &cluster_, &decode_metrics_};
+};
+
+TEST_F(DecodeClusterTest, GetsFromTheServerThatTheTicketNames) {
+  const std::vector<int32_t> prompt = RandomPrompt(50, 300);
+  const v1::HandoffTicket ticket = StoreOnSecond(prompt);
+  EXPECT_EQ(Run(MakeDecode(ticket, 2)).recomputed_tokens(), 0u);
+  EXPECT_EQ(cluster_.last_chain(),
+            PrefixIds(host_->profile(), std::span(prompt).first(2 * kBlockTokens)));
+}
+
+TEST_F(DecodeClusterTest, ComputesWhatIsNotWhereItLooks) {
+  v1::HandoffTicket ticket = StoreOnSecond(RandomPrompt(51, 300));
+  ticket.set_cache_server("nobody:1");
+  EXPECT_EQ(Run(MakeDecode(ticket, 2)).recomputed_tokens(), 299u);
+}
+
+TEST_F(DecodeClusterTest, PutsBackWhereThePrefixIsOrWhereItIsLookedForNext) {
+  v1::DecodeRequest request = MakeDecode(StoreOnSecond(RandomPrompt(52, 300)), 150);
+  request.set_put_back(true);
+  EXPECT_EQ(Run(request).put_back_blocks(), 1u);
+  EXPECT_EQ(cluster_.server(1).Keys(ObjectKind::kBlock).size(), 3u);
+  cluster_.server(1).FailAll(absl::UnavailableError("gone"));
+  EXPECT_EQ(Run(request).put_back_blocks(), 3u);
+  EXPECT_EQ(cluster_.server(0).Keys(ObjectKind::kBlock).size(), 3u);
 }
 
 }  // namespace

@@ -37,6 +37,13 @@ TEST_F(TicketTest, NamesTablesBlocksAndWindowInTheOrderOfTheStream) {
   EXPECT_EQ(request.keys[3], cache_.Keys(ObjectKind::kWindow).front());
 }
 
+TEST_F(TicketTest, HandsOnWhereTheObjectsWerePut) {
+  v1::DecodeRequest request = MakeDecode(Prefill(RandomPrompt(6, 20), "fp16").ticket(), 1);
+  EXPECT_EQ(Read(request).cache_server, "") << "one that has no address";
+  request.mutable_ticket()->set_cache_server("pkvd-1.pkvd:7440");
+  EXPECT_EQ(Read(request).cache_server, "pkvd-1.pkvd:7440");
+}
+
 TEST_F(TicketTest, NamesNothingForAPromptOfOneToken) {
   const BatchRequest request = Read(MakeDecode(Prefill(RandomPrompt(2, 1), "pkv2").ticket(), 1));
   EXPECT_TRUE(request.keys.empty());

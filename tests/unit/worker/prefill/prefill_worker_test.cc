@@ -5,6 +5,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tests/support/fake_cluster.h"
 #include "tests/support/tiny_worker.h"
 
 namespace pkv {
@@ -365,6 +366,80 @@ TEST_F(PrefillWorkerTest, TellsThatTheDeviceIsLostWithAndWithoutAPrefix) {
     ASSERT_EQ(failures.size(), 1u);
     EXPECT_THAT(failures[0], StatusIs(absl::StatusCode::kInternal));
   }
+}
+
+// Over two servers.
+class PrefillClusterTest : public PrefillWorkerTest {
+ protected:
+  v1::PrefillResponse Run(const std::vector<int32_t>& prompt) {
+    const auto response = worker_.Prefill(MakePrefill(prompt, "pkv2"));
+    EXPECT_THAT(response, IsOk());
+    return response.ok() ? *response : v1::PrefillResponse();
+  }
+  size_t NumObjects(int server) {
+    size_t count = 0;
+    for (const ObjectKind kind : {ObjectKind::kTable, ObjectKind::kBlock, ObjectKind::kWindow}) {
+      count += cluster_.server(server).Keys(kind).size();
+    }
+    return count;
+  }
+
+  FakeCluster cluster_{2};
+  PrefillWorker worker_{host_, &executor_, &cluster_, &prefill_metrics_};
+};
+
+TEST_F(PrefillClusterTest, PutsAWholeChainOnTheChosenServerAndTheTicketNamesIt) {
+  cluster_.Prefer(1);
+  const std::vector<int32_t> prompt = RandomPrompt(30, 300);
+  EXPECT_EQ(Run(prompt).ticket().cache_server(), "server1");
+  EXPECT_EQ(cluster_.last_chain(),
+            PrefixIds(host_->profile(), std::span(prompt).first(2 * kBlockTokens)));
+  EXPECT_EQ(NumObjects(0), 0u);
+  EXPECT_EQ(NumObjects(1), 4u) << "table, two blocks, window";
+  EXPECT_EQ(Run(prompt).stats().cached_tokens(), 299u) << "and finds it there";
+}
+
+TEST_F(PrefillClusterTest, PlacesAPromptWithoutABlockByItsWindow) {
+  Run(RandomPrompt(31, 20));
+  const std::vector<ObjectKey> windows = cluster_.server(0).Keys(ObjectKind::kWindow);
+  ASSERT_EQ(windows.size(), 1u);
+  EXPECT_EQ(cluster_.last_chain(), std::vector<Digest>{windows[0].id});
+}
+
+TEST_F(PrefillClusterTest, ALookupThatFindsNobodyPutsOnTheServerThatStandsIn) {
+  cluster_.server(0).set_script([this](CacheCall) {
+    cluster_.Prefer(1);  // as a cluster learns of it
+    return absl::UnavailableError("gone");
+  });
+  const v1::PrefillResponse response = Run(RandomPrompt(32, 300));
+  EXPECT_TRUE(response.stats().stored());
+  EXPECT_EQ(response.ticket().cache_server(), "server1");
+  EXPECT_EQ(NumObjects(1), 4u);
+}
+
+TEST_F(PrefillClusterTest, APutThatIsRefusedForDrainingGoesToTheServerThatStandsIn) {
+  cluster_.server(0).set_script([this](CacheCall call) -> absl::Status {
+    if (call != CacheCall::kStartPut) return absl::OkStatus();
+    cluster_.Prefer(1);
+    return absl::UnavailableError("draining");
+  });
+  const v1::PrefillResponse response = Run(RandomPrompt(33, 300));
+  EXPECT_TRUE(response.stats().stored());
+  EXPECT_EQ(response.ticket().cache_server(), "server1");
+  EXPECT_EQ(NumObjects(1), 4u);
+}
+
+TEST_F(PrefillClusterTest, BlocksWithoutTheirPrefixGoNowhereElse) {
+  Run(SharedPrompt(256, 300, 34));
+  cluster_.server(0).set_script([this](CacheCall call) -> absl::Status {
+    if (call != CacheCall::kStartPut) return absl::OkStatus();
+    cluster_.Prefer(1);
+    return absl::UnavailableError("draining");
+  });
+  const v1::PrefillResponse response = Run(SharedPrompt(256, 500, 35));
+  EXPECT_EQ(response.stats().cached_tokens(), 256u);
+  EXPECT_FALSE(response.stats().stored());
+  EXPECT_EQ(NumObjects(1), 0u);
 }
 
 TEST_F(PrefillWorkerTest, RefusesWhatItCannotPrefill) {

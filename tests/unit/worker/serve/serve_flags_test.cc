@@ -50,6 +50,7 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
                                                       {"transport", "shm"},
                                                       {"listen", "localhost:1"},
                                                       {"metrics-listen", "localhost:2"},
+                                                      {"health-listen", "localhost:3"},
                                                       {"port-file", "p"},
                                                       {"threads", "3"},
                                                       {"device", "cuda"},
@@ -74,6 +75,7 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   EXPECT_EQ(flags_.transport, "shm");
   EXPECT_EQ(flags_.server.listen, "localhost:1");
   EXPECT_EQ(flags_.server.metrics_listen, "localhost:2");
+  EXPECT_EQ(flags_.health_listen, "localhost:3");
   EXPECT_EQ(flags_.server.port_file, "p");
   EXPECT_EQ(flags_.model.threads, 3);
   EXPECT_EQ(flags_.model.device, "cuda");

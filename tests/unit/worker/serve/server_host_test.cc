@@ -3,10 +3,14 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <sys/stat.h>
+
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "tests/support/health_check.h"
 #include "tests/support/run_binary.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_worker.h"
@@ -61,13 +65,14 @@ class ServerHostTest : public testing::Test {
     return arguments;
   }
   // Starts it and waits until it serves.
-  void Start(const std::string& listen) {
+  void Start(const std::string& listen, const std::vector<std::string>& more = {}) {
     const std::string port_file = scratch_.path() + "/port";
-    process_ = std::make_unique<ChildProcess>(Arguments({"--listen", listen, "--metrics-listen",
-                                                         "127.0.0.1:0", "--port-file", port_file}),
-                                              scratch_.path() + "/worker");
+    std::vector<std::string> arguments = {"--listen",    listen,        "--metrics-listen",
+                                          "127.0.0.1:0", "--port-file", port_file};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    process_ = std::make_unique<ChildProcess>(Arguments(arguments), scratch_.path() + "/worker");
     WaitForFile(port_file);
-    std::ifstream(port_file) >> port_ >> metrics_port_;
+    std::ifstream(port_file) >> port_ >> metrics_port_ >> health_port_;
     ASSERT_GT(metrics_port_, 0) << process_->err();
   }
   static void ExpectConnects(const std::string& address) {
@@ -80,7 +85,7 @@ class ServerHostTest : public testing::Test {
   static inline TinyModelFolder* folder_ = nullptr;
   const ScratchFolder scratch_;
   std::unique_ptr<ChildProcess> process_;
-  int port_ = 0, metrics_port_ = 0;
+  int port_ = 0, metrics_port_ = 0, health_port_ = 0;
 };
 
 TEST_F(ServerHostTest, ServesOnThePortItNamesAndEndsOnSigterm) {
@@ -109,6 +114,40 @@ TEST_F(ServerHostTest, ServesOnAUnixSocketAndEndsOnSigint) {
   EXPECT_EQ(WaitForExit(), 0) << process_->err();
 }
 
+TEST_F(ServerHostTest, AnswersHealthChecksOnAPortOfTheirOwnToo) {
+  Start("127.0.0.1:0", {"--health-listen", "127.0.0.1:0"});
+  ASSERT_GT(health_port_, 0);
+  for (const int port : {port_, health_port_}) {
+    const std::string address = absl::StrCat("127.0.0.1:", port);
+    EXPECT_THAT(IsServing(address, "pkv-readiness"), IsOkAndHolds(true));
+    EXPECT_THAT(IsServing(address, "pkv-liveness"), IsOkAndHolds(true));
+    EXPECT_THAT(IsServing(address, ""), IsOkAndHolds(true));
+  }
+  EXPECT_THAT(
+      CallWithBytes(absl::StrCat("127.0.0.1:", health_port_), "/pkv.v1.Prefill/Prefill", ""),
+      StatusIs(absl::StatusCode::kUnimplemented));
+  process_->Signal(SIGTERM);
+  EXPECT_EQ(WaitForExit(), 0) << process_->err();
+}
+
+// Its weights are a pipe that nobody opens to write: it never gets beyond opening it.
+TEST_F(ServerHostTest, IsAliveButNotReadyWhileTheModelLoads) {
+  const std::string model = scratch_.path() + "/model";
+  std::filesystem::copy(folder_->path(), model);
+  std::filesystem::remove(model + "/model.safetensors");
+  ASSERT_EQ(mkfifo((model + "/model.safetensors").c_str(), 0600), 0);
+  const std::string health = "unix:" + scratch_.path() + "/health";
+  ChildProcess process({BinaryPath("worker/pkv-decode"), "serve", "--model", model, "--cache",
+                        "unix:/nonexistent", "--health-listen", health},
+                       scratch_.path() + "/loading");
+  WaitForFile(scratch_.path() + "/health");
+  EXPECT_THAT(IsServing(health, "pkv-liveness"), IsOkAndHolds(true));
+  EXPECT_THAT(IsServing(health, "pkv-readiness"), IsOkAndHolds(false));
+  EXPECT_THAT(IsServing(health, ""), IsOkAndHolds(false));
+  process.Signal(SIGKILL);
+  process.Wait(std::chrono::seconds(60));
+}
+
 TEST_F(ServerHostTest, RefusesAPortThatIsTaken) {
   Start("127.0.0.1:0");
   ChildProcess second(Arguments({"--listen", absl::StrCat("127.0.0.1:", port_)}),
@@ -120,6 +159,10 @@ TEST_F(ServerHostTest, RefusesAPortThatIsTaken) {
                      scratch_.path() + "/third");
   EXPECT_EQ(third.Wait(std::chrono::seconds(60)), 1);
   EXPECT_THAT(third.err(), HasSubstr("cannot serve metrics on"));
+  ChildProcess fourth(
+      Arguments({"--listen", "127.0.0.1:0", "--health-listen", absl::StrCat("127.0.0.1:", port_)}),
+      scratch_.path() + "/fourth");
+  EXPECT_EQ(fourth.Wait(std::chrono::seconds(60)), 1);
 }
 
 TEST_F(ServerHostTest, RefusesAddressesBeyondLoopback) {

@@ -1,4 +1,4 @@
-#include "kvstore/service/listener.h"
+#include "proto/serving/listener.h"
 
 #include <arpa/inet.h>
 #include <gmock/gmock.h>

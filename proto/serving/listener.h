@@ -1,5 +1,5 @@
-#ifndef PKV_KVSTORE_SERVICE_LISTENER_H_
-#define PKV_KVSTORE_SERVICE_LISTENER_H_
+#ifndef PKV_PROTO_SERVING_LISTENER_H_
+#define PKV_PROTO_SERVING_LISTENER_H_
 
 #include <sys/types.h>
 
@@ -64,4 +64,4 @@ class Listener {
 
 }  // namespace pkv
 
-#endif  // PKV_KVSTORE_SERVICE_LISTENER_H_
+#endif  // PKV_PROTO_SERVING_LISTENER_H_

@@ -1,0 +1,106 @@
+#include "pkv/client/cache_cluster.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "client/cache_client_impl.h"
+#include "client/placement.h"
+#include "client/watched_connection.h"
+#include "proto/base/status_macros.h"
+
+namespace pkv {
+namespace {
+
+constexpr size_t kMaxServers = 64;
+
+class CacheClusterImpl final : public CacheCluster {
+ public:
+  CacheClusterImpl(const ClientOptions& options, std::vector<ClusterServer> servers) {
+    for (ClusterServer& server : servers) {
+      auto connection = std::make_unique<WatchedConnection>(
+          std::move(server.connection),
+          WatchedConnection::Options{server.address, options.probe_interval,
+                                     options.lookup_deadline});
+      const WatchedConnection* const watched = connection.get();
+      ClientOptions one = options;
+      one.address = server.address;
+      addresses_.push_back(std::move(server.address));
+      servers_.push_back({watched, MakeCacheClient(one, std::move(connection))});
+    }
+  }
+
+  CacheClient& ServerFor(std::span<const Digest> chain, absl::string_view hint) override {
+    for (size_t i = 0; i < servers_.size(); ++i) {
+      const bool is_meant = absl::string_view(addresses_[i]) == hint;
+      if (is_meant && servers_[i].connection->state() != ServerState::kAway) {
+        return *servers_[i].client;
+      }
+    }
+    const std::vector<int> ranking = RankServers(AnchorOf(chain), addresses_);
+    for (const ServerState wanted : {ServerState::kReady, ServerState::kDraining}) {
+      for (const int i : ranking) {
+        if (servers_[i].connection->state() == wanted) return *servers_[i].client;
+      }
+    }
+    return *servers_[ranking.front()].client;
+  }
+
+  std::vector<ServerStatus> servers() const override {
+    std::vector<ServerStatus> statuses;
+    for (size_t i = 0; i < servers_.size(); ++i) {
+      statuses.push_back({addresses_[i], servers_[i].connection->state()});
+    }
+    return statuses;
+  }
+
+ private:
+  struct Server {
+    const WatchedConnection* connection;  // the client's
+    std::unique_ptr<CacheClient> client;
+  };
+
+  // Constant after construction.
+  std::vector<std::string> addresses_;
+  std::vector<Server> servers_;
+};
+
+absl::StatusOr<std::vector<std::string>> SplitAddresses(const std::string& list) {
+  std::vector<std::string> addresses;
+  for (const absl::string_view part : absl::StrSplit(list, ',')) {
+    addresses.emplace_back(absl::StripAsciiWhitespace(part));
+  }
+  if (addresses.size() > kMaxServers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("address names ", addresses.size(), " servers; at most ", kMaxServers));
+  }
+  for (auto it = addresses.begin(); it != addresses.end(); ++it) {
+    if (std::find(addresses.begin(), it, *it) != it) {
+      return absl::InvalidArgumentError(absl::StrCat("address names '", *it, "' twice"));
+    }
+  }
+  return addresses;
+}
+
+}  // namespace
+
+std::unique_ptr<CacheCluster> MakeCacheCluster(const ClientOptions& options,
+                                               std::vector<ClusterServer> servers) {
+  return std::make_unique<CacheClusterImpl>(options, std::move(servers));
+}
+
+absl::StatusOr<std::unique_ptr<CacheCluster>> CacheCluster::Create(const ClientOptions& options) {
+  PKV_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, SplitAddresses(options.address));
+  std::vector<ClusterServer> servers;
+  for (const std::string& address : addresses) {
+    ClientOptions one = options;
+    one.address = address;
+    PKV_RETURN_IF_ERROR(ValidateOptions(one));
+    servers.push_back({address, MakeGrpcConnection(one)});
+  }
+  return MakeCacheCluster(options, std::move(servers));
+}
+
+}  // namespace pkv
