@@ -66,7 +66,8 @@ void Declare(OptionTable& table, Settings& settings) {
                   server.reflection);
   table.AddPath(
       {.name = "port-file",
-       .help = "write \"port metrics_port\", and the health port if any, to this file once serving"},
+       .help = "write \"port metrics_port\", and the health port if any, to this file once "
+               "serving"},
       settings.port_file);
   table.AddSwitch({.name = "i-understand-insecure",
                    .help = "listen where other hosts can reach it, without encryption or "

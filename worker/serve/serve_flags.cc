@@ -64,7 +64,8 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
       flags.health_listen);
   table.AddPath(
       {.name = "port-file",
-       .help = "write \"port metrics_port\", and the health port if any, to this file once serving"},
+       .help = "write \"port metrics_port\", and the health port if any, to this file once "
+               "serving"},
       flags.server.port_file);
   table.AddInteger(
       {.name = "threads", .help = "threads for attention and encoding; 0: one per CPU"},
