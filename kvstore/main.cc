@@ -55,6 +55,10 @@ void Declare(OptionTable& table, Settings& settings) {
   table.AddText({.name = "listen", .help = "host:port (port 0: any) or unix:/path"}, server.listen);
   table.AddText({.name = "metrics-listen", .help = "host:port of /metrics; empty: none"},
                 server.metrics_listen);
+  table.AddText({.name = "health-listen",
+                 .help = "host:port or unix:/path of gRPC health checks alone, without encryption; "
+                         "empty: none but on --listen"},
+                server.health_listen);
   table.AddSize({.name = "capacity", .help = "memory for objects"}, server.capacity_bytes,
                 {.min = kArenaUnitBytes, .max = kArenaBytesMax});
   table.AddDuration({.name = "stall-timeout",
