@@ -7,6 +7,7 @@ other namespaces have none.
 from policy import matches, of_kind, pod_labels, ports, workloads
 
 HOME = "kubernetes.io/metadata.name"
+PEERS = {"ingress": "from", "egress": "to"}  # where the entries of a direction name them
 
 
 class Pod:
@@ -35,14 +36,19 @@ def is_peer(peer, pod, home):
     return matches(peer.get("podSelector", {}), pod.labels)
 
 
-def _allows(policies, direction, subject, other, target, port, protocol, home):
-    """Whether policies let `subject` talk to, or be called by, `other`; `target` has the port."""
-    word, peers = ("Ingress", "from") if direction == "ingress" else ("Egress", "to")
-    applying = [
+def applying_specs(policies, direction, subject, home):
+    """Of the policies that judge one direction of a pod; without any, everything is allowed."""
+    return [
         one["spec"] for one in policies
-        if subject.space[HOME] == home and word in one["spec"]["policyTypes"]
+        if subject.space[HOME] == home and direction.capitalize() in one["spec"]["policyTypes"]
         and matches(one["spec"]["podSelector"], subject.labels)
     ]
+
+
+def _allows(policies, direction, subject, other, target, port, protocol, home):
+    """Whether policies let `subject` talk to, or be called by, `other`; `target` has the port."""
+    peers = PEERS[direction]
+    applying = applying_specs(policies, direction, subject, home)
     if not applying:
         return True
     for spec in applying:

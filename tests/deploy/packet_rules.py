@@ -5,16 +5,17 @@ also be let in by those of the callee. What is refused is told so (ICMP, adminis
 prohibited), where plug-ins drop it: a test need not wait.
 """
 
-from network_flows import HOME, is_peer
-from policy import matches, of_kind
+from network_flows import PEERS, applying_specs, is_peer
+from policy import of_kind
 
 
-def _allowed(entry, peers, subject, others, home):
+def _allowed(entry, direction, subject, others, home):
     """(address, protocol, port) that one entry of a policy opens; port None: every one."""
+    peers = PEERS[direction]
     for other, address in others:
         if peers in entry and not any(is_peer(one, other, home) for one in entry[peers]):
             continue
-        target = subject if peers == "from" else other
+        target = subject if direction == "ingress" else other
         for port in entry.get("ports", [{}]):
             number = port.get("port")
             yield address, port.get("protocol", "TCP"), target.named_ports.get(number, number)
@@ -22,19 +23,14 @@ def _allowed(entry, peers, subject, others, home):
 
 def _chain(policies, direction, subject, others, home):
     """The rules of one pod, or None where every connection is allowed."""
-    word, peers = ("Ingress", "from") if direction == "ingress" else ("Egress", "to")
     side = "saddr" if direction == "ingress" else "daddr"
-    applying = [
-        one["spec"] for one in policies
-        if subject.space[HOME] == home and word in one["spec"]["policyTypes"]
-        and matches(one["spec"]["podSelector"], subject.labels)
-    ]
+    applying = applying_specs(policies, direction, subject, home)
     if not applying:
         return None
     lines = []
     for spec in applying:
         for entry in spec.get(direction, []):
-            for address, protocol, port in _allowed(entry, peers, subject, others, home):
+            for address, protocol, port in _allowed(entry, direction, subject, others, home):
                 wanted = f"{protocol.lower()} dport {port} " if port else ""
                 lines.append(f"ip {side} {address} {wanted}return")
     return lines + ["reject with icmpx admin-prohibited"]

@@ -430,6 +430,20 @@ class BatchSchedulerFailureTest : public BatchSchedulerTest {
     EXPECT_EQ(num_failures_, 1);
     EXPECT_THAT(failure_, StatusIs(absl::StatusCode::kInternal));
   }
+  // A request joins while another one runs, and `script` fails it.
+  void ExpectEndsWithOneThatRuns(const FakeBatchEngine::Script& script,
+                                 const BatchRequest& request) {
+    engine_->HoldSteps();
+    BatchCaller running, joining;
+    MustSubmit(StoredRequest(Prompt(46, 10), 900), running);
+    engine_->WaitForHeldStep();
+    engine_->set_script(script);
+    MustSubmit(request, joining);
+    ExpectFailed(joining);
+    engine_->ReleaseSteps();
+    ExpectFailed(running);
+    ExpectOutOfService();
+  }
 
   int num_failures_ = 0;
   absl::Status failure_;
@@ -470,18 +484,9 @@ TEST_F(BatchSchedulerFailureTest, AFailedFlushEndsEveryRequest) {
 }
 
 TEST_F(BatchSchedulerFailureTest, AFailedFirstStepEndsEveryRequest) {
-  engine_->HoldSteps();
-  BatchCaller running, joining;
-  MustSubmit(StoredRequest(Prompt(48, 10), 900), running);
-  engine_->WaitForHeldStep();
   FakeBatchEngine::Script script;
   script.first = Lost();
-  engine_->set_script(script);
-  MustSubmit(StoredRequest(Prompt(49, 200), 30), joining);
-  ExpectFailed(joining);
-  engine_->ReleaseSteps();
-  ExpectFailed(running);
-  ExpectOutOfService();
+  ExpectEndsWithOneThatRuns(script, StoredRequest(Prompt(48, 200), 30));
 }
 
 TEST_F(BatchSchedulerFailureTest, AnInternalErrorOfTheCacheIsNotTheEngines) {
@@ -496,18 +501,9 @@ TEST_F(BatchSchedulerFailureTest, AnInternalErrorOfTheCacheIsNotTheEngines) {
 }
 
 TEST_F(BatchSchedulerFailureTest, AFailedComputationEndsEveryRequest) {
-  engine_->HoldSteps();
-  BatchCaller running, computing;
-  MustSubmit(StoredRequest(Prompt(46, 10), 900), running);
-  engine_->WaitForHeldStep();
   FakeBatchEngine::Script script;
   script.compute = Lost();
-  engine_->set_script(script);
-  MustSubmit(Request(Prompt(47, 200), 30), computing);  // not stored
-  ExpectFailed(computing);
-  engine_->ReleaseSteps();
-  ExpectFailed(running);
-  ExpectOutOfService();
+  ExpectEndsWithOneThatRuns(script, Request(Prompt(47, 200), 30));  // not stored
 }
 
 }  // namespace
