@@ -13,9 +13,11 @@ namespace pkv {
 // InvalidArgument names the option, its value and its range.
 absl::Status ValidateOptions(const ClientOptions& options);
 
-// A client on top of any connection. REQUIRES: `options` are valid.
+// A client on top of any connection. `gpu`: for gets to its memory; null: none. REQUIRES: `options`
+// are valid.
 std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
-                                             std::unique_ptr<Connection> connection);
+                                             std::unique_ptr<Connection> connection,
+                                             const NcclPort* gpu = nullptr);
 
 }  // namespace pkv
 

@@ -14,6 +14,7 @@
 #include "kvstore/service/cache_server.h"
 #include "proto/base/log.h"
 #include "proto/metrics/build_info.h"
+#include "proto/transport/nccl/nccl_port.h"
 
 namespace pkv {
 namespace {
@@ -23,6 +24,7 @@ constexpr int kExitUsage = 2;
 struct Settings {
   CacheServerOptions server;
   absl::Duration drain_timeout = absl::Seconds(30);
+  int nccl_device = -1;
   std::string port_file;
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
@@ -54,6 +56,15 @@ void AddShmOptions(CLI::App& app, CacheServerOptions& server, RawSettings& raw) 
       ->capture_default_str();
   app.add_option("--shm-pin-age", raw.shm_pin_age, "longest time that anything may stay pinned")
       ->envname("PKV_SHM_PIN_AGE")
+      ->capture_default_str();
+}
+
+void AddNcclOptions(CLI::App& app, Settings& settings) {
+  app.add_option("--nccl-device", settings.nccl_device,
+                 "CUDA device that sends blocks to decode workers' GPUs over NCCL; pins all of the "
+                 "capacity; -1: none")
+      ->envname("PKV_NCCL_DEVICE")
+      ->check(CLI::Range(-1, 1024))
       ->capture_default_str();
 }
 
@@ -141,6 +152,7 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"shm_max_pinned", settings.server.shm_pinned_bytes},
        {"shm_silence", absl::FormatDuration(settings.server.shm_silence)},
        {"shm_pin_age", absl::FormatDuration(settings.server.shm_pin_age)},
+       {"nccl_device", settings.nccl_device},
        {"reflection", settings.server.reflection ? "on" : "off"},
        {"insecure_remote", settings.server.allow_insecure_remote ? "allowed" : "refused"}});
 }
@@ -187,6 +199,7 @@ int Main(int argc, char** argv) {
   CLI::App app("pkvd keeps quantized KV cache blocks in memory and serves them over gRPC.", "pkvd");
   AddOptions(app, settings, raw);
   AddShmOptions(app, settings.server, raw);
+  AddNcclOptions(app, settings);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -206,6 +219,14 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
+  if (settings.nccl_device >= 0) {
+    absl::StatusOr<NcclPort> port = OpenNcclPort(settings.nccl_device);
+    if (!port.ok()) {
+      std::cerr << "pkvd: --nccl-device: " << port.status().message() << "\n";
+      return kExitUsage;
+    }
+    settings.server.nccl = std::make_shared<const NcclPort>(*std::move(port));
+  }
   absl::StatusOr<std::unique_ptr<CacheServer>> server = CacheServer::Start(settings.server);
   if (!server.ok()) {
     std::cerr << "pkvd: " << server.status().message() << "\n";

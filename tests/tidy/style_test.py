@@ -37,6 +37,8 @@ LAYERS = [
     (r"proto/base/", r"proto/base/", NETWORK + [CUDA]),
     (r"proto/block/", r"proto/(base|block)/|pkv/block/", NETWORK + [CUDA]),
     (r"proto/metrics/", r"proto/(base|metrics)/", NETWORK + [CUDA]),
+    # Checks on a GPU what frames hold.
+    (r"proto/transport/nccl/", r"proto/(base|block|transport)/|pkv/(block|v1)/", []),
     (r"proto/transport/", r"proto/(base|transport)/|pkv/(block|v1)/", []),
     (r"kernels/", r"kernels/|proto/(base|block)/|pkv/(block|kernels)/", NETWORK),
     # Nothing of proto/block/: the service never interprets a payload.

@@ -32,5 +32,6 @@ int main(int argc, char** argv) {
                           .description = "Decode worker of patternkv",
                           .default_listen = "127.0.0.1:7442",
                           .add_flags = pkv::AddDecodeFlags,
-                          .make_worker = MakeWorker});
+                          .make_worker = MakeWorker,
+                          .takes_device_frames = true});
 }

@@ -4,15 +4,20 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <optional>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "pkv/client/cache_client.h"
 #include "proto/base/log.h"
+#include "proto/transport/nccl/nccl_port.h"
 
 namespace pkv {
 namespace {
+
+// CUDA's current device, which nothing here changes.
+constexpr int kModelDevice = 0;
 
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
@@ -26,6 +31,25 @@ void NameInEnvironment(CLI::App& command) {
     if (name.empty() || name == "help") continue;
     option->envname("PKV_" + absl::AsciiStrToUpper(absl::StrReplaceAll(name, {{"-", "_"}})));
   }
+}
+
+// The GPU that frames may come to, of a worker that takes them there; none where NCCL is missing
+// and not asked for.
+//   InvalidArgument  asked for where it cannot be
+absl::StatusOr<std::optional<NcclPort>> OpenGpu(const WorkerRole& role, const ServeFlags& flags,
+                                                Transport transport) {
+  const bool is_wanted = transport == Transport::kNccl;
+  if (!role.takes_device_frames || flags.model.device != "cuda") {
+    if (!is_wanted) return std::nullopt;
+    return absl::InvalidArgumentError(absl::StrCat("transport 'nccl': a ", role.name,
+                                                   " worker on device '", flags.model.device,
+                                                   "' takes no frames in device memory"));
+  }
+  if (transport != Transport::kAuto && !is_wanted) return std::nullopt;
+  absl::StatusOr<NcclPort> port = OpenNcclPort(kModelDevice);
+  if (port.ok() || is_wanted) return port;
+  Log(LogLevel::kInfo, "nccl: not used", {{"reason", port.status().ToString()}});
+  return std::nullopt;
 }
 
 }  // namespace
@@ -54,8 +78,10 @@ void AddServeFlags(CLI::App& command, ServeFlags& flags) {
       .add_option(
           "--transport", flags.transport,
           "how blocks come from the cache: in place when it is on this host and offers that "
-          "(shm), over the network (grpc), or as it is possible (auto)")
-      ->check(CLI::IsMember({"auto", "grpc", "shm"}))
+          "(shm), over the network (grpc), from its GPU to that of a decode worker (nccl), or as "
+          "it "
+          "is possible (auto)")
+      ->check(CLI::IsMember({"auto", "grpc", "shm", "nccl"}))
       ->capture_default_str();
   command.add_option("--listen", flags.server.listen, "address to serve on; port 0 picks one")
       ->capture_default_str();
@@ -148,7 +174,10 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
   client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
-  absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
+  const absl::StatusOr<std::optional<NcclPort>> gpu = OpenGpu(role, flags, *transport);
+  if (!gpu.ok()) return ExitCode(gpu.status());
+  absl::StatusOr<std::unique_ptr<CacheClient>> cache =
+      CacheClient::Create(client_options, gpu->has_value() ? &**gpu : nullptr);
   if (!cache.ok()) return ExitCode(cache.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});

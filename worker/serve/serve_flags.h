@@ -65,6 +65,7 @@ struct WorkerRole {
   const char* default_listen;
   void (*add_flags)(CLI::App&, ServeFlags&);  // those of the role
   absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&);
+  bool takes_device_frames = false;  // from the cache, on --device cuda
 };
 
 // Loads model and cache client, makes the worker, serves until a signal. Returns the process's exit

@@ -197,6 +197,7 @@ absl::Status NcclPair::Receive(std::span<const LayerSpans> layers, const Transfe
       return absl::InvalidArgumentError("a receive without checksums to compare with");
     }
   }
+  bad_span_.reset();
   Progress progress = {.kind = Progress::Kind::kReceive,
                        .layers = layers,
                        .limits = limits,
@@ -382,17 +383,23 @@ void NcclPair::Compare(Progress& progress, const TransferPlan::Group& group, con
       progress.layer_status = absl::OkStatus();
     }
   };
-  const std::span<const uint32_t> digests = slot.digests();
+  const std::span<const uint32_t> digests = slot.digests(), flags = slot.flags();
   for (size_t i = 0; i < digests.size(); ++i) {
     const TransferPlan::EndingSpan& ending = group.ending[i];
     tell_until(ending.layer);
     const std::span<const uint32_t> checksums = progress.layers[ending.layer].checksums;
-    if (checksums[ending.index] == digests[i]) continue;
-    const absl::Status status = absl::DataLossError(
-        absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ", ending.span.bytes,
-                     " bytes: checksum ", digests[i], ", expected ", checksums[ending.index]));
+    const bool is_sound = checksums[ending.index] == digests[i];
+    if (is_sound && flags[i] == 0) continue;
+    const std::string wrong =
+        is_sound ? "a number in it is out of its range"
+                 : absl::StrCat("checksum ", digests[i], ", expected ", checksums[ending.index]);
+    const absl::Status status =
+        absl::DataLossError(absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ",
+                                         ending.span.bytes, " bytes: ", wrong));
     if (progress.layer_status.ok()) progress.layer_status = status;
-    if (progress.first_data_loss.ok()) progress.first_data_loss = status;
+    if (!progress.first_data_loss.ok()) continue;
+    progress.first_data_loss = status;
+    bad_span_ = {ending.layer, ending.index};
   }
   tell_until(group.layers_done);
 }

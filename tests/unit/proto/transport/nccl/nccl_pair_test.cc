@@ -218,6 +218,26 @@ TEST_F(NcclPairTest, AChangedByteIsDataLossThatNamesTheSpanAndThePairGoesOn) {
   EXPECT_THAT(Receive(), IsOk());
 }
 
+TEST_F(NcclPairTest, ANumberThatBreaksItsRuleIsDataLossAndNamed) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  FrameRules any, ids;
+  ids.num_sections = 1;
+  ids.sections[0] = {.num_heads = 1, .head_bytes = 16, .rule = NumberRule::kId, .bank_size = 1};
+  std::vector<const FrameRules*> rules(kSpans, &any);
+  rules[4] = &ids;
+  auto layers = receiver_.pages.layers();
+  layers[3].rules = rules;
+  ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+  EXPECT_THAT(receiver_.pair->Receive(layers, limits_, nullptr),
+              StatusIs(StatusCode::kDataLoss, HasSubstr("layer 3 span 4")));
+  ASSERT_TRUE(receiver_.pair->bad_span().has_value());
+  EXPECT_EQ(receiver_.pair->bad_span()->layer_index, 3u);
+  EXPECT_EQ(receiver_.pair->bad_span()->span_index, 4u);
+  ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+  ASSERT_THAT(Receive(), IsOk());
+  EXPECT_FALSE(receiver_.pair->bad_span().has_value());
+}
+
 TEST_F(NcclPairTest, TakesChecksumsOfItsOwnSpans) {
   ASSERT_NO_FATAL_FAILURE(OpenBoth());
   const auto checksums = sender_.pair->Checksum(sender_.pages.layers()[3], limits_);
