@@ -7,6 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cache_client_impl.h"
+#include "client/nccl_dialer.h"
+#include "client/nccl_get.h"
 #include "client/put_call.h"
 #include "client/put_objects.h"
 #include "client/shm_dialer.h"
@@ -24,6 +26,9 @@ constexpr int kMaxGetStreams = 16;
 constexpr int kMaxCheckThreads = 64;
 constexpr int kMaxAttempts = 100;
 constexpr size_t kMaxVariants = 16;
+// Device memory for what has no page: tables, sinks, windows of gets under way. A window of 4,096
+// tokens of a Llama-3.1-8B takes 0.5 GiB.
+constexpr uint64_t kMaxScratchBytes = uint64_t{1} << 30;
 // Longer than any call should last; keeps sums of times far from infinity.
 constexpr absl::Duration kMaxDuration = absl::Hours(24);
 
@@ -88,6 +93,7 @@ class CacheClientImpl final : public CacheClient {
   absl::StatusOr<LookupResult> Lookup(std::span<const Digest> prefix_ids,
                                       std::span<const Variant> variants) override;
   std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) override;
+  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) override;
   absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) override;
   absl::StatusOr<std::unique_ptr<PutStream>> StartPut(
       std::span<const ObjectDescriptor> objects) override;
@@ -155,6 +161,16 @@ std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> 
     return std::make_unique<ShmGet>(core_, std::move(copied), deadline);
   }
   return StartGrpcGet(core_, std::move(copied), deadline);
+}
+
+std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const ObjectKey> keys) {
+  const Transport transport = core_->options.transport;
+  if (core_->nccl == nullptr || (transport != Transport::kAuto && transport != Transport::kNccl)) {
+    return StartGet(keys);
+  }
+  ++core_->counters.gets;
+  return std::make_unique<NcclGet>(core_, std::vector<ObjectKey>(keys.begin(), keys.end()),
+                                   core_->clock->MonotonicNow() + core_->options.get_deadline);
 }
 
 absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
@@ -254,6 +270,9 @@ ClientCounters CacheClientImpl::counters() const {
   counters.shm_gets = set.shm_gets;
   counters.shm_get_bytes = set.shm_get_bytes;
   counters.shm_fallbacks = set.shm_fallbacks;
+  counters.nccl_gets = set.nccl_gets;
+  counters.nccl_get_bytes = set.nccl_get_bytes;
+  counters.nccl_fallbacks = set.nccl_fallbacks;
   return counters;
 }
 
@@ -263,11 +282,12 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
   if (name == "auto") return Transport::kAuto;
   if (name == "grpc") return Transport::kGrpc;
   if (name == "shm") return Transport::kShm;
+  if (name == "nccl") return Transport::kNccl;
   return absl::InvalidArgumentError(
-      absl::StrCat("transport \"", name, "\" not in {auto, grpc, shm}"));
+      absl::StrCat("transport \"", name, "\" not in {auto, grpc, shm, nccl}"));
 }
 
-absl::Status ValidateOptions(const ClientOptions& options) {
+absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
   if (options.address.find(',') != std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -290,12 +310,22 @@ absl::Status ValidateOptions(const ClientOptions& options) {
         absl::StrCat("max_backoff ", absl::FormatDuration(options.max_backoff),
                      " is below initial_backoff ", absl::FormatDuration(options.initial_backoff)));
   }
+  if (options.transport == Transport::kNccl && gpu == nullptr) {
+    return absl::InvalidArgumentError(
+        "transport nccl needs a GPU of this process that frames come to");
+  }
   return CheckRange<uint64_t>("message_bytes", options.message_bytes, kMinPayloadBytes,
                               kMaxPayloadBytes);
 }
 
+std::shared_ptr<DeviceScratch> MakeDeviceScratch(const NcclPort& gpu) {
+  return std::make_shared<DeviceScratch>(gpu.calls, kMaxScratchBytes);
+}
+
 std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
-                                             std::unique_ptr<Connection> connection) {
+                                             std::unique_ptr<Connection> connection,
+                                             const NcclPort* gpu,
+                                             std::shared_ptr<DeviceScratch> scratch) {
   auto core = std::make_shared<ClientCore>();
   core->options = options;
   core->connection = std::move(connection);
@@ -304,13 +334,19 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
   }
   core->clock = Clock::Real();
   core->shm = std::make_unique<ShmDialer>(core->connection.get(), core->clock);
+  if (gpu != nullptr) {
+    core->scratch = std::move(scratch);
+    core->nccl = std::make_unique<NcclDialer>(core->connection.get(), *gpu, core->clock);
+  }
   core->next_seed = std::random_device{}();
   return std::make_unique<CacheClientImpl>(std::move(core));
 }
 
-absl::StatusOr<std::unique_ptr<CacheClient>> CacheClient::Create(const ClientOptions& options) {
-  PKV_RETURN_IF_ERROR(ValidateOptions(options));
-  return MakeCacheClient(options, MakeGrpcConnection(options));
+absl::StatusOr<std::unique_ptr<CacheClient>> CacheClient::Create(const ClientOptions& options,
+                                                                 const NcclPort* gpu) {
+  PKV_RETURN_IF_ERROR(ValidateOptions(options, gpu));
+  return MakeCacheClient(options, MakeGrpcConnection(options), gpu,
+                         gpu == nullptr ? nullptr : MakeDeviceScratch(*gpu));
 }
 
 }  // namespace pkv

@@ -7,26 +7,37 @@
 
 #include "absl/status/status.h"
 #include "client/connection.h"
+#include "client/device_scratch.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/client/client_options.h"
 
 namespace pkv {
 
-// InvalidArgument names the option, its value and its range.
-absl::Status ValidateOptions(const ClientOptions& options);
+// InvalidArgument names the option, its value and its range, or says what it needs. `gpu`: that
+// frames may come to; null: none.
+absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu = nullptr);
 
-// The cluster of these servers, each over its connection.
+// The cluster of these servers, each over its connection, to each a pair of its own when there is a
+// `gpu`; null: none.
 struct ClusterServer {
   std::string address;
   std::unique_ptr<Connection> connection;
 };
 // REQUIRES: `options` are valid but for the address; at least one server.
 std::unique_ptr<CacheCluster> MakeCacheCluster(const ClientOptions& options,
-                                               std::vector<ClusterServer> servers);
+                                               std::vector<ClusterServer> servers,
+                                               const NcclPort* gpu = nullptr);
 
-// A client on top of any connection. REQUIRES: `options` are valid.
+// Device memory for frames without a place. shared_ptr: of all clients to one GPU, and their
+// streams.
+std::shared_ptr<DeviceScratch> MakeDeviceScratch(const NcclPort& gpu);
+
+// A client on top of any connection. `gpu`: for gets to its memory; null: none. REQUIRES: `options`
+// are valid; with a GPU, its scratch.
 std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
-                                             std::unique_ptr<Connection> connection);
+                                             std::unique_ptr<Connection> connection,
+                                             const NcclPort* gpu = nullptr,
+                                             std::shared_ptr<DeviceScratch> scratch = nullptr);
 
 }  // namespace pkv
 

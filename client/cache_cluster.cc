@@ -18,7 +18,9 @@ constexpr size_t kMaxServers = 64;
 
 class CacheClusterImpl final : public CacheCluster {
  public:
-  CacheClusterImpl(const ClientOptions& options, std::vector<ClusterServer> servers) {
+  CacheClusterImpl(const ClientOptions& options, std::vector<ClusterServer> servers,
+                   const NcclPort* gpu) {
+    const auto scratch = gpu == nullptr ? nullptr : MakeDeviceScratch(*gpu);
     for (ClusterServer& server : servers) {
       auto connection = std::make_unique<WatchedConnection>(
           std::move(server.connection),
@@ -28,7 +30,7 @@ class CacheClusterImpl final : public CacheCluster {
       ClientOptions one = options;
       one.address = server.address;
       addresses_.push_back(std::move(server.address));
-      servers_.push_back({watched, MakeCacheClient(one, std::move(connection))});
+      servers_.push_back({watched, MakeCacheClient(one, std::move(connection), gpu, scratch)});
     }
   }
 
@@ -87,20 +89,22 @@ absl::StatusOr<std::vector<std::string>> SplitAddresses(const std::string& list)
 }  // namespace
 
 std::unique_ptr<CacheCluster> MakeCacheCluster(const ClientOptions& options,
-                                               std::vector<ClusterServer> servers) {
-  return std::make_unique<CacheClusterImpl>(options, std::move(servers));
+                                               std::vector<ClusterServer> servers,
+                                               const NcclPort* gpu) {
+  return std::make_unique<CacheClusterImpl>(options, std::move(servers), gpu);
 }
 
-absl::StatusOr<std::unique_ptr<CacheCluster>> CacheCluster::Create(const ClientOptions& options) {
+absl::StatusOr<std::unique_ptr<CacheCluster>> CacheCluster::Create(const ClientOptions& options,
+                                                                   const NcclPort* gpu) {
   PKV_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, SplitAddresses(options.address));
   std::vector<ClusterServer> servers;
   for (const std::string& address : addresses) {
     ClientOptions one = options;
     one.address = address;
-    PKV_RETURN_IF_ERROR(ValidateOptions(one));
+    PKV_RETURN_IF_ERROR(ValidateOptions(one, gpu));
     servers.push_back({address, MakeGrpcConnection(one)});
   }
-  return MakeCacheCluster(options, std::move(servers));
+  return MakeCacheCluster(options, std::move(servers), gpu);
 }
 
 }  // namespace pkv

@@ -8,6 +8,8 @@
 #include "absl/status/status.h"
 #include "client/backoff.h"
 #include "client/connection.h"
+#include "client/device_scratch.h"
+#include "client/nccl_dialer.h"
 #include "client/shm_dialer.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/client/client_options.h"
@@ -21,6 +23,7 @@ struct CounterSet {
   std::atomic<uint64_t> lookups{0}, gets{0}, puts{0}, retries{0}, failures{0};
   std::atomic<uint64_t> get_bytes{0}, put_bytes{0}, integrity_failures{0};
   std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
+  std::atomic<uint64_t> nccl_gets{0}, nccl_get_bytes{0}, nccl_fallbacks{0};
 
   // Counts how a call ended. A miss and a cancellation are no failures.
   void CountEnd(const absl::Status& status) {
@@ -36,6 +39,9 @@ struct ClientCore {
   std::unique_ptr<Connection> connection;
   std::unique_ptr<ShmDialer> shm;          // uses the connection
   std::unique_ptr<ThreadPool> check_pool;  // helps those who wait for a layer; may be null
+  // Of a client with a GPU; null: without.
+  std::shared_ptr<DeviceScratch> scratch;  // shared with the other clients of a cluster
+  std::unique_ptr<NcclDialer> nccl;        // uses the connection
   Clock* clock = nullptr;
   CounterSet counters;
   std::atomic<uint64_t> next_seed{0};

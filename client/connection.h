@@ -45,7 +45,7 @@ class MessageStream {
   virtual void Cancel() = 0;
 };
 
-enum class StreamMethod { kGet, kPut };
+enum class StreamMethod { kGet, kPut, kPair };
 
 // A connection to one server. Every call ends by its timeout.
 //

@@ -10,8 +10,8 @@
 
 namespace pkv {
 
-GetAssembly::GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering)
-    : numbering_(numbering) {
+GetAssembly::GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering, int first_layer)
+    : numbering_(numbering), num_complete_layers_(first_layer) {
   objects_.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) objects_[i].key = std::move(keys[i]);
 }
@@ -70,7 +70,7 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
     for (const Object& object : objects_) {
       const auto layers = static_cast<size_t>(object.head.header.num_layers);
       if (layer_pending_.size() < layers) layer_pending_.resize(layers);
-      for (size_t layer = 0; layer < layers; ++layer) ++layer_pending_[layer];
+      for (size_t layer = num_complete_layers_; layer < layers; ++layer) ++layer_pending_[layer];
     }
   }
   has_manifest_ = attempt_has_manifest_ = true;
@@ -87,6 +87,8 @@ absl::Status GetAssembly::OnHead(const std::string& head_bytes, int object_index
   PKV_ASSIGN_OR_RETURN(object.head, ParseObjectHead(object.key, numbering_(object_index),
                                                     std::as_bytes(std::span(head_bytes))));
   object.head_bytes = head_bytes;
+  object.received_bytes =
+      object.head.header.frame_bytes * static_cast<uint64_t>(num_complete_layers_);
   return absl::OkStatus();
 }
 

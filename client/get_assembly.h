@@ -23,8 +23,9 @@ namespace pkv {
 // Thread-compatible; what frame() returned may be read while later frames arrive.
 class GetAssembly {
  public:
-  // `numbering`: for messages.
-  explicit GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering = {});
+  // `numbering`: for messages. Layers below `first_layer` are not asked for and count as complete.
+  explicit GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering = {},
+                       int first_layer = 0);
 
   // Starts one attempt of the transfer: forgets the layer that was cut off and returns the first
   // layer to ask for.
@@ -75,7 +76,7 @@ class GetAssembly {
   const ObjectNumbering numbering_;
   std::vector<Object> objects_;
   std::vector<int> layer_pending_;  // objects whose frame of this layer has not arrived
-  int num_complete_layers_ = 0;
+  int num_complete_layers_;
   uint64_t received_bytes_ = 0;
   bool has_manifest_ = false;
   bool attempt_has_manifest_ = false;

@@ -21,13 +21,13 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 }  // namespace
 
 GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 ObjectNumbering numbering)
+                 ObjectNumbering numbering, int first_layer)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
       backoff_(core_->MakeBackoff()),
-      assembly_(keys_, numbering) {
+      assembly_(keys_, numbering, first_layer) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
     Fail(absl::InvalidArgumentError(

@@ -15,10 +15,11 @@ namespace pkv {
 // threads; verification, retries and time limits are the work of who waits.
 class GetCall final : public GetStream, private StreamReceiver {
  public:
-  // `deadline` is on the core's clock; `numbering`: of the keys, for messages. shared_ptr: a stream
-  // may outlive the client that started it.
+  // `deadline` is on the core's clock; `numbering`: of the keys, for messages. Layers below
+  // `first_layer` are not fetched: neither they nor all layers can be waited for then, and no
+  // object can be taken. shared_ptr: a stream may outlive the client that started it.
   GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-          ObjectNumbering numbering = {});
+          ObjectNumbering numbering = {}, int first_layer = 0);
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;

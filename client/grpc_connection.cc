@@ -71,7 +71,15 @@ std::chrono::system_clock::time_point DeadlineAfter(absl::Duration timeout) {
 using RawStub = grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer>;
 
 const char* MethodPath(StreamMethod method) {
-  return method == StreamMethod::kGet ? "/pkv.v1.Block/Get" : "/pkv.v1.Block/Put";
+  switch (method) {
+    case StreamMethod::kGet:
+      return "/pkv.v1.Block/Get";
+    case StreamMethod::kPut:
+      return "/pkv.v1.Block/Put";
+    case StreamMethod::kPair:
+      break;
+  }
+  return "/pkv.v1.Handoff/Pair";
 }
 
 // One read is always outstanding until it fails, at most one write. The hold keeps the call alive

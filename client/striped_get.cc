@@ -17,14 +17,14 @@ constexpr int kMinObjectsPerStream = 4;
 }  // namespace
 
 StripedGet::StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys,
-                       int num_streams, absl::Time deadline)
+                       int num_streams, absl::Time deadline, int first_layer)
     : num_objects_(static_cast<int>(keys.size())) {
   PKV_CHECK(num_streams >= 1 && num_streams <= num_objects_, num_streams, " ", num_objects_);
   for (int first = 0; first < num_streams; ++first) {
     std::vector<ObjectKey> part;
     for (int i = first; i < num_objects_; i += num_streams) part.push_back(std::move(keys[i]));
     streams_.push_back(std::make_unique<GetCall>(core, std::move(part), deadline,
-                                                 ObjectNumbering{first, num_streams}));
+                                                 ObjectNumbering{first, num_streams}, first_layer));
   }
 }
 
@@ -80,15 +80,17 @@ void StripedGet::Cancel() {
 }
 
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
-                                        std::vector<ObjectKey> keys, absl::Time deadline) {
+                                        std::vector<ObjectKey> keys, absl::Time deadline,
+                                        int first_layer) {
   const int worth =
       static_cast<int>(std::min<size_t>(keys.size(), kMaxObjectsPerCall) / kMinObjectsPerStream);
   const int num_streams = std::min(core->options.num_get_streams, worth);
   // One stream also says what is wrong with the number of keys.
   if (num_streams <= 1 || keys.size() > kMaxObjectsPerCall) {
-    return std::make_unique<GetCall>(core, std::move(keys), deadline);
+    return std::make_unique<GetCall>(core, std::move(keys), deadline, ObjectNumbering(),
+                                     first_layer);
   }
-  return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline);
+  return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline, first_layer);
 }
 
 }  // namespace pkv

@@ -15,7 +15,7 @@ class StripedGet final : public GetStream {
  public:
   // keys: at least `num_streams` and at most kMaxObjectsPerCall. The others as of GetCall.
   StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys, int num_streams,
-             absl::Time deadline);
+             absl::Time deadline, int first_layer = 0);
 
   absl::Status WaitForManifest() override;
   absl::Status WaitForLayer(int layer) override;
@@ -51,7 +51,8 @@ class StripedGet final : public GetStream {
 
 // A get over gRPC, in as many streams as the options allow and its objects are worth.
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
-                                        std::vector<ObjectKey> keys, absl::Time deadline);
+                                        std::vector<ObjectKey> keys, absl::Time deadline,
+                                        int first_layer = 0);
 
 }  // namespace pkv
 

@@ -20,6 +20,7 @@
 #include "proto/config/value_text.h"
 #include "proto/metrics/build_info.h"
 #include "proto/metrics/reload_metrics.h"
+#include "proto/transport/nccl/nccl_port.h"
 
 namespace pkv {
 namespace {
@@ -27,6 +28,7 @@ namespace {
 struct Settings {
   CacheServerOptions server;
   absl::Duration drain_timeout = absl::Seconds(30);
+  int nccl_device = -1;
   std::string port_file;
   LogSettings log;
 };
@@ -48,6 +50,13 @@ void DeclareShm(OptionTable& table, CacheServerOptions& server) {
   table.AddDuration({.name = "shm-pin-age",
                      .help = "longest time that anything may stay pinned; at least --shm-silence"},
                     server.shm_pin_age, {.min = absl::Milliseconds(100)});
+}
+
+void DeclareNccl(OptionTable& table, Settings& settings) {
+  table.AddInteger({.name = "nccl-device",
+                    .help = "CUDA device that sends blocks to decode workers' GPUs over NCCL; pins "
+                            "all of the capacity; -1: none"},
+                   settings.nccl_device, {.min = -1, .max = 1024});
 }
 
 void Declare(OptionTable& table, Settings& settings) {
@@ -78,6 +87,7 @@ void Declare(OptionTable& table, Settings& settings) {
                            "authentication"},
                   server.allow_insecure_remote);
   DeclareShm(table, server);
+  DeclareNccl(table, settings);
 }
 
 absl::Status Check(const Settings& settings) { return CacheServer::Check(settings.server); }
@@ -98,6 +108,7 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"shm_max_pinned", settings.server.shm_pinned_bytes},
        {"shm_silence", DurationText(settings.server.shm_silence)},
        {"shm_pin_age", DurationText(settings.server.shm_pin_age)},
+       {"nccl_device", settings.nccl_device},
        {"reflection", settings.server.reflection ? "on" : "off"},
        {"insecure_remote", settings.server.allow_insecure_remote ? "allowed" : "refused"}});
 }
@@ -175,7 +186,16 @@ int Main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
 
-  absl::StatusOr<std::unique_ptr<CacheServer>> server = CacheServer::Start(settings.server);
+  CacheServerOptions options = settings.server;
+  if (settings.nccl_device >= 0) {
+    absl::StatusOr<NcclPort> port = OpenNcclPort(settings.nccl_device);
+    if (!port.ok()) {
+      std::cerr << "pkvd: --nccl-device: " << port.status().message() << "\n";
+      return kExitUsage;
+    }
+    options.nccl = std::make_shared<const NcclPort>(*std::move(port));
+  }
+  absl::StatusOr<std::unique_ptr<CacheServer>> server = CacheServer::Start(options);
   if (!server.ok()) {
     std::cerr << "pkvd: " << server.status().message() << "\n";
     return absl::IsInvalidArgument(server.status()) ? kExitUsage : 1;

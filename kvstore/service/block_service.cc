@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/get_call.h"
+#include "kvstore/service/pair_call.h"
 #include "kvstore/service/put_call.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
 #include "pkv/v1/handoff.grpc.pb.h"
@@ -196,8 +197,8 @@ class AdminService : public v1::Admin::CallbackService {
 
 class HandoffService : public v1::Handoff::CallbackService {
  public:
-  HandoffService(const ServiceParts& parts, OpenHandoff open)
-      : parts_(parts), open_(std::move(open)) {}
+  HandoffService(const ServiceParts& parts, OpenHandoff open, NcclServer* nccl)
+      : parts_(parts), open_(std::move(open)), nccl_(nccl) {}
 
   grpc::ServerUnaryReactor* Open(grpc::CallbackServerContext* context,
                                  const v1::HandoffOpenRequest* request,
@@ -207,10 +208,15 @@ class HandoffService : public v1::Handoff::CallbackService {
       return absl::OkStatus();
     });
   }
+  grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>* Pair(
+      grpc::CallbackServerContext* context) override {
+    return ServePair(parts_, nccl_, context);
+  }
 
  private:
   const ServiceParts parts_;
   const OpenHandoff open_;
+  NcclServer* const nccl_;
 };
 
 }  // namespace
@@ -224,8 +230,9 @@ std::unique_ptr<grpc::Service> MakeAdminService(const ServiceParts& parts,
   return std::make_unique<AdminService>(parts, std::move(drain));
 }
 
-std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open) {
-  return std::make_unique<HandoffService>(parts, std::move(open));
+std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open,
+                                                  NcclServer* nccl) {
+  return std::make_unique<HandoffService>(parts, std::move(open), nccl);
 }
 
 }  // namespace pkv

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "kvstore/service/nccl_server.h"
 #include "kvstore/service/rpc_call.h"
 #include "pkv/v1/handoff.pb.h"
 
@@ -16,9 +17,11 @@ namespace pkv {
 std::unique_ptr<grpc::Service> MakeBlockService(const ServiceParts& parts);
 std::unique_ptr<grpc::Service> MakeAdminService(const ServiceParts& parts,
                                                 std::function<void()> drain);
-// The service of handoff.proto; `open` answers, from gRPC's threads.
+// The service of handoff.proto; `open` answers, from gRPC's threads. `nccl` outlives the gRPC
+// server; null: there are no pairs.
 using OpenHandoff = std::function<v1::HandoffOpenResponse(const v1::HandoffOpenRequest&)>;
-std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open);
+std::unique_ptr<grpc::Service> MakeHandoffService(const ServiceParts& parts, OpenHandoff open,
+                                                  NcclServer* nccl);
 
 }  // namespace pkv
 

@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/block_service.h"
+#include "kvstore/service/nccl_server.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/service/shm_server.h"
 #include "kvstore/service/stall_watchdog.h"
@@ -94,6 +95,7 @@ class CacheServerImpl : public CacheServer {
     server_.reset();
     exposer_.reset();
     if (shm_ != nullptr) shm_->Stop();
+    nccl_.reset();
     AwaitLastSlices();
   }
 
@@ -108,6 +110,10 @@ class CacheServerImpl : public CacheServer {
     PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
     PKV_RETURN_IF_ERROR(StartMetrics());
     PKV_RETURN_IF_ERROR(StartShm());
+    if (options_.nccl != nullptr) {
+      PKV_ASSIGN_OR_RETURN(
+          nccl_, NcclServer::Start({}, *options_.nccl, store_.get(), &metrics_, Clock::Real()));
+    }
     return StartGrpc();
   }
 
@@ -128,6 +134,7 @@ class CacheServerImpl : public CacheServer {
     if (server_ == nullptr) return;
     listener_->Stop();
     if (shm_ != nullptr) shm_->StopListening();
+    if (nccl_ != nullptr) nccl_->Stop();
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
   }
@@ -182,9 +189,17 @@ class CacheServerImpl : public CacheServer {
   }
 
   v1::HandoffOpenResponse OpenHandoff(const v1::HandoffOpenRequest& request) const {
-    if (shm_ != nullptr) return shm_->Answer(request);
     v1::HandoffOpenResponse response;
-    response.set_reason("this server has no shm socket");
+    if (shm_ != nullptr) {
+      response = shm_->Answer(request);
+    } else {
+      response.set_reason("this server has no shm socket");
+    }
+    if (nccl_ != nullptr) {
+      nccl_->Answer(request, response);
+    } else {
+      response.set_nccl_reason("this server has no GPU for NCCL");
+    }
     return response;
   }
 
@@ -197,7 +212,8 @@ class CacheServerImpl : public CacheServer {
     block_service_ = MakeBlockService(parts);
     admin_service_ = MakeAdminService(parts, [this] { Drain(); });
     handoff_service_ = MakeHandoffService(
-        parts, [this](const v1::HandoffOpenRequest& request) { return OpenHandoff(request); });
+        parts, [this](const v1::HandoffOpenRequest& request) { return OpenHandoff(request); },
+        nccl_.get());
     grpc::EnableDefaultHealthCheckService(true);
     if (options_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
@@ -225,6 +241,7 @@ class CacheServerImpl : public CacheServer {
   std::unique_ptr<HealthServer> health_;  // null: none
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<ShmServer> shm_;
+  std::unique_ptr<NcclServer> nccl_;
   std::shared_ptr<StoreCollector> store_collector_;      // shared with the exposer
   std::shared_ptr<ProcessCollector> process_collector_;  // shared with the exposer
   std::unique_ptr<prometheus::Exposer> exposer_;

@@ -11,6 +11,7 @@
 namespace pkv {
 
 class ReloadMetrics;
+struct NcclPort;  // proto/transport/nccl/nccl_port.h
 
 struct CacheServerOptions {
   std::string listen = "127.0.0.1:7440";          // host:port or unix:/path
@@ -29,6 +30,9 @@ struct CacheServerOptions {
   uint64_t shm_pinned_bytes = 0;
   absl::Duration shm_silence = absl::Seconds(30);  // a reader that does not renew loses its pins
   absl::Duration shm_pin_age = absl::Hours(1);     // of one pin
+  // Of the GPU that sends stored frames to readers' GPUs; null: none does. shared_ptr: whoever
+  // opened it may go on using it.
+  std::shared_ptr<const NcclPort> nccl = {};
   // There is no encryption and no authentication yet: whoever reaches the port can read and write.
   bool allow_insecure_remote = false;
 };
@@ -44,7 +48,7 @@ class CacheServer {
   // Serves when it returns.
   //   InvalidArgument     an address or size is wrong, or the address is reachable from other hosts
   //                       and allow_insecure_remote is off
-  //   ResourceExhausted   no memory for the arena
+  //   ResourceExhausted   no memory for the arena, or it cannot be pinned for the GPU
   //   Unavailable         an address is in use
   static absl::StatusOr<std::unique_ptr<CacheServer>> Start(const CacheServerOptions& options);
   virtual ~CacheServer() = default;

@@ -6,8 +6,9 @@
 namespace pkv {
 namespace {
 
-constexpr std::array kMethodNames = {"Lookup", "Get",        "Put",        "Stat",
-                                     "Delete", "AdminStats", "AdminDrain", "HandoffOpen"};
+constexpr std::array kMethodNames = {"Lookup",     "Get",         "Put",
+                                     "Stat",       "Delete",      "AdminStats",
+                                     "AdminDrain", "HandoffOpen", "HandoffPair"};
 // What a call can end with as a whole; anything else is a fault of ours and shows as INTERNAL.
 constexpr std::array kCodes = {
     std::pair{absl::StatusCode::kOk, "OK"},
@@ -15,6 +16,7 @@ constexpr std::array kCodes = {
     std::pair{absl::StatusCode::kInvalidArgument, "INVALID_ARGUMENT"},
     std::pair{absl::StatusCode::kDeadlineExceeded, "DEADLINE_EXCEEDED"},
     std::pair{absl::StatusCode::kResourceExhausted, "RESOURCE_EXHAUSTED"},
+    std::pair{absl::StatusCode::kAborted, "ABORTED"},
     std::pair{absl::StatusCode::kUnavailable, "UNAVAILABLE"},
     std::pair{absl::StatusCode::kDataLoss, "DATA_LOSS"},
     std::pair{absl::StatusCode::kInternal, "INTERNAL"},
@@ -24,9 +26,10 @@ constexpr std::array kPutResults = {"stored",   "duplicate", "conflict",
                                     "rejected", "invalid",   "abandoned"};
 constexpr std::array kGetResults = {"hit", "miss", "corrupt", "shed"};
 constexpr std::array kDirections = {"in", "out"};
-constexpr std::array kTransports = {"grpc", "shm"};
+constexpr std::array kTransports = {"grpc", "shm", "nccl"};
 constexpr std::array kShmEnds = {"client", "refused", "full",   "malformed",
                                  "silent", "held",    "stopped"};
+constexpr std::array kNcclEnds = {"reader", "failed", "stopped"};
 constexpr std::array kEvictionReasons = {"capacity", "integrity"};
 constexpr std::array kIntegrityStages = {"wire", "dram"};
 
@@ -63,6 +66,7 @@ ServiceMetrics::ServiceMetrics(prometheus::Registry& registry) {
   AddObjects(registry);
   AddStore(registry);
   AddShm(registry);
+  AddNccl(registry);
 }
 
 void ServiceMetrics::AddCalls(prometheus::Registry& registry) {
@@ -150,6 +154,16 @@ void ServiceMetrics::AddShm(prometheus::Registry& registry) {
                            .Help("Bytes lent over the shm transport, once for each pin")
                            .Register(registry)
                            .Add({});
+}
+
+void ServiceMetrics::AddNccl(prometheus::Registry& registry) {
+  AddCounters(registry, "pkv_nccl_ended_total", "Pairs of the nccl transport that ended", {},
+              "reason", kNcclEnds, nccl_ends_);
+  nccl_pairs_ = &prometheus::BuildGauge()
+                     .Name("pkv_nccl_pairs")
+                     .Help("Pairs of the nccl transport, those being opened included")
+                     .Register(registry)
+                     .Add({});
 }
 
 void ServiceMetrics::OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) {

@@ -28,13 +28,14 @@ enum class RpcMethod {
   kDelete,
   kAdminStats,
   kAdminDrain,
-  kHandoffOpen
+  kHandoffOpen,
+  kHandoffPair
 };
 enum class RejectReason { kNoDeadline, kTooLarge, kDraining, kMemory, kStalled };
 enum class PutOutcomeKind { kStored, kDuplicate, kConflict, kRejected, kInvalid, kAbandoned };
 enum class GetOutcomeKind { kHit, kMiss, kCorrupt, kShed };
 enum class Direction { kIn, kOut };
-enum class PayloadTransport { kGrpc, kShm };
+enum class PayloadTransport { kGrpc, kShm, kNccl };
 // Why a connection of the shm transport ended.
 enum class ShmEnd {
   kClient,     // closed by the client, or the client is gone
@@ -44,6 +45,13 @@ enum class ShmEnd {
   kSilent,     // did not renew in time
   kHeld,       // a pin was held for too long
   kStopped     // this server ends
+};
+
+// Why a pair of the nccl transport ended.
+enum class NcclEnd {
+  kReader,  // closed by the reader, or the reader is gone
+  kFailed,  // did not open, broke or timed out, or the reader does not speak the protocol
+  kStopped  // this server ends
 };
 
 // Every counter of pkvd (README.md, "Metrics"). All series exist, at zero, from the start.
@@ -66,17 +74,20 @@ class ServiceMetrics : public StoreObserver {
   void TierHit() { tier_hits_->Increment(); }
   // Tokens of one lookup: asked for and found.
   void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
-  // On the wire (shm: pinned for a reader), and as fp16 KV of the same tokens.
+  // On the wire (shm: pinned for a reader; nccl: once all were sent), and as fp16 KV of the same
+  // tokens.
   void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
              PayloadTransport transport = PayloadTransport::kGrpc);
   void SetShm(size_t num_connections, uint64_t pinned_bytes);
   void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
+  void SetNcclPairs(size_t num_pairs) { nccl_pairs_->Set(static_cast<double>(num_pairs)); }
+  void NcclEnded(NcclEnd reason) { At(nccl_ends_, reason)->Increment(); }
   void AcceptFailed() { accept_errors_->Increment(); }
   void SetDraining() { draining_->Set(1); }
 
  private:
-  static constexpr size_t kNumMethods = 8;
-  static constexpr size_t kNumCodes = 8;
+  static constexpr size_t kNumMethods = 9;
+  static constexpr size_t kNumCodes = 9;
   template <typename T, size_t N, typename Index>
   static T* At(const std::array<T*, N>& series, Index index) {
     return series[static_cast<size_t>(index)];
@@ -86,6 +97,7 @@ class ServiceMetrics : public StoreObserver {
   void AddObjects(prometheus::Registry& registry);
   void AddStore(prometheus::Registry& registry);
   void AddShm(prometheus::Registry& registry);
+  void AddNccl(prometheus::Registry& registry);
 
   std::array<std::array<prometheus::Counter*, kNumCodes>, kNumMethods> requests_{};
   std::array<prometheus::Histogram*, kNumMethods> durations_{};
@@ -93,7 +105,7 @@ class ServiceMetrics : public StoreObserver {
   std::array<prometheus::Counter*, 5> rejected_{};
   std::array<prometheus::Counter*, 6> puts_{};
   std::array<prometheus::Counter*, 4> gets_{};
-  std::array<std::array<prometheus::Counter*, 2>, 2> payload_bytes_{};  // by transport
+  std::array<std::array<prometheus::Counter*, 2>, 3> payload_bytes_{};  // by transport
   std::array<prometheus::Counter*, 2> logical_bytes_{};
   std::array<prometheus::Counter*, 2> evictions_{};
   std::array<prometheus::Counter*, 2> evicted_bytes_{};
@@ -108,6 +120,8 @@ class ServiceMetrics : public StoreObserver {
   std::array<prometheus::Counter*, 7> shm_ends_{};
   prometheus::Gauge* shm_connections_ = nullptr;
   prometheus::Gauge* shm_pinned_bytes_ = nullptr;
+  std::array<prometheus::Counter*, 3> nccl_ends_{};
+  prometheus::Gauge* nccl_pairs_ = nullptr;
 };
 
 // The store's sizes, read at every scrape: pkv_tier_* and pkv_admission_inflight_bytes.

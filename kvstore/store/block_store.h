@@ -128,6 +128,8 @@ class BlockStore {
   void Quarantine(const Lease& lease);
 
   StoreStats stats() const;
+  // The whole arena, for who maps it elsewhere; bytes under no lease change at any time.
+  std::span<std::byte> memory() const { return arena_->memory(); }
   // Of the arena's anonymous file; owned by the store.
   int arena_fd() const { return arena_->fd(); }
 

@@ -59,6 +59,8 @@ class SlabArena {
   // Valid until the extent is freed. Starts at a multiple of kArenaUnitBytes.
   std::span<std::byte> Bytes(const Extent& extent) const;
 
+  // All of it, whatever is allocated.
+  std::span<std::byte> memory() const { return {base_, capacity_bytes_}; }
   uint64_t capacity_bytes() const { return capacity_bytes_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t largest_hole_bytes() const;

@@ -9,7 +9,8 @@ import unittest
 from manifests import K8S, Schema, render
 from policy import RULES, check, pod
 
-DISAGGREGATED = render(K8S / "overlays" / "disaggregated")
+# The overlay that has everything.
+SOUND = render(K8S / "overlays" / "disaggregated-nccl")
 SCHEMA = Schema()
 
 
@@ -74,6 +75,10 @@ SCHEMA_MISTAKES = [
     ("podSelectors", lambda o: rename(
         find(o, "NetworkPolicy", "pkvd")["spec"]["ingress"][0]["from"][0], "podSelector",
         "podSelectors")),
+    ("'port' is a dependency of 'endPort'", lambda o: find(o, "NetworkPolicy", "nccl-pkvd")["spec"][
+        "ingress"][0]["ports"][0].pop("port")),
+    ("kernel.msgmax", lambda o: spec_of(o, "pkvd")["securityContext"]["sysctls"][0].update(
+        name="kernel.msgmax")),
     ("podMetricEndpoints", lambda o: rename(
         find(o, "PodMonitor", "pkvd")["spec"], "podMetricsEndpoints", "podMetricEndpoints")),
     ("'15'", lambda o: find(o, "PodMonitor", "pkvd")["spec"]["podMetricsEndpoints"][0].update(
@@ -202,12 +207,24 @@ POLICY_MISTAKES = {
     "gpus": [
         lambda o: container_of(o, "decode")["resources"]["limits"].pop("nvidia.com/gpu"),
         lambda o: set_env(container_of(o, "decode"), "PKV_DEVICE", "cpu"),
+        lambda o: set_env(container_of(o, "pkvd"), "PKV_NCCL_DEVICE", "-1"),
+        lambda o: container_of(o, "pkvd")["resources"]["limits"].pop("nvidia.com/gpu"),
         lambda o: spec_of(o, "decode").pop("tolerations"),
         lambda o: spec_of(o, "decode").pop("nodeSelector"),
         lambda o: next(v for v in spec_of(o, "decode")["volumes"] if v["name"] == "shm").update(
             emptyDir={}),
         lambda o: next(v for v in spec_of(o, "decode")["volumes"] if v["name"] == "shm")[
             "emptyDir"].update(sizeLimit="64Gi"),
+    ],
+    "nccl": [
+        lambda o: set_env(container_of(o, "decode"), "PKV_TRANSPORT", "grpc"),
+        lambda o: spec_of(o, "pkvd")["securityContext"].pop("sysctls"),
+        lambda o: spec_of(o, "decode")["securityContext"]["sysctls"][0].update(
+            value="1024 60999"),
+        lambda o: find(o, "NetworkPolicy", "nccl-decode")["spec"]["ingress"][0]["ports"][
+            0].update(endPort=50000),
+        lambda o: [o.remove(find(o, "NetworkPolicy", name))
+                   for name in ("nccl-pkvd", "nccl-decode")],
     ],
     "default-deny": [
         lambda o: o.remove(find(o, "NetworkPolicy", "default-deny")),
@@ -238,12 +255,12 @@ POLICY_MISTAKES = {
 
 class SelfTest(unittest.TestCase):
     def test_the_sound_overlay_passes(self):
-        self.assertEqual(SCHEMA.errors(DISAGGREGATED) + check(DISAGGREGATED), [])
+        self.assertEqual(SCHEMA.errors(SOUND) + check(SOUND), [])
 
     def test_schema_names_each_mistake(self):
         for word, mistake in SCHEMA_MISTAKES:
             with self.subTest(word=word):
-                objects = copy.deepcopy(DISAGGREGATED)
+                objects = copy.deepcopy(SOUND)
                 mistake(objects)
                 errors = SCHEMA.errors(objects)
                 self.assertTrue(any(word in error for error in errors), errors)
@@ -251,9 +268,9 @@ class SelfTest(unittest.TestCase):
     def test_every_map_of_the_schema_is_closed(self):
         """One unknown field in every map of every object, labels and annotations aside."""
         num_maps = 0
-        for index, one in enumerate(DISAGGREGATED):
+        for index, one in enumerate(SOUND):
             for path in maps_of(one):
-                objects = copy.deepcopy(DISAGGREGATED)
+                objects = copy.deepcopy(SOUND)
                 target = objects[index]
                 for step in path:
                     target = target[step]
@@ -267,7 +284,7 @@ class SelfTest(unittest.TestCase):
         for name, mistakes in POLICY_MISTAKES.items():
             for number, mistake in enumerate(mistakes):
                 with self.subTest(rule=name, number=number):
-                    objects = copy.deepcopy(DISAGGREGATED)
+                    objects = copy.deepcopy(SOUND)
                     mistake(objects)
                     self.assertIn(name, {broken for broken, _ in check(objects)})
 

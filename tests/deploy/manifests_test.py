@@ -64,6 +64,21 @@ class Rendered(unittest.TestCase):
             gpus = 0 if workload["metadata"]["name"] == "pkvd" else 1
             self.assertEqual(int(limits.get("nvidia.com/gpu", 0)), gpus)
 
+    def test_nccl_gives_each_pkvd_a_gpu_as_well_and_opens_what_pairs_need(self):
+        objects = self.rendered["disaggregated-nccl"]
+        for workload in workloads(objects):
+            limits = pod(workload)["containers"][0]["resources"]["limits"]
+            self.assertEqual(int(limits["nvidia.com/gpu"]), 1)
+        pod_of = pods(objects)
+        for port in (32768, 45000, 60999):
+            self.assertTrue(may_connect(objects, pod_of["decode"], pod_of["pkvd"], port))
+            self.assertTrue(may_connect(objects, pod_of["pkvd"], pod_of["decode"], port))
+            for source, target in (("prefill", "pkvd"), ("pkvd", "prefill"), ("prefill", "decode"),
+                                   ("decode", "decode"), ("pkvd", "pkvd")):
+                self.assertFalse(may_connect(objects, pod_of[source], pod_of[target], port))
+        for port in (32767, 61000, 7442, 8440, 9440):
+            self.assertFalse(may_connect(objects, pod_of["pkvd"], pod_of["decode"], port))
+
     def test_paths_that_are_needed_are_open(self):
         for name, objects in self.rendered.items():
             with self.subTest(overlay=name):

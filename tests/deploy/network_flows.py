@@ -45,6 +45,21 @@ def applying_specs(policies, direction, subject, home):
     ]
 
 
+def port_range(entry, target):
+    """(first, last) of what an entry of `ports` opens at a pod; None: every port."""
+    if "port" not in entry:
+        return None
+    first = target.named_ports.get(entry["port"], entry["port"])
+    return first, entry.get("endPort", first)
+
+
+def _is_open(entry, target, port, protocol):
+    opened = port_range(entry, target) or (port, port)
+    # A name that the pod does not have stays a name, and opens nothing.
+    return entry.get("protocol", "TCP") == protocol and (
+        port in opened or isinstance(opened[0], int) and opened[0] <= port <= opened[1])
+
+
 def _allows(policies, direction, subject, other, target, port, protocol, home):
     """Whether policies let `subject` talk to, or be called by, `other`; `target` has the port."""
     peers = PEERS[direction]
@@ -54,10 +69,7 @@ def _allows(policies, direction, subject, other, target, port, protocol, home):
     for spec in applying:
         for entry in spec.get(direction, []):
             is_port = "ports" not in entry or any(
-                one.get("protocol", "TCP") == protocol
-                and target.named_ports.get(one.get("port"), one.get("port")) in (port, None)
-                for one in entry["ports"]
-            )
+                _is_open(one, target, port, protocol) for one in entry["ports"])
             is_allowed = peers not in entry or any(
                 is_peer(one, other, home) for one in entry[peers])
             if is_port and is_allowed:

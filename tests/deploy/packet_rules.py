@@ -5,20 +5,19 @@ also be let in by those of the callee. What is refused is told so (ICMP, adminis
 prohibited), where plug-ins drop it: a test need not wait.
 """
 
-from network_flows import PEERS, applying_specs, is_peer
+from network_flows import PEERS, applying_specs, is_peer, port_range
 from policy import of_kind
 
 
 def _allowed(entry, direction, subject, others, home):
-    """(address, protocol, port) that one entry of a policy opens; port None: every one."""
+    """(address, protocol, (first, last)) that one entry of a policy opens; None: every port."""
     peers = PEERS[direction]
     for other, address in others:
         if peers in entry and not any(is_peer(one, other, home) for one in entry[peers]):
             continue
         target = subject if direction == "ingress" else other
         for port in entry.get("ports", [{}]):
-            number = port.get("port")
-            yield address, port.get("protocol", "TCP"), target.named_ports.get(number, number)
+            yield address, port.get("protocol", "TCP"), port_range(port, target)
 
 
 def _chain(policies, direction, subject, others, home):
@@ -30,8 +29,9 @@ def _chain(policies, direction, subject, others, home):
     lines = []
     for spec in applying:
         for entry in spec.get(direction, []):
-            for address, protocol, port in _allowed(entry, direction, subject, others, home):
-                wanted = f"{protocol.lower()} dport {port} " if port else ""
+            for address, protocol, opened in _allowed(entry, direction, subject, others, home):
+                ports = "-".join(map(str, sorted(set(opened)))) if opened else ""
+                wanted = f"{protocol.lower()} dport {ports} " if opened else ""
                 lines.append(f"ip {side} {address} {wanted}return")
     return lines + ["reject with icmpx admin-prohibited"]
 

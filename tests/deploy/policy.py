@@ -89,6 +89,10 @@ def matches(selector, labels):
     return True
 
 
+def sends_over_nccl(container):
+    return int(env(container).get("PKV_NCCL_DEVICE", -1)) >= 0
+
+
 RULES = {}
 
 
@@ -358,8 +362,9 @@ def gpus(objects):
     for workload, container in containers(objects):
         spec, where = pod(workload), title(workload)
         num_gpus = int(container.get("resources", {}).get("limits", {}).get(GPU, 0))
-        if (num_gpus > 0) != (env(container).get("PKV_DEVICE") == "cuda"):
-            yield f"{where}: {num_gpus} GPUs, PKV_DEVICE {env(container).get('PKV_DEVICE')}"
+        device, sender = (env(container).get(name) for name in ("PKV_DEVICE", "PKV_NCCL_DEVICE"))
+        if (num_gpus > 0) != (device == "cuda" or sends_over_nccl(container)):
+            yield f"{where}: {num_gpus} GPUs, PKV_DEVICE {device}, PKV_NCCL_DEVICE {sender}"
         if num_gpus == 0:
             continue
         if not any(one.get("key") == GPU for one in spec.get("tolerations", [])):
@@ -374,6 +379,28 @@ def gpus(objects):
             yield f"{where}: /dev/shm is not memory of a stated size"
         elif quantity(shm["sizeLimit"]) > quantity(container["resources"]["limits"]["memory"]) / 2:
             yield f"{where}: /dev/shm may take more than half of the memory"
+
+
+@rule
+def nccl(objects):
+    """NCCL listens on any port of its pod's range: both ends of a pair state it, and policies open
+    it, no more and no less."""
+    ends = {workload["metadata"]["name"]: workload for workload, container in containers(objects)
+            if sends_over_nccl(container)}
+    if not ends:
+        return
+    readers = {workload["metadata"]["name"]: workload for workload, container in containers(objects)
+               if env(container).get("PKV_TRANSPORT") in ("auto", "nccl")}
+    if not readers:
+        yield f"{', '.join(ends)}: PKV_TRANSPORT of nobody says to fetch from there"
+    opened = {f"{port['port']} {port['endPort']}" for one in of_kind(objects, "NetworkPolicy")
+              for direction in ("ingress", "egress") for entry in one["spec"].get(direction, [])
+              for port in entry.get("ports", []) if "endPort" in port}
+    for workload in (ends | readers).values():
+        stated = {one["value"] for one in pod(workload)["securityContext"].get("sysctls", [])
+                  if one["name"] == "net.ipv4.ip_local_port_range"}
+        if stated != opened:
+            yield f"{title(workload)}: listens on {stated}, policies open {opened}"
 
 
 @rule

@@ -16,6 +16,7 @@
 #include "pkv/client/cache_client.h"
 #include "proto/base/clock.h"
 #include "tests/support/arena_memory.h"
+#include "tests/support/scripted_pair_holder.h"
 #include "tests/support/sealed_object.h"
 #include "tests/support/status_matchers.h"
 
@@ -370,6 +371,98 @@ TEST_F(SmallServerTest, PutOfMoreThanTheMemoryKeepsWhatFits) {
 TEST_F(SmallServerTest, ObjectLargerThanTheMemoryIsRefused) {
   EXPECT_THAT(Put(MakeLargeObject(1, /*num_layers=*/20)).status,
               StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+// Both ends of the nccl transport, each with a GPU of its own, which is a fake: device memory is
+// host memory here.
+class NcclServiceTest : public testing::Test {
+ protected:
+  NcclServiceTest() {
+    CacheServerOptions options;
+    options.listen = "127.0.0.1:0";
+    options.metrics_listen = "";
+    options.capacity_bytes = 96 * kMiB;
+    options.nccl = std::make_shared<const NcclPort>(FakePort(server_calls_, 1));
+    server_ = *CacheServer::Start(options);
+    for (uint64_t id = 1; id <= 3; ++id) {
+      objects_.push_back(MakeLargeObject(id, /*num_layers=*/4));
+      keys_.push_back(objects_.back().key());
+      const std::span<const std::byte> bytes = objects_.back().bytes();
+      EXPECT_THAT(MakeClient(Transport::kGrpc)->Put({&bytes, 1})[0].status, IsOk());
+    }
+  }
+  ~NcclServiceTest() override {
+    server_->Shutdown(absl::Seconds(5));
+    server_.reset();
+    EXPECT_TRUE(server_calls_->IsSoonEmpty());
+    EXPECT_TRUE(calls_->IsSoonEmpty());
+  }
+
+  std::unique_ptr<CacheClient> MakeClient(Transport transport) {
+    ClientOptions options;
+    options.address = absl::StrCat("127.0.0.1:", server_->port());
+    options.transport = transport;
+    const NcclPort port = FakePort(calls_, 2);
+    return *CacheClient::Create(options, &port);
+  }
+  void ExpectFrames(const GetStream& stream) {
+    for (int i = 0; i < stream.num_objects(); ++i) {
+      for (int layer = 0; layer < 4; ++layer) {
+        EXPECT_TRUE(std::ranges::equal(stream.frame(i, layer), objects_[i].frame(layer)));
+      }
+    }
+  }
+
+  std::shared_ptr<FakeLink> link_ = std::make_shared<FakeLink>();
+  std::shared_ptr<FakePairCalls> server_calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
+  std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
+  std::unique_ptr<CacheServer> server_;
+  std::vector<SealedObject> objects_;
+  std::vector<ObjectKey> keys_;
+};
+
+TEST_F(NcclServiceTest, FramesComeToTheGpuByteForByte) {
+  const auto client = MakeClient(Transport::kNccl);
+  for (int round = 0; round < 2; ++round) {
+    const auto get = client->StartDeviceGet(keys_);
+    ASSERT_THAT(get->WaitForAll(), IsOk());
+    EXPECT_TRUE(get->is_on_device(3));
+    ExpectFrames(*get);
+  }
+  EXPECT_EQ(client->counters().nccl_gets, 2u);
+  EXPECT_THAT(MakeClient(Transport::kGrpc)->Stats()->pinned_bytes, testing::Eq(0u));
+}
+
+TEST_F(NcclServiceTest, AGetToTheHostGoesOverGrpcBesideThem) {
+  const auto client = MakeClient(Transport::kNccl);
+  const auto get = client->Get(keys_);
+  ASSERT_THAT(get, IsOk());
+  EXPECT_TRUE(std::ranges::equal((*get)[2].span(), objects_[2].bytes()));
+}
+
+TEST_F(NcclServiceTest, AServersGpuThatStandsStillEndsInAFallback) {
+  server_calls_->faults.hanging_begin = 1;
+  const auto client = MakeClient(Transport::kAuto);
+  // The first get only begins to make the pair.
+  while (client->counters().nccl_fallbacks == 0) {
+    const auto get = client->StartDeviceGet(keys_);
+    ASSERT_THAT(get->WaitForAll(), IsOk());
+    ExpectFrames(*get);
+  }
+}
+
+TEST_F(NcclServiceTest, AServerThatEndsWaitsForNoPair) {
+  const auto client = MakeClient(Transport::kNccl);
+  ASSERT_THAT(client->StartDeviceGet(keys_)->WaitForAll(), IsOk());
+  const absl::Time began = Clock::Real()->MonotonicNow();
+  server_->Shutdown(kPatience);
+  EXPECT_LT(Clock::Real()->MonotonicNow() - began, kPatience);
+}
+
+TEST(NcclClientTest, NcclWithoutAGpuIsRefused) {
+  ClientOptions options;
+  options.transport = Transport::kNccl;
+  EXPECT_THAT(CacheClient::Create(options), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 }  // namespace

@@ -136,5 +136,52 @@ TEST_F(SpanDigestParityTest, NoItemsAreNoLaunch) {
   EXPECT_EQ(LaunchDigestItems(nullptr, 0, nullptr, 0, stream()), cudaSuccess);
 }
 
+// Every rule, over random words: flags of frames with a wrong number, and of none other.
+TEST_F(SpanDigestParityTest, NumbersAreFoundWrongAsOnTheHost) {
+  SCOPED_TRACE(kSeed);
+  constexpr uint64_t kFrameBytes = 4096;
+  constexpr uint32_t kFrames = 300;
+  std::vector<FrameRules> rules(3);
+  for (uint32_t i = 0; i < 3; ++i) {
+    rules[i].num_sections = 2;
+    // So few numbers a frame that some are sound: an fp16 is not finite one time in 32, no scale
+    // two times in three, an id beyond a bank of 250 one time in 50.
+    const uint32_t bytes = i == 1 ? 16 : 32;
+    rules[i].sections[0] = {16, 256, 1, bytes, static_cast<NumberRule>(i), 250};
+    rules[i].sections[1] = {1024, 512, i == 1 ? 0u : 1u, bytes, static_cast<NumberRule>(i), 250};
+  }
+  std::vector<std::byte> bytes = RandomBytes(kFrames * kFrameBytes);
+  // Scales that are sound, but for some.
+  for (uint32_t f = 1; f < kFrames; f += 3) {
+    for (int i = 0; i < 16; ++i) bytes[f * kFrameBytes + 16 + i] &= std::byte{f % 2 ? 0x1f : 0x7f};
+    for (int i = 1; i < 16; i += 2) bytes[f * kFrameBytes + 16 + i] |= std::byte{0x10};
+  }
+  DeviceBuffer device = OnDevice(bytes);
+  std::vector<CheckItem> host_items, items;
+  for (uint32_t f = 0; f < kFrames; ++f) {
+    host_items.push_back({bytes.data() + f * kFrameBytes, f % 3, f});
+    items.push_back({device.data() + f * kFrameBytes, f % 3, f});
+  }
+  std::vector<uint32_t> expected(kFrames), flags(kFrames);
+  CheckOnCpu(host_items, rules, expected);
+  for (const int max_ctas : {0, 7}) {
+    std::fill(flags.begin(), flags.end(), 0);
+    const DeviceBuffer device_items = OnDevice(items), device_rules = OnDevice(rules);
+    DeviceBuffer device_flags = OnDevice(flags);
+    ASSERT_EQ(LaunchCheckItems(reinterpret_cast<const CheckItem*>(device_items.data()), kFrames,
+                               reinterpret_cast<const FrameRules*>(device_rules.data()),
+                               device_flags.As<uint32_t>(), max_ctas, stream()),
+              cudaSuccess);
+    ToHost(device_flags, flags);
+    EXPECT_EQ(flags, expected);
+  }
+  for (uint32_t rule = 0; rule < 3; ++rule) {
+    int num_bad = 0;
+    for (uint32_t f = rule; f < kFrames; f += 3) num_bad += static_cast<int>(expected[f]);
+    EXPECT_GT(num_bad, 10) << rule;
+    EXPECT_LT(num_bad, 90) << rule;
+  }
+}
+
 }  // namespace
 }  // namespace pkv

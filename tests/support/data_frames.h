@@ -66,13 +66,13 @@ inline v1::DataFrame TrailerFrame(std::span<const absl::Status> statuses) {
 
 // All that an undisturbed Get receives.
 inline std::vector<v1::DataFrame> GetFrames(std::span<const SealedObject> objects,
-                                            size_t message_bytes) {
+                                            size_t message_bytes, int first_layer = 0) {
   int num_layers = 0;
   for (const SealedObject& object : objects) {
     num_layers = std::max<int>(num_layers, object.header.num_layers);
   }
   std::vector<v1::DataFrame> frames = {ManifestFrame(objects)};
-  for (v1::DataFrame& frame : LayerFrames(objects, 0, num_layers, message_bytes)) {
+  for (v1::DataFrame& frame : LayerFrames(objects, first_layer, num_layers, message_bytes)) {
     frames.push_back(std::move(frame));
   }
   frames.push_back(TrailerFrame(std::vector<absl::Status>(objects.size())));

@@ -23,7 +23,17 @@
 
 namespace pkv {
 
-enum class CacheCall { kLookup, kStartGet, kStat, kDelete, kStartPut, kWriteLayer, kCommit, kPut };
+enum class CacheCall {
+  kLookup,
+  kStartGet,
+  kStartDeviceGet,
+  kStat,
+  kDelete,
+  kStartPut,
+  kWriteLayer,
+  kCommit,
+  kPut
+};
 
 // Thread-safe.
 class FakeCacheClient final : public CacheClient {
@@ -132,27 +142,11 @@ class FakeCacheClient final : public CacheClient {
   }
 
   std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) override {
-    absl::Status status = Begin(CacheCall::kStartGet);
-    auto stream = std::make_unique<Download>(this);
-    MutexLock lock(&mu_);
-    for (const ObjectKey& key : keys) {
-      const auto it = objects_.find(key);
-      if (it == objects_.end()) {
-        status.Update(absl::NotFoundError(absl::StrCat(key.id.ToShortHex(), " is not stored")));
-        break;
-      }
-      stream->objects.emplace_back(it->second.size());
-      std::copy(it->second.begin(), it->second.end(), stream->objects.back().data());
-      stream->headers.push_back(*ParseHeader(it->second));
-      const ObjectHeader& header = stream->headers.back();
-      for (int layer = 0; layer < header.num_layers; ++layer) {
-        if (damaged_.count({key, layer}) == 0) continue;
-        const uint64_t offset = FramesOffset(header.num_layers) + layer * header.frame_bytes;
-        stream->objects.back().data()[offset] ^= std::byte{1};
-      }
-    }
-    stream->status = status;
-    return stream;
+    return Start(CacheCall::kStartGet, keys);
+  }
+  // To the host's memory all the same.
+  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) override {
+    return Start(CacheCall::kStartDeviceGet, keys);
   }
 
   absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) override {
@@ -315,6 +309,30 @@ class FakeCacheClient final : public CacheClient {
     std::vector<std::vector<std::byte>> frames;
     std::vector<PutOutcome> outcomes;
   };
+
+  std::unique_ptr<GetStream> Start(CacheCall call, std::span<const ObjectKey> keys) {
+    absl::Status status = Begin(call);
+    auto stream = std::make_unique<Download>(this);
+    MutexLock lock(&mu_);
+    for (const ObjectKey& key : keys) {
+      const auto it = objects_.find(key);
+      if (it == objects_.end()) {
+        status.Update(absl::NotFoundError(absl::StrCat(key.id.ToShortHex(), " is not stored")));
+        break;
+      }
+      stream->objects.emplace_back(it->second.size());
+      std::copy(it->second.begin(), it->second.end(), stream->objects.back().data());
+      stream->headers.push_back(*ParseHeader(it->second));
+      const ObjectHeader& header = stream->headers.back();
+      for (int layer = 0; layer < header.num_layers; ++layer) {
+        if (damaged_.count({key, layer}) == 0) continue;
+        const uint64_t offset = FramesOffset(header.num_layers) + layer * header.frame_bytes;
+        stream->objects.back().data()[offset] ^= std::byte{1};
+      }
+    }
+    stream->status = status;
+    return stream;
+  }
 
   absl::Status Begin(CacheCall call) {
     Script script;

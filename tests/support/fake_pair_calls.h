@@ -9,28 +9,37 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "proto/base/clock.h"
 #include "proto/base/sync.h"
 #include "proto/transport/nccl/pair_calls.h"
 #include "tests/support/fake_clock.h"
 
 namespace pkv {
 
-// What two fake ends send each other. Thread-safe.
+// What fake ends send each other, pair by pair. Thread-safe.
 class FakeLink {
  public:
-  void Push(int from_rank, std::vector<std::byte> bytes) {
+  NcclUniqueId MakeUniqueId() {
     MutexLock lock(&mu_);
-    queues_[from_rank].push_back(std::move(bytes));
+    ++last_id_;
+    NcclUniqueId id;
+    std::memcpy(id.bytes.data(), &last_id_, sizeof(last_id_));
+    return id;
+  }
+  void Push(int from_rank, std::vector<std::byte> bytes, const NcclUniqueId& id = {}) {
+    MutexLock lock(&mu_);
+    queues_[{id.bytes, from_rank}].push_back(std::move(bytes));
   }
   // False when nothing has come yet.
-  bool Pop(int from_rank, std::byte* to, uint64_t bytes) {
+  bool Pop(int from_rank, std::byte* to, uint64_t bytes, const NcclUniqueId& id = {}) {
     MutexLock lock(&mu_);
-    auto& queue = queues_[from_rank];
+    auto& queue = queues_[{id.bytes, from_rank}];
     if (queue.empty()) return false;
     std::memcpy(to, queue.front().data(), std::min<uint64_t>(bytes, queue.front().size()));
     queue.pop_front();
@@ -39,7 +48,9 @@ class FakeLink {
 
  private:
   Mutex mu_;
-  std::array<std::deque<std::vector<std::byte>>, 2> queues_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_id_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<std::pair<std::array<std::byte, 128>, int>, std::deque<std::vector<std::byte>>> queues_
+      ABSL_GUARDED_BY(mu_);
 };
 
 // NCCL and a GPU as NcclPair sees them, in host memory: streams are queues of work that advance
@@ -50,13 +61,14 @@ class FakePairCalls : public PairCalls {
  public:
   // What goes wrong. Set before the pair is used.
   struct Faults {
-    absl::Status begin_init;  // BeginInit fails
-    bool init_hangs = false;  // init is never ready
-    absl::Status init_error;  // init's state becomes this
-    int failing_begin = -1;   // this Begin, from 0 (the greeting), returns `begin_error`
-    int erring_begin = -1;    // the state becomes `begin_error` after this Begin
-    int hanging_begin = -1;   // operations of this Begin and later ones never complete
-    int unready_begin = -1;   // the state stays "in progress" after this Begin
+    absl::Status register_host;  // RegisterHost fails
+    absl::Status begin_init;     // BeginInit fails
+    bool init_hangs = false;     // init is never ready
+    absl::Status init_error;     // init's state becomes this
+    int failing_begin = -1;      // this Begin, from 0 (the greeting), returns `begin_error`
+    int erring_begin = -1;       // the state becomes `begin_error` after this Begin
+    int hanging_begin = -1;      // operations of this Begin and later ones never complete
+    int unready_begin = -1;      // the state stays "in progress" after this Begin
     absl::Status begin_error = absl::UnavailableError("remote process exited");
     bool finalize_hangs = false;
     bool abort_waits = false;  // Abort returns when LetAbortReturn is called
@@ -74,7 +86,19 @@ class FakePairCalls : public PairCalls {
 
   int num_alive() {
     MutexLock lock(&mu_);
-    return static_cast<int>(memory_.size() + streams_.size() + events_.size() + comms_.size());
+    return static_cast<int>(memory_.size() + streams_.size() + events_.size() + comms_.size() +
+                            registered_.size());
+  }
+  // Whether nothing, or no more than so much, is alive, or soon: an abort may go on on a thread of
+  // its own.
+  bool IsSoonEmpty() { return IsSoonDownTo(0); }
+  bool IsSoonDownTo(int num_left) {
+    constexpr absl::Duration kPatience = absl::Seconds(20);
+    const absl::Time end = Clock::Real()->MonotonicNow() + kPatience;
+    while (num_alive() > num_left && Clock::Real()->MonotonicNow() < end) {
+      std::this_thread::yield();
+    }
+    return num_alive() == num_left;
   }
   int num_aborts() {
     MutexLock lock(&mu_);
@@ -104,13 +128,14 @@ class FakePairCalls : public PairCalls {
     abort_changed_.SignalAll();
   }
 
-  absl::StatusOr<NcclUniqueId> MakeUniqueId() override { return NcclUniqueId(); }
+  absl::StatusOr<NcclUniqueId> MakeUniqueId() override { return link_->MakeUniqueId(); }
 
-  absl::StatusOr<void*> BeginInit(const NcclUniqueId&, int rank) override {
+  absl::StatusOr<void*> BeginInit(const NcclUniqueId& id, int rank) override {
     if (!faults.begin_init.ok()) return faults.begin_init;
     MutexLock lock(&mu_);
     auto comm = std::make_unique<Comm>();
     comm->rank = rank;
+    comm->id = id;
     comm->is_ready = !faults.init_hangs && faults.init_error.ok();
     comm->error = faults.init_error;
     void* handle = comm.get();
@@ -144,10 +169,10 @@ class FakePairCalls : public PairCalls {
         if (found.is_aborted) return !faults.kernels_survive_abort;
         if (hangs) return false;
         if (op.is_send) {
-          link_->Push(found.rank, {op.data, op.data + op.bytes});
+          link_->Push(found.rank, {op.data, op.data + op.bytes}, found.id);
           return true;
         }
-        if (!link_->Pop(1 - found.rank, op.data, op.bytes)) return false;
+        if (!link_->Pop(1 - found.rank, op.data, op.bytes, found.id)) return false;
         if (corrupts) op.data[0] ^= std::byte{1};
         return true;
       });
@@ -228,6 +253,16 @@ class FakePairCalls : public PairCalls {
 
   absl::StatusOr<std::byte*> AllocateDevice(uint64_t bytes) override { return Allocate(bytes); }
   void FreeDevice(std::byte* data) override { Free(data); }
+  absl::Status RegisterHost(std::byte* data, uint64_t bytes) override {
+    if (!faults.register_host.ok()) return faults.register_host;
+    MutexLock lock(&mu_);
+    registered_[data] = bytes;
+    return absl::OkStatus();
+  }
+  void UnregisterHost(std::byte* data) override {
+    MutexLock lock(&mu_);
+    registered_.erase(data);
+  }
   absl::StatusOr<std::byte*> AllocateHost(uint64_t bytes) override { return Allocate(bytes); }
   void FreeHost(std::byte* data) override { Free(data); }
 
@@ -249,10 +284,20 @@ class FakePairCalls : public PairCalls {
       DigestOnCpu(std::span(items, num_items), std::span(digests, num_items));
     });
   }
+  absl::Status CheckItems(const CheckItem* items, uint32_t num_items, const FrameRules* rules,
+                          uint32_t* flags, void* stream) override {
+    return Enqueue(stream, [=] {
+      for (const CheckItem& item : std::span(items, num_items)) {
+        CheckOnCpu(std::span(&item, 1), std::span(rules, item.rules_index + 1),
+                   std::span(flags, item.flag_index + 1));
+      }
+    });
+  }
 
  private:
   struct Comm {
     int rank = 0;
+    NcclUniqueId id;
     bool is_ready = false;
     bool is_aborted = false;
     absl::Status error;
@@ -323,6 +368,7 @@ class FakePairCalls : public PairCalls {
   std::map<void*, std::deque<Work>> streams_ ABSL_GUARDED_BY(mu_);
   std::map<void*, Event> events_ ABSL_GUARDED_BY(mu_);
   std::map<std::byte*, uint64_t> memory_ ABSL_GUARDED_BY(mu_);
+  std::map<std::byte*, uint64_t> registered_ ABSL_GUARDED_BY(mu_);  // host memory
 };
 
 }  // namespace pkv

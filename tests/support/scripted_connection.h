@@ -74,6 +74,7 @@ class ScriptedConnection final : public Connection {
   // Without it, the server knows no handoff.
   std::function<absl::Status(const v1::HandoffOpenRequest&, v1::HandoffOpenResponse&)> open_handoff;
   std::atomic<int> num_calls = 0;
+  StreamMethod last_method = StreamMethod::kGet;  // of the last stream
 
   absl::Status Lookup(const v1::LookupRequest& request, absl::Duration,
                       v1::LookupResponse& response) override {
@@ -104,9 +105,10 @@ class ScriptedConnection final : public Connection {
     return open_handoff ? open_handoff(request, response)
                         : Connection::OpenHandoff(request, timeout, response);
   }
-  std::unique_ptr<MessageStream> OpenStream(StreamMethod, absl::Duration,
+  std::unique_ptr<MessageStream> OpenStream(StreamMethod method, absl::Duration,
                                             StreamReceiver* receiver) override {
     ++num_calls;
+    last_method = method;
     ScriptedStream::Script script = [](ScriptedStream& stream, const std::string*) {
       stream.End(Away());
     };

@@ -39,6 +39,8 @@ LAYERS = [
     (r"proto/config/", r"proto/(base|config)/", NETWORK + [CUDA]),
     (r"proto/metrics/", r"proto/(base|config|metrics)/", NETWORK + [CUDA]),
     (r"proto/serving/", r"proto/(base|serving)/", [PROTOBUF, CUDA]),
+    # Checks on a GPU what frames hold.
+    (r"proto/transport/nccl/", r"proto/(base|block|transport)/|pkv/(block|v1)/", []),
     (r"proto/transport/", r"proto/(base|transport)/|pkv/(block|v1)/", []),
     (r"kernels/", r"kernels/|proto/(base|block)/|pkv/(block|kernels)/", NETWORK),
     # Nothing of proto/block/: the service never interprets a payload.

@@ -24,6 +24,8 @@ struct EngineLimits {
   // A page loaded for one slot may be named by others. False: pages are only counted, and every
   // slot fetches all of its blocks.
   bool shares_pages = false;
+  // Attach() takes streams whose frames come to the memory of the engine's GPU.
+  bool takes_device_frames = false;
 };
 
 // The cached prefix that a sequence starts from.
@@ -86,7 +88,7 @@ class BatchEngine {
   virtual absl::Status CheckVariant(const CodecParams& params) const = 0;
 
   // Starts a sequence in an empty slot from a prefix on its way. Returns when the manifest is here
-  // and right; First() takes the layers as they come.
+  // and right; First() takes the layers as they come. The stream stays until First() has returned.
   //   errors of WaitForManifest
   //   FailedPrecondition  not an unbroken chain of this profile, geometry and variant
   virtual absl::Status Attach(int slot, const CodecParams& params, EnginePrefix prefix) = 0;

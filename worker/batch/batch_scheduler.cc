@@ -207,15 +207,18 @@ absl::Status BatchScheduler::FetchPrefix(SequenceRun& run, StepOutput& output) {
   run.cache = &cluster_.ServerFor(run.Chain(), request.cache_server);
   const std::vector<ObjectKey> keys = run.FetchedKeys();
   EnginePrefix prefix = run.Prefix();
+  GetStream* stream = nullptr;  // the engine's until First() has returned
   std::function<void()> on_first_layer;
   if (!keys.empty()) {
-    prefix.stream = run.watch.Watch(run.cache->StartGet(keys));
-    if (!options_.layer_streaming) PKV_RETURN_IF_ERROR(prefix.stream->WaitForAll());
+    prefix.stream = run.watch.Watch(limits_.takes_device_frames ? run.cache->StartDeviceGet(keys)
+                                                                : run.cache->StartGet(keys));
+    stream = prefix.stream.get();
     on_first_layer = [&run] { run.stats.set_first_layer_seconds(run.since_request.Seconds()); };
   }
   const auto num_resident = std::count_if(run.resident.begin(), run.resident.end(),
                                           [](const auto& block) { return block.has_value(); });
   PKV_RETURN_IF_ERROR(engine_.Attach(run.slot, request.params, std::move(prefix)));
+  if (stream != nullptr && !options_.layer_streaming) PKV_RETURN_IF_ERROR(stream->WaitForAll());
   PKV_RETURN_IF_ERROR(engine_.First(run.NextStep(), on_first_layer, output));
   if (keys.empty()) return absl::OkStatus();
   const absl::Duration since_arrival = Clock::Real()->MonotonicNow() - run.watch.last_arrival();

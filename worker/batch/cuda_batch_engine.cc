@@ -45,7 +45,8 @@ class CudaBatchEngine final : public BatchEngine {
   absl::Status Init(std::unique_ptr<CudaPrefill> prefill);
 
   EngineLimits limits() const override {
-    return {options_.num_slots, options_.num_pages, options_.max_blocks, /*shares_pages=*/true};
+    return {options_.num_slots, options_.num_pages, options_.max_blocks, /*shares_pages=*/true,
+            /*takes_device_frames=*/true};
   }
   absl::Status CheckVariant(const CodecParams& params) const override;
   absl::Status Attach(int slot, const CodecParams& params, EnginePrefix prefix) override;
@@ -62,13 +63,14 @@ class CudaBatchEngine final : public BatchEngine {
     const auto& stream = slots_[slot].prefix.stream;
     return stream == nullptr ? slots_[slot].received_bytes : stream->received_bytes();
   }
-  void Release(int slot) override { slots_[slot] = CudaSlot(); }
+  void Release(int slot) override ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   DecodeRow RowOf(const StepInput& input) const;
   // What a step left in row `row`, once its token is cached.
   absl::Status TakeOutput(const StepInput& input, int row, CudaDecodeStep& step,
                           StepOutput& output);
+  absl::Status fault() const ABSL_LOCKS_EXCLUDED(mu_);
   std::unique_ptr<Joiner> TakeJoiner() ABSL_LOCKS_EXCLUDED(mu_);
   void GiveBack(std::unique_ptr<Joiner> joiner) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -87,7 +89,8 @@ class CudaBatchEngine final : public BatchEngine {
   ComputeTurn compute_turn_;
   std::unique_ptr<CudaCompute> compute_ ABSL_PT_GUARDED_BY(compute_turn_);
 
-  Mutex mu_;
+  mutable Mutex mu_;
+  absl::Status fault_ ABSL_GUARDED_BY(mu_);  // Internal: pages may be written to at any time
   CondVar joiner_is_idle_;
   std::vector<std::unique_ptr<Joiner>> joiners_ ABSL_GUARDED_BY(mu_);  // idle ones
 };
@@ -125,6 +128,7 @@ absl::Status CudaBatchEngine::CheckVariant(const CodecParams& params) const {
 }
 
 absl::Status CudaBatchEngine::Attach(int slot, const CodecParams& params, EnginePrefix prefix) {
+  PKV_RETURN_IF_ERROR(fault());
   PKV_RETURN_IF_ERROR(CheckVariant(params));
   PKV_CHECK(slots_[slot].num_tokens() == 0, slot);
   return AttachPrefix(std::move(prefix), options_.params, profile_, pools_, slots_[slot]);
@@ -135,6 +139,7 @@ absl::Status CudaBatchEngine::Compute(int slot, const CodecParams& params,
                                       std::span<const int32_t> pages,
                                       const std::function<bool()>& cancelled,
                                       std::vector<std::unique_ptr<ObjectBuilder>>* sealed) {
+  PKV_RETURN_IF_ERROR(fault());
   PKV_RETURN_IF_ERROR(CheckVariant(params));
   PKV_CHECK(slots_[slot].num_tokens() == 0, slot);
   if (!compute_turn_.TakeUnless(cancelled)) return absl::CancelledError("the caller went away");
@@ -145,6 +150,21 @@ absl::Status CudaBatchEngine::Compute(int slot, const CodecParams& params,
                                                       options_.max_compute_tokens));
   }
   return compute_->Run(slot, tokens, pages, cancelled, sealed, slots_[slot]);
+}
+
+absl::Status CudaBatchEngine::fault() const {
+  MutexLock lock(&mu_);
+  return fault_;
+}
+
+void CudaBatchEngine::Release(int slot) {
+  absl::Status released;
+  if (slots_[slot].prefix.stream != nullptr) {
+    released = slots_[slot].prefix.stream->ReleasePlaces();
+  }
+  slots_[slot] = CudaSlot();
+  MutexLock lock(&mu_);
+  fault_.Update(released);
 }
 
 DecodeRow CudaBatchEngine::RowOf(const StepInput& input) const {
@@ -221,6 +241,7 @@ absl::Status CudaBatchEngine::First(const StepInput& input,
 
 absl::Status CudaBatchEngine::Step(std::span<const StepInput> inputs,
                                    std::span<StepOutput> outputs) {
+  PKV_RETURN_IF_ERROR(fault());
   PKV_CHECK(inputs.size() == outputs.size(), inputs.size(), " ", outputs.size());
   std::vector<DecodeRow> rows;
   for (const StepInput& input : inputs) rows.push_back(RowOf(input));

@@ -41,67 +41,95 @@ absl::Status TakeBank(const SequenceBanks::Bank* bank, int capacity, CudaSlot& s
   return absl::OkStatus();
 }
 
-// Rows of one kind of pattern to where they stand in a bank.
-absl::Status CopyPatterns(const std::byte* from, int count, size_t head_bytes, uint16_t* to,
-                          CudaPools& pools, UploadRing& ring) {
+// A layer frame, in host or device memory.
+struct Frame {
+  std::span<const std::byte> bytes;
+  bool on_device = false;
+};
+
+// Rows of one kind of pattern, at `offset` of the frame, to where they stand in a bank.
+absl::Status CopyPatterns(const Frame& frame, size_t offset, int count, size_t head_bytes,
+                          uint16_t* to, CudaPools& pools, UploadRing& ring) {
   const KvShape& shape = pools.shape();
   const size_t row = shape.head_dim * sizeof(uint16_t);
-  return ring.Copy({from, to, count * row, head_bytes, pools.bank_capacity() * row,
-                    static_cast<size_t>(shape.num_kv_heads)});
+  return ring.Copy({frame.bytes.data() + offset, to, count * row, head_bytes,
+                    pools.bank_capacity() * row, static_cast<size_t>(shape.num_kv_heads),
+                    frame.on_device});
 }
 
-absl::Status LoadTable(const ObjectHeader& header, std::span<const std::byte> frame, uint16_t* bank,
+absl::Status LoadTable(const ObjectHeader& header, const Frame& frame, uint16_t* bank,
                        CudaPools& pools, UploadRing& ring) {
   const PayloadLayout layout = PayloadLayout::Of(header);
   const size_t k_bytes = size_t{header.num_patterns_k} * header.head_dim * sizeof(uint16_t);
   PKV_RETURN_IF_ERROR(
-      CopyPatterns(frame.data(), header.num_patterns_k, layout.head_bytes, bank, pools, ring));
-  return CopyPatterns(frame.data() + k_bytes, header.num_patterns_v, layout.head_bytes,
+      CopyPatterns(frame, 0, header.num_patterns_k, layout.head_bytes, bank, pools, ring));
+  return CopyPatterns(frame, k_bytes, header.num_patterns_v, layout.head_bytes,
                       bank + pools.bank_tensor(), pools, ring);
 }
 
 // The patterns that a block appends, behind those its header counts.
-absl::Status LoadAppended(const ObjectHeader& header, std::span<const std::byte> frame,
-                          uint16_t* bank, CudaPools& pools, UploadRing& ring) {
+absl::Status LoadAppended(const ObjectHeader& header, const Frame& frame, uint16_t* bank,
+                          CudaPools& pools, UploadRing& ring) {
   const PayloadLayout layout = PayloadLayout::Of(header);
-  const std::byte* from = frame.data() + layout.appended;
+  size_t from = layout.appended;
   if ((header.flags & kFlagAppendsK) != 0) {
     uint16_t* to = bank + int64_t{header.num_patterns_k} * header.head_dim;
-    PKV_RETURN_IF_ERROR(CopyPatterns(from, 1, layout.appended_head_bytes, to, pools, ring));
+    PKV_RETURN_IF_ERROR(CopyPatterns(frame, from, 1, layout.appended_head_bytes, to, pools, ring));
     from += header.head_dim * sizeof(uint16_t);
   }
   if ((header.flags & kFlagAppendsV) == 0) return absl::OkStatus();
   uint16_t* to = bank + pools.bank_tensor() + int64_t{header.num_patterns_v} * header.head_dim;
-  return CopyPatterns(from, 1, layout.appended_head_bytes, to, pools, ring);
+  return CopyPatterns(frame, from, 1, layout.appended_head_bytes, to, pools, ring);
 }
 
-absl::Status LoadBlock(const ObjectHeader& header, std::span<const std::byte> frame, int slot_index,
-                       int layer, std::byte* page, CudaPools& pools, UploadRing& ring) {
+absl::Status LoadBlock(const ObjectHeader& header, const Frame& frame, int slot_index, int layer,
+                       std::byte* page, CudaPools& pools, UploadRing& ring) {
   const PayloadLayout layout = PayloadLayout::Of(header);
-  // Null: the page holds the block already.
-  if (page != nullptr) PKV_RETURN_IF_ERROR(ring.Copy(frame.first(layout.page_bytes), page));
+  // Null: the page holds the block already. Or the frame came there.
+  if (page != nullptr && page != frame.bytes.data()) {
+    PKV_RETURN_IF_ERROR(ring.Copy(frame.bytes.first(layout.page_bytes), page, frame.on_device));
+  }
   if (header.num_sinks > 0) {
     const size_t bytes = layout.sink_head_bytes * layout.num_kv_heads;
-    PKV_RETURN_IF_ERROR(
-        ring.Copy(frame.subspan(layout.sinks, bytes), pools.sinks(layer, slot_index)));
+    PKV_RETURN_IF_ERROR(ring.Copy(frame.bytes.subspan(layout.sinks, bytes),
+                                  pools.sinks(layer, slot_index), frame.on_device));
   }
   if ((header.flags & kFlagsAppend) == 0) return absl::OkStatus();
   return LoadAppended(header, frame, pools.bank(layer, slot_index), pools, ring);
 }
 
-absl::Status LoadWindow(const ObjectHeader& header, std::span<const std::byte> frame,
+absl::Status LoadWindow(const ObjectHeader& header, const Frame& frame,
                         const MutableKvTensorView& to, UploadRing& ring) {
   const size_t bytes = size_t{header.num_tokens} * header.head_dim * sizeof(uint16_t);
   const size_t pitch = to.head_stride * sizeof(uint16_t);
   const size_t heads = header.num_kv_heads;
-  PKV_RETURN_IF_ERROR(ring.Copy({frame.data(), to.k, bytes, 2 * bytes, pitch, heads}));
-  return ring.Copy({frame.data() + bytes, to.v, bytes, 2 * bytes, pitch, heads});
+  const std::byte* k = frame.bytes.data();
+  PKV_RETURN_IF_ERROR(ring.Copy({k, to.k, bytes, 2 * bytes, pitch, heads, frame.on_device}));
+  return ring.Copy({k + bytes, to.v, bytes, 2 * bytes, pitch, heads, frame.on_device});
+}
+
+// Where frames may come to device memory: blocks whose frames are pages, to their pages.
+void PlaceBlocks(const CudaSlot& slot, CudaPools& pools) {
+  const EnginePrefix& prefix = slot.prefix;
+  const int num_layers = pools.shape().num_layers;
+  std::vector<std::byte*> places(static_cast<size_t>(prefix.stream->num_objects()) * num_layers);
+  for (size_t i = 0; i < prefix.fetched.size(); ++i) {
+    const int block = prefix.fetched[i];
+    const bool is_resident =
+        block < static_cast<int>(prefix.resident.size()) && prefix.resident[block].has_value();
+    const ObjectHeader& header = slot.headers[block];
+    if (is_resident || static_cast<int64_t>(header.frame_bytes) > pools.page_stride()) continue;
+    for (int layer = 0; layer < num_layers; ++layer) {
+      places[(prefix.num_tables + i) * num_layers + layer] = pools.page(layer, prefix.pages[block]);
+    }
+  }
+  prefix.stream->PlaceFrames(places);
 }
 
 }  // namespace
 
 absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const Digest& profile,
-                          const CudaPools& pools, CudaSlot& slot) {
+                          CudaPools& pools, CudaSlot& slot) {
   const KvShape& shape = pools.shape();
   // The first step adds a token.
   if (prefix.num_window_tokens >= pools.window_capacity()) {
@@ -159,6 +187,7 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
   }
   slot.num_window_tokens = prefix.num_window_tokens;
   slot.prefix = std::move(prefix);
+  PlaceBlocks(slot, pools);
   return absl::OkStatus();
 }
 
@@ -168,24 +197,26 @@ absl::Status LoadLayer(const CudaSlot& slot, int slot_index, int layer, CudaPool
   if (prefix.stream == nullptr) return absl::OkStatus();
   GetStream& stream = *prefix.stream;
   PKV_RETURN_IF_ERROR(stream.WaitForLayer(layer));
+  const auto frame = [&](int object_index) {
+    return Frame{stream.frame(object_index, layer), stream.is_on_device(layer)};
+  };
   for (int i = 0; i < prefix.num_tables; ++i) {
     // A table that no block refers to stays away: its patterns may not fit.
     if (stream.header(i).id != slot.table) continue;
-    PKV_RETURN_IF_ERROR(LoadTable(stream.header(i), stream.frame(i, layer),
-                                  pools.bank(layer, slot_index), pools, ring));
+    PKV_RETURN_IF_ERROR(
+        LoadTable(stream.header(i), frame(i), pools.bank(layer, slot_index), pools, ring));
   }
   for (size_t i = 0; i < prefix.fetched.size(); ++i) {
     const int block = prefix.fetched[i];
     const bool is_resident =
         block < static_cast<int>(prefix.resident.size()) && prefix.resident[block].has_value();
-    PKV_RETURN_IF_ERROR(
-        LoadBlock(slot.headers[block], stream.frame(prefix.num_tables + static_cast<int>(i), layer),
-                  slot_index, layer, is_resident ? nullptr : pools.page(layer, prefix.pages[block]),
-                  pools, ring));
+    PKV_RETURN_IF_ERROR(LoadBlock(
+        slot.headers[block], frame(prefix.num_tables + static_cast<int>(i)), slot_index, layer,
+        is_resident ? nullptr : pools.page(layer, prefix.pages[block]), pools, ring));
   }
   if (prefix.num_window_tokens > 0) {
     const int window = stream.num_objects() - 1;
-    PKV_RETURN_IF_ERROR(LoadWindow(stream.header(window), stream.frame(window, layer),
+    PKV_RETURN_IF_ERROR(LoadWindow(stream.header(window), frame(window),
                                    pools.window(layer, slot_index, 0, prefix.num_window_tokens),
                                    ring));
   }

@@ -27,12 +27,13 @@ struct CudaSlot {
 };
 
 // Checks that what the stream's manifest names is an unbroken chain of this model and variant, and
-// takes it over into an empty slot.
+// takes it over into an empty slot. Frames that come to device memory begin to come, those of
+// blocks to their pages.
 //   FailedPrecondition  it is not; or its blocks refer to more than one table, or to more patterns
 //                       than a bank holds
 //   InvalidArgument     a window that is too large
 absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const Digest& profile,
-                          const CudaPools& pools, CudaSlot& slot);
+                          CudaPools& pools, CudaSlot& slot);
 
 // Waits for one layer of the slot's stream and copies its tables, blocks, sinks and window to where
 // attention reads them.

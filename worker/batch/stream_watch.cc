@@ -22,6 +22,8 @@ class StreamWatch::WatchedStream final : public GetStream {
   }
 
   absl::Status WaitForManifest() override { return Note(stream_->WaitForManifest()); }
+  void PlaceFrames(std::span<std::byte* const> places) override { stream_->PlaceFrames(places); }
+  absl::Status ReleasePlaces() override { return stream_->ReleasePlaces(); }
   absl::Status WaitForLayer(int layer) override {
     return Arrived(Note(stream_->WaitForLayer(layer)));
   }
@@ -30,6 +32,7 @@ class StreamWatch::WatchedStream final : public GetStream {
   const ObjectHeader& header(int object_index) const override {
     return stream_->header(object_index);
   }
+  bool is_on_device(int layer) const override { return stream_->is_on_device(layer); }
   std::span<const std::byte> frame(int object_index, int layer) const override {
     return stream_->frame(object_index, layer);
   }

@@ -65,6 +65,12 @@ absl::Status UploadRing::Reserve(size_t bytes, std::byte** at) {
 
 absl::Status UploadRing::Copy(const Rows& rows) {
   if (rows.row_bytes == 0) return absl::OkStatus();
+  if (rows.from_device) {
+    return CudaStatus(
+        cudaMemcpy2DAsync(rows.to, rows.to_pitch, rows.from, rows.from_pitch, rows.row_bytes,
+                          rows.count, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream_)),
+        "copy frames");
+  }
   const size_t most = std::max<size_t>(half_bytes_ / rows.row_bytes, 1);
   for (size_t first = 0; first < rows.count; first += most) {
     Rows part = rows;

@@ -14,7 +14,8 @@
 namespace pkv {
 
 // Copies host memory of any kind to the device through pinned memory of a fixed size. Threads of a
-// pool stage side by side: one alone copies at a fraction of what the bus takes.
+// pool stage side by side: one alone copies at a fraction of what the bus takes. What is on the
+// device already is copied from there, and must stay until the stream has passed.
 //
 // Thread-compatible.
 class UploadRing {
@@ -32,12 +33,13 @@ class UploadRing {
     void* to = nullptr;
     size_t row_bytes = 0, from_pitch = 0, to_pitch = 0;
     size_t count = 0;
+    bool from_device = false;
   };
   // Asks for a copy. It is on the stream, and `from` may change, once Flush() has returned; before
   // that only when the ring was full. Waits while it is full of copies under way.
   absl::Status Copy(const Rows& rows);
-  absl::Status Copy(std::span<const std::byte> from, void* to) {
-    return Copy({from.data(), to, from.size(), from.size(), from.size(), 1});
+  absl::Status Copy(std::span<const std::byte> from, void* to, bool from_device = false) {
+    return Copy({from.data(), to, from.size(), from.size(), from.size(), 1, from_device});
   }
   absl::Status Flush();
 

@@ -33,5 +33,6 @@ int main(int argc, char** argv) {
                           .description = "Decode worker of patternkv",
                           .default_listen = "127.0.0.1:7442",
                           .declare = pkv::DeclareDecodeOptions,
-                          .make_worker = MakeWorker});
+                          .make_worker = MakeWorker,
+                          .takes_device_frames = true});
 }

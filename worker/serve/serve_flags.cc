@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "pkv/client/cache_client.h"
@@ -13,15 +14,36 @@
 #include "proto/config/configuration.h"
 #include "proto/metrics/reload_metrics.h"
 #include "proto/serving/health_server.h"
+#include "proto/transport/nccl/nccl_port.h"
 #include "worker/serve/member_collector.h"
 
 namespace pkv {
 namespace {
 
+// CUDA's current device, which nothing here changes.
+constexpr int kModelDevice = 0;
+
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return absl::IsInvalidArgument(status) ? 2 : 1;
+}
+
+bool TakesDeviceFrames(const WorkerRole& role, const ServeFlags& flags) {
+  return role.takes_device_frames && flags.model.device == "cuda";
+}
+
+// The GPU that frames may come to, of a worker that takes them there; none where NCCL is missing
+// and not asked for. REQUIRES: `flags` are checked.
+absl::StatusOr<std::optional<NcclPort>> OpenGpu(const WorkerRole& role, const ServeFlags& flags,
+                                                Transport transport) {
+  const bool is_wanted = transport == Transport::kNccl;
+  if (!TakesDeviceFrames(role, flags)) return std::nullopt;
+  if (transport != Transport::kAuto && !is_wanted) return std::nullopt;
+  absl::StatusOr<NcclPort> port = OpenNcclPort(kModelDevice);
+  if (port.ok() || is_wanted) return port;
+  Log(LogLevel::kInfo, "nccl: not used", {{"reason", port.status().ToString()}});
+  return std::nullopt;
 }
 
 }  // namespace
@@ -50,8 +72,9 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
   table.AddWord(
       {.name = "transport",
        .help = "how blocks come from the cache: in place when it is on this host and offers that "
-               "(shm), over the network (grpc), or as it is possible (auto)"},
-      flags.transport, {"auto", "grpc", "shm"});
+               "(shm), over the network (grpc), from its GPU to that of a decode worker (nccl), or "
+               "as it is possible (auto)"},
+      flags.transport, {"auto", "grpc", "shm", "nccl"});
   table.AddText({.name = "listen",
                  .help = "address to serve on, host:port (port 0: any) or "
                          "unix:/path"},
@@ -106,8 +129,13 @@ void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags) {
                   flags.layer_streaming);
 }
 
-absl::Status CheckServeFlags(const ServeFlags& flags) {
+absl::Status CheckServeFlags(const WorkerRole& role, const ServeFlags& flags) {
   PKV_RETURN_IF_ERROR(WorkerModel::Check(flags.model));
+  if (flags.transport == "nccl" && !TakesDeviceFrames(role, flags)) {
+    return absl::InvalidArgumentError(absl::StrCat("--transport nccl: a ", role.name,
+                                                   " worker on --device ", flags.model.device,
+                                                   " takes no frames in device memory"));
+  }
   return CheckListenAddresses(flags.server);
 }
 
@@ -138,7 +166,10 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
   client_options.put_deadline = flags.put_deadline;
-  absl::StatusOr<std::unique_ptr<CacheCluster>> cluster = CacheCluster::Create(client_options);
+  const absl::StatusOr<std::optional<NcclPort>> gpu = OpenGpu(role, flags, *transport);
+  if (!gpu.ok()) return ExitCode(gpu.status());
+  absl::StatusOr<std::unique_ptr<CacheCluster>> cluster =
+      CacheCluster::Create(client_options, gpu->has_value() ? &**gpu : nullptr);
   if (!cluster.ok()) return ExitCode(cluster.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
@@ -173,7 +204,7 @@ int WorkerMain(int argc, char** argv, const WorkerRole& role) {
         DeclareServeOptions(table, flags);
         role.declare(table, flags);
       },
-      CheckServeFlags);
+      [&role](const ServeFlags& flags) { return CheckServeFlags(role, flags); });
   const std::string name = absl::StrCat("pkv-", role.name);
   const Program program = {
       .name = name,

@@ -40,10 +40,6 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags);
 void DeclarePrefillOptions(OptionTable& table, ServeFlags& flags);
 void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags);
 
-// What no option shows alone, before anything is loaded: which model and where, the addresses.
-//   InvalidArgument, Unimplemented  name the options
-absl::Status CheckServeFlags(const ServeFlags& flags);
-
 // What a role's worker is made of. All outlive it.
 struct WorkerParts {
   WorkerModel& model;
@@ -69,7 +65,13 @@ struct WorkerRole {
   const char* default_listen;
   void (*declare)(OptionTable&, ServeFlags&);  // options of the role
   absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&);
+  bool takes_device_frames = false;  // from the cache, on --device cuda
 };
+
+// What no option shows alone, before anything is loaded: which model and where, the addresses,
+// whether frames can come by --transport.
+//   InvalidArgument, Unimplemented  name the options
+absl::Status CheckServeFlags(const WorkerRole& role, const ServeFlags& flags);
 
 // The whole main() of a worker binary. `serve` loads model and cache client, makes the worker and
 // serves until a signal; SIGHUP loads the configuration again. Returns the process's exit code: 0,

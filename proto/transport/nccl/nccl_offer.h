@@ -10,17 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "pkv/v1/nccl_handoff.pb.h"
-#include "proto/transport/nccl/pair_calls.h"
+#include "proto/transport/nccl/nccl_port.h"
 
 namespace pkv {
-
-// What a process can do.
-struct NcclCapability {
-  int nccl_version = 0;  // NcclVersion()
-  std::array<std::byte, 16> device_uuid = {};
-
-  friend bool operator==(const NcclCapability&, const NcclCapability&) = default;
-};
 
 // What one end proposes and the other joins.
 struct NcclOffer {

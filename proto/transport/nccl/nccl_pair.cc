@@ -25,29 +25,37 @@ struct Greeting {
 constexpr uint64_t kGreetingBytes = sizeof(Greeting);
 static_assert(kGreetingBytes == 16 && kGreetingBytes % kSpanAlignmentBytes == 0);
 
-// Runs `work` on a thread of its own and waits up to `timeout` for it. The thread may end after the
-// pair: when NCCL waits for the peer's process, or freeing memory for another pair's kernels.
+// Runs `work` on a thread of its own and waits up to `timeout` for it, from when it has begun: a
+// busy machine may be late to start a thread, and what comes next counts on it. The thread may end
+// after the pair: when NCCL waits for the peer's process, or freeing memory for another pair's
+// kernels.
 void RunBounded(absl::Duration timeout, std::function<void()> work) {
+  enum class Stage { kStarting, kRunning, kDone };
   struct Shared {
+    void Reach(Stage reached) {
+      MutexLock lock(&mu);
+      stage = reached;
+      changed.SignalAll();
+    }
     Mutex mu;
-    CondVar done_changed;
-    bool done ABSL_GUARDED_BY(mu) = false;
+    CondVar changed;
+    Stage stage ABSL_GUARDED_BY(mu) = Stage::kStarting;
   };
   auto shared = std::make_shared<Shared>();  // by both threads, whichever ends first
   std::thread([shared, work = std::move(work)] {
+    shared->Reach(Stage::kRunning);
     work();
-    MutexLock lock(&shared->mu);
-    shared->done = true;
-    shared->done_changed.SignalAll();
+    shared->Reach(Stage::kDone);
   }).detach();
+  MutexLock lock(&shared->mu);
+  while (shared->stage == Stage::kStarting) shared->changed.Wait(&shared->mu);
   // The machine's clock even in tests: this waits for a thread, which no other clock moves.
   Clock* const clock = Clock::Real();
   const absl::Time end = clock->MonotonicNow() + timeout;
-  MutexLock lock(&shared->mu);
-  while (!shared->done) {
+  while (shared->stage != Stage::kDone) {
     const absl::Duration left = end - clock->MonotonicNow();
     if (left <= absl::ZeroDuration()) break;
-    shared->done_changed.WaitWithTimeout(&shared->mu, left);
+    shared->changed.WaitWithTimeout(&shared->mu, left);
   }
 }
 
@@ -197,6 +205,7 @@ absl::Status NcclPair::Receive(std::span<const LayerSpans> layers, const Transfe
       return absl::InvalidArgumentError("a receive without checksums to compare with");
     }
   }
+  bad_span_.reset();
   Progress progress = {.kind = Progress::Kind::kReceive,
                        .layers = layers,
                        .limits = limits,
@@ -382,17 +391,23 @@ void NcclPair::Compare(Progress& progress, const TransferPlan::Group& group, con
       progress.layer_status = absl::OkStatus();
     }
   };
-  const std::span<const uint32_t> digests = slot.digests();
+  const std::span<const uint32_t> digests = slot.digests(), flags = slot.flags();
   for (size_t i = 0; i < digests.size(); ++i) {
     const TransferPlan::EndingSpan& ending = group.ending[i];
     tell_until(ending.layer);
     const std::span<const uint32_t> checksums = progress.layers[ending.layer].checksums;
-    if (checksums[ending.index] == digests[i]) continue;
-    const absl::Status status = absl::DataLossError(
-        absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ", ending.span.bytes,
-                     " bytes: checksum ", digests[i], ", expected ", checksums[ending.index]));
+    const bool is_sound = checksums[ending.index] == digests[i];
+    if (is_sound && flags[i] == 0) continue;
+    const std::string wrong =
+        is_sound ? "a number in it is out of its range"
+                 : absl::StrCat("checksum ", digests[i], ", expected ", checksums[ending.index]);
+    const absl::Status status =
+        absl::DataLossError(absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ",
+                                         ending.span.bytes, " bytes: ", wrong));
     if (progress.layer_status.ok()) progress.layer_status = status;
-    if (progress.first_data_loss.ok()) progress.first_data_loss = status;
+    if (!progress.first_data_loss.ok()) continue;
+    progress.first_data_loss = status;
+    bad_span_ = {ending.layer, ending.index};
   }
   tell_until(group.layers_done);
 }

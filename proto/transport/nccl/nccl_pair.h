@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -56,7 +57,8 @@ struct TransferLimits {
 //   FailedPrecondition  not in the state that the call needs; the ends' options differ; both ends
 //                       are on one GPU
 //   InvalidArgument     spans (TransferPlan), or checksums missing; the pair stays open
-//   DataLoss            Receive: a checksum differs; the pair stays open. When a sender aborts, its
+//   DataLoss            Receive: a checksum differs, or a number breaks its rule; the pair stays
+//                       open. When a sender aborts, its
 //                       kernels may end a receive with bytes that it never sent, and NCCL finds
 //                       nothing wrong: hence every receive is compared.
 //   Internal            CUDA or NCCL failed, or kernels go on after an abort: spans may still be
@@ -91,6 +93,12 @@ class NcclPair {
   // the order of layers, each as soon as its bytes are in place; may be null.
   absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
                        const LayerDone& layer_done);
+
+  // The first span that the last Receive found damaged; none: it found none.
+  struct BadSpan {
+    size_t layer_index = 0, span_index = 0;
+  };
+  const std::optional<BadSpan>& bad_span() const { return bad_span_; }
 
   // CRC-32C of spans of this end, taken by the GPU: what a sender tells the receiver beforehand.
   // Needs an open pair; the other end has no part in it.
@@ -151,6 +159,7 @@ class NcclPair {
   void* copy_stream_ = nullptr;  // gathering, scattering, digests
   std::vector<PairSlot> slots_;  // of groups in flight, in turn: group g has slot g % kSlots
   DigestItemCutter cutter_;
+  std::optional<BadSpan> bad_span_;
 
   std::atomic<bool> is_peer_gone_ = false;
   Mutex mu_;

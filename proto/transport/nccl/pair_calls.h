@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/transport/nccl/copy_item.h"
+#include "proto/transport/nccl/frame_rules.h"
 #include "proto/transport/nccl/span_digest.h"
 
 namespace pkv {
@@ -67,6 +68,9 @@ class PairCalls {
   // Aligned to 256 bytes.
   virtual absl::StatusOr<std::byte*> AllocateDevice(uint64_t bytes) = 0;
   virtual void FreeDevice(std::byte* data) = 0;
+  // Lets the GPU read and write host memory where it lies. Pins it: takes a second for some GiB.
+  virtual absl::Status RegisterHost(std::byte* data, uint64_t bytes) = 0;
+  virtual void UnregisterHost(std::byte* data) = 0;
   // Pinned.
   virtual absl::StatusOr<std::byte*> AllocateHost(uint64_t bytes) = 0;
   virtual void FreeHost(std::byte* data) = 0;
@@ -74,10 +78,13 @@ class PairCalls {
   // Between device and pinned memory.
   virtual absl::Status CopyAsync(std::byte* to, const std::byte* from, uint64_t bytes,
                                  void* stream) = 0;
-  // Kernels of span_kernels.h; what they read lies in device memory.
+  // Kernels of span_kernels.h; what they read lies in device memory, or, copied items, in host
+  // memory that is registered.
   virtual absl::Status CopyItems(const CopyItem* items, uint32_t num_items, void* stream) = 0;
   virtual absl::Status DigestItems(const DigestItem* items, uint32_t num_items, uint32_t* digests,
                                    void* stream) = 0;
+  virtual absl::Status CheckItems(const CheckItem* items, uint32_t num_items,
+                                  const FrameRules* rules, uint32_t* flags, void* stream) = 0;
 };
 
 // The most CTAs of each kind of kernel, for a GPU that has a model to run meanwhile; 0: what NCCL

@@ -197,6 +197,20 @@ class CudaPairCalls : public PairCalls {
     return static_cast<std::byte*>(data);
   }
   void FreeDevice(std::byte* data) override { static_cast<void>(cudaFree(data)); }
+  absl::Status RegisterHost(std::byte* data, uint64_t bytes) override {
+    const CurrentDevice current(device_);
+    PKV_RETURN_IF_ERROR(current.status());
+    PKV_RETURN_IF_ERROR(
+        OfCuda(cudaHostRegister(data, bytes, cudaHostRegisterMapped | cudaHostRegisterPortable),
+               absl::StrCat("register ", bytes, " bytes of host memory")));
+    // Spans name addresses of the host.
+    void* mapped = nullptr;
+    PKV_RETURN_IF_ERROR(OfCuda(cudaHostGetDevicePointer(&mapped, data, 0), "map host memory"));
+    if (mapped == data) return absl::OkStatus();
+    UnregisterHost(data);
+    return absl::FailedPreconditionError("the device has no unified addresses");
+  }
+  void UnregisterHost(std::byte* data) override { static_cast<void>(cudaHostUnregister(data)); }
   absl::StatusOr<std::byte*> AllocateHost(uint64_t bytes) override {
     const CurrentDevice current(device_);
     PKV_RETURN_IF_ERROR(current.status());
@@ -223,6 +237,13 @@ class CudaPairCalls : public PairCalls {
     PKV_RETURN_IF_ERROR(current.status());
     return OfCuda(LaunchDigestItems(items, num_items, digests, options_.digest_ctas, stream),
                   "take digests");
+  }
+  absl::Status CheckItems(const CheckItem* items, uint32_t num_items, const FrameRules* rules,
+                          uint32_t* flags, void* stream) override {
+    const CurrentDevice current(device_);
+    PKV_RETURN_IF_ERROR(current.status());
+    return OfCuda(LaunchCheckItems(items, num_items, rules, flags, options_.digest_ctas, stream),
+                  "check numbers");
   }
 
  private:

@@ -58,7 +58,9 @@ uint64_t PairSlot::ListBytes(const TransferPlan::Group& group) {
     bytes += sizeof(CopyItem) * pieces_of(piece.bytes, kCopyItemBytes);
   }
   for (const TransferPlan::EndingSpan& ending : group.ending) {
-    bytes += sizeof(uint32_t) + sizeof(DigestItem) * pieces_of(ending.span.bytes, kDigestItemBytes);
+    bytes +=
+        2 * sizeof(uint32_t) + sizeof(DigestItem) * pieces_of(ending.span.bytes, kDigestItemBytes);
+    if (ending.rules != nullptr) bytes += sizeof(CheckItem) + sizeof(FrameRules);
   }
   return bytes;
 }
@@ -67,6 +69,8 @@ void PairSlot::Fill(const TransferPlan::Group& group, bool gather, bool with_cop
                     bool with_digests, DigestItemCutter& cutter) {
   copies_.clear();
   items_.clear();
+  checks_.clear();
+  rules_.clear();
   seeds_.clear();
   if (with_copies) {
     for (const TransferPlan::Piece& piece : group.pieces) {
@@ -83,9 +87,14 @@ void PairSlot::Fill(const TransferPlan::Group& group, bool gather, bool with_cop
     for (const TransferPlan::EndingSpan& ending : group.ending) {
       const auto index = static_cast<uint32_t>(seeds_.size());
       seeds_.push_back(cutter.Append(ending.span, index, items_));
+      if (ending.rules == nullptr) continue;
+      // Neighbours have the same, but for a few.
+      if (rules_.empty() || rules_.back() != *ending.rules) rules_.push_back(*ending.rules);
+      checks_.push_back({ending.span.data, static_cast<uint32_t>(rules_.size() - 1), index});
     }
   }
-  const uint64_t bytes = BytesOf(copies_) + BytesOf(items_) + BytesOf(seeds_);
+  results_at_ = BytesOf(copies_) + BytesOf(items_) + BytesOf(checks_) + BytesOf(rules_);
+  const uint64_t bytes = results_at_ + 2 * BytesOf(seeds_);
   PKV_CHECK(bytes <= reserved_bytes_, bytes, " bytes of lists, room for ", reserved_bytes_);
   std::byte* to = host_;
   const auto append = [&to](const auto& list) {
@@ -94,13 +103,17 @@ void PairSlot::Fill(const TransferPlan::Group& group, bool gather, bool with_cop
   };
   append(copies_);
   append(items_);
+  append(checks_);
+  append(rules_);
   append(seeds_);
+  std::memset(to, 0, BytesOf(seeds_));
 }
 
 absl::Status PairSlot::Launch(PairCalls& calls, void* stream) {
   const uint64_t items_at = BytesOf(copies_);
-  const uint64_t digests_at = items_at + BytesOf(items_);
-  const uint64_t bytes = digests_at + BytesOf(seeds_);
+  const uint64_t checks_at = items_at + BytesOf(items_);
+  const uint64_t rules_at = checks_at + BytesOf(checks_);
+  const uint64_t bytes = results_at_ + 2 * BytesOf(seeds_);
   if (bytes == 0) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(calls.CopyAsync(device_, host_, bytes, stream));
   if (!copies_.empty()) {
@@ -108,15 +121,24 @@ absl::Status PairSlot::Launch(PairCalls& calls, void* stream) {
                                         static_cast<uint32_t>(copies_.size()), stream));
   }
   if (seeds_.empty()) return absl::OkStatus();
-  auto* digests = reinterpret_cast<uint32_t*>(device_ + digests_at);
+  auto* digests = reinterpret_cast<uint32_t*>(device_ + results_at_);
   PKV_RETURN_IF_ERROR(calls.DigestItems(reinterpret_cast<const DigestItem*>(device_ + items_at),
                                         static_cast<uint32_t>(items_.size()), digests, stream));
-  return calls.CopyAsync(host_ + digests_at, device_ + digests_at, BytesOf(seeds_), stream);
+  if (!checks_.empty()) {
+    PKV_RETURN_IF_ERROR(calls.CheckItems(reinterpret_cast<const CheckItem*>(device_ + checks_at),
+                                         static_cast<uint32_t>(checks_.size()),
+                                         reinterpret_cast<const FrameRules*>(device_ + rules_at),
+                                         digests + seeds_.size(), stream));
+  }
+  return calls.CopyAsync(host_ + results_at_, device_ + results_at_, 2 * BytesOf(seeds_), stream);
 }
 
 std::span<const uint32_t> PairSlot::digests() const {
-  const uint64_t digests_at = BytesOf(copies_) + BytesOf(items_);
-  return {reinterpret_cast<const uint32_t*>(host_ + digests_at), seeds_.size()};
+  return {reinterpret_cast<const uint32_t*>(host_ + results_at_), seeds_.size()};
+}
+
+std::span<const uint32_t> PairSlot::flags() const {
+  return {reinterpret_cast<const uint32_t*>(host_ + results_at_) + seeds_.size(), seeds_.size()};
 }
 
 }  // namespace pkv

@@ -15,7 +15,10 @@ namespace pkv {
 //
 // Lists of one group, in pinned memory and, at the same offsets, in device memory:
 //
-//   copy items | digest items | digests (seeds, on the host later results)
+//   copy items | digest items | check items | rules | digests (seeds) | flags (zeros)
+//
+// where digests and flags, one each for a span that ends in the group, are results on the host
+// later.
 //
 // REQUIRES: nothing of the GPU uses the slot when it is filled or freed. Thread-compatible.
 class PairSlot {
@@ -31,15 +34,18 @@ class PairSlot {
   absl::Status Reserve(PairCalls& calls, uint64_t bytes);
 
   // Lists that copy pieces of `group` to (`gather`) or from staging, and take digests of the spans
-  // that end in it; `with_copies` and `with_digests` say which. REQUIRES: room for them.
+  // that end in it and check their numbers, where they have rules; `with_copies` and `with_digests`
+  // say which. REQUIRES: room for them.
   void Fill(const TransferPlan::Group& group, bool gather, bool with_copies, bool with_digests,
             DigestItemCutter& cutter);
   // Brings the lists to the device and starts the kernels on `stream`, copies first; digests come
   // back to the host after them.
   absl::Status Launch(PairCalls& calls, void* stream);
 
-  // One for each span that ends in the group, once the stream has passed Launch.
+  // One for each span that ends in the group, once the stream has passed Launch. A flag that is not
+  // 0: its numbers break its rules.
   std::span<const uint32_t> digests() const;
+  std::span<const uint32_t> flags() const;
 
   std::byte* staging() const { return staging_; }
   std::byte* host() const { return host_; }     // pinned, 4 KiB at least; Fill writes it
@@ -59,7 +65,10 @@ class PairSlot {
   // Of the group that fills the slot.
   std::vector<CopyItem> copies_;
   std::vector<DigestItem> items_;
+  std::vector<CheckItem> checks_;
+  std::vector<FrameRules> rules_;
   std::vector<uint32_t> seeds_;
+  uint64_t results_at_ = 0;  // where digests begin in the lists
 };
 
 }  // namespace pkv

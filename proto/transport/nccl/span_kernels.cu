@@ -5,6 +5,7 @@ namespace {
 
 constexpr int kCopyThreads = 256;
 constexpr int kDigestWarps = 4;
+constexpr int kCheckThreads = 128;
 constexpr int kRowsAhead = 4;
 constexpr uint32_t kFullWarp = 0xffffffffu;
 constexpr int kRowVectors = static_cast<int>(kDigestRowBytes / sizeof(uint4));
@@ -104,6 +105,28 @@ __global__ void __launch_bounds__(32 * kDigestWarps)
   }
 }
 
+__global__ void __launch_bounds__(kCheckThreads)
+    CheckItemsKernel(const CheckItem* items, uint32_t num_items, const FrameRules* rules,
+                     uint32_t* flags) {
+  for (uint32_t index = blockIdx.x; index < num_items; index += gridDim.x) {
+    const CheckItem item = items[index];
+    const FrameRules& of = rules[item.rules_index];
+    uint32_t bad = 0;
+    for (uint32_t s = 0; s < of.num_sections; ++s) {
+      const NumberSection section = of.sections[s];
+      const uint32_t vectors = section.head_bytes / sizeof(uint4);
+      for (uint32_t i = threadIdx.x; i < vectors * section.num_heads; i += kCheckThreads) {
+        const std::byte* head = item.frame + section.offset + i / vectors * section.head_stride;
+        const uint4 four = __ldg(reinterpret_cast<const uint4*>(head) + i % vectors);
+        for (const uint32_t word : {four.x, four.y, four.z, four.w}) {
+          bad |= BreaksRule(word, section.rule, section.bank_size);
+        }
+      }
+    }
+    if (bad != 0) flags[item.flag_index] = 1;
+  }
+}
+
 uint32_t NumCtas(uint32_t wanted, int max_ctas) {
   // More than any device runs at a time.
   constexpr uint32_t kMostCtas = 4096;
@@ -115,8 +138,10 @@ uint32_t NumCtas(uint32_t wanted, int max_ctas) {
 
 cudaError_t LoadSpanKernels() {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, CopyItemsKernel);
-  return error != cudaSuccess ? error : cudaFuncGetAttributes(&attributes, DigestItemsKernel);
+  cudaError_t error = cudaFuncGetAttributes(&attributes, CopyItemsKernel);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, DigestItemsKernel);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, CheckItemsKernel);
+  return error;
 }
 
 cudaError_t LaunchCopyItems(const CopyItem* items, uint32_t num_items, int max_ctas, void* stream) {
@@ -133,6 +158,14 @@ cudaError_t LaunchDigestItems(const DigestItem* items, uint32_t num_items, uint3
   const uint32_t wanted = (num_items + kDigestWarps - 1) / kDigestWarps;
   DigestItemsKernel<<<NumCtas(wanted, max_ctas), 32 * kDigestWarps, 0,
                       static_cast<cudaStream_t>(stream)>>>(items, num_items, digests, kTables);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchCheckItems(const CheckItem* items, uint32_t num_items, const FrameRules* rules,
+                             uint32_t* flags, int max_ctas, void* stream) {
+  if (num_items == 0) return cudaSuccess;
+  CheckItemsKernel<<<NumCtas(num_items, max_ctas), kCheckThreads, 0,
+                     static_cast<cudaStream_t>(stream)>>>(items, num_items, rules, flags);
   return cudaGetLastError();
 }
 

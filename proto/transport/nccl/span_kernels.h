@@ -10,11 +10,12 @@
 #include <cstdint>
 
 #include "proto/transport/nccl/copy_item.h"
+#include "proto/transport/nccl/frame_rules.h"
 #include "proto/transport/nccl/span_digest.h"
 
 namespace pkv {
 
-// Loads both kernels. Otherwise the first launch does, and loading waits for the device: for ever
+// Loads the kernels. Otherwise the first launch does, and loading waits for the device: for ever
 // when a kernel of NCCL runs there that waits for its peer.
 cudaError_t LoadSpanKernels();
 
@@ -29,6 +30,14 @@ cudaError_t LaunchCopyItems(const CopyItem* items, uint32_t num_items, int max_c
 // 32 times so that every thread reads its own bank (16 KiB of shared memory). Reads each byte once.
 cudaError_t LaunchDigestItems(const DigestItem* items, uint32_t num_items, uint32_t* digests,
                               int max_ctas, void* stream);
+
+// CheckOnCpu on the device: flags[item.flag_index] becomes non-zero when a number of the item's
+// frame breaks its rule.
+//
+// A CTA of 128 threads a frame at a time, 16 bytes a thread and load. Reads the numbers of a frame
+// once: of pkv2's, with groups of 64, a fifth of its bytes.
+cudaError_t LaunchCheckItems(const CheckItem* items, uint32_t num_items, const FrameRules* rules,
+                             uint32_t* flags, int max_ctas, void* stream);
 
 }  // namespace pkv
 

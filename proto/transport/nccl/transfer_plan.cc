@@ -19,6 +19,11 @@ absl::Status CheckLayer(const LayerSpans& layer, size_t layer_index) {
                                                    layer.checksums.size(), " checksums for ",
                                                    layer.spans.size(), " spans"));
   }
+  if (!layer.rules.empty() && layer.rules.size() != layer.spans.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer_index, " has ",
+                                                   layer.rules.size(), " rules for ",
+                                                   layer.spans.size(), " spans"));
+  }
   for (size_t i = 0; i < layer.spans.size(); ++i) {
     const DeviceSpan& span = layer.spans[i];
     const bool aligned = reinterpret_cast<uintptr_t>(span.data) % kSpanAlignmentBytes == 0 &&
@@ -64,11 +69,18 @@ absl::StatusOr<TransferPlan> TransferPlan::Make(std::span<const LayerSpans> laye
         group.end_layer = layer_index + 1;
         begin += bytes;
       }
-      plan.groups.back().ending.push_back({span, layer_index, static_cast<uint32_t>(i)});
+      plan.groups.back().ending.push_back({span, layer_index, static_cast<uint32_t>(i),
+                                           layers[l].rules.empty() ? nullptr : layers[l].rules[i]});
     }
     plan.groups.back().layers_done = layer_index + 1;
   }
-  for (Group& group : plan.groups) group.contiguous = Contiguous(group.pieces);
+  for (Group& group : plan.groups) {
+    const auto of_group = layers.subspan(group.first_layer, group.end_layer - group.first_layer);
+    const bool from_host =
+        std::any_of(of_group.begin(), of_group.end(),
+                    [](const LayerSpans& layer) { return layer.in_host_memory; });
+    if (!from_host) group.contiguous = Contiguous(group.pieces);
+  }
   return plan;
 }
 

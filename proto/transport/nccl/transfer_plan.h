@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "proto/transport/nccl/frame_rules.h"
 #include "proto/transport/nccl/span_digest.h"
 
 namespace pkv {
@@ -22,6 +23,12 @@ struct LayerSpans {
   std::span<const DeviceSpan> spans = {};  // at least one; device memory of the pair's GPU
   // CRC-32C of each span, which a receiver compares. A sender needs none.
   std::span<const uint32_t> checksums = {};
+  // What the numbers in each span, a whole frame, must be, which a receiver checks; empty: nothing
+  // is. What they point at lives as long as the call.
+  std::span<const FrameRules* const> rules = {};
+  // A sender's spans lie in host memory that PairCalls::RegisterHost knows: the GPU reads them
+  // through the bus, into staging.
+  bool in_host_memory = false;
   // A cudaEvent_t after which the spans may be read (sender) or overwritten (receiver); null: now.
   void* ready = nullptr;
 };
@@ -38,6 +45,7 @@ struct TransferPlan {
     DeviceSpan span;
     uint32_t layer = 0;
     uint32_t index = 0;  // in the layer
+    const FrameRules* rules = nullptr;
   };
   struct Group {
     uint64_t bytes = 0;
@@ -46,15 +54,15 @@ struct TransferPlan {
     uint32_t first_layer = 0;  // of the group's first byte
     uint32_t end_layer = 0;    // after that of its last
     uint32_t layers_done = 0;  // layers below this are complete after the group
-    // Where all of it lies in one piece of memory; null: in several.
+    // Where all of it lies in one piece of device memory; null: in several, or in the host's.
     std::byte* contiguous = nullptr;
   };
 
   std::vector<Group> groups;
 
   // InvalidArgument: no layer, a layer without spans, a span that is empty or not aligned to 16
-  // bytes, or with checksums for some of a layer's spans only. REQUIRES: group_bytes a multiple of
-  // kSpanAlignmentBytes, not 0.
+  // bytes, or with checksums or rules for some of a layer's spans only. REQUIRES: group_bytes a
+  // multiple of kSpanAlignmentBytes, not 0.
   static absl::StatusOr<TransferPlan> Make(std::span<const LayerSpans> layers,
                                            uint64_t group_bytes);
 };

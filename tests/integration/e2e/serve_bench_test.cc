@@ -89,8 +89,8 @@ TEST_F(ServeBenchTest, AClosedLoopsCountsAreThoseOfTheProcesses) {
   EXPECT_EQ(
       Counted(report, "cache", "pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}"),
       fetched);
-  // In and out, over gRPC and over shm.
-  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 4);
+  // In and out, over gRPC, shm and NCCL.
+  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 6);
   EXPECT_EQ(report["metrics"]["absent"], nlohmann::json({"pkv_unknown"}));
   EXPECT_EQ(nlohmann::json::parse(ChildProcess::Read(out), nullptr, false), report);
 }

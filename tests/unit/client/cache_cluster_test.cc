@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -10,7 +11,9 @@
 #include "client/cache_client_impl.h"
 #include "client/placement.h"
 #include "pkv/client/cache_client.h"
+#include "proto/base/status_macros.h"
 #include "tests/support/scripted_connection.h"
+#include "tests/support/scripted_pair_holder.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -37,6 +40,16 @@ TEST(CacheClusterCreateTest, RefusesAListThatMakesNoSense) {
   options.max_attempts = 0;
   EXPECT_THAT(CacheCluster::Create(options),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("max_attempts")));
+}
+
+TEST(CacheClusterCreateTest, RefusesNcclWithoutAGpu) {
+  ClientOptions options;
+  options.transport = Transport::kNccl;
+  EXPECT_THAT(CacheCluster::Create(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("nccl needs a GPU")));
+  const NcclPort gpu =
+      FakePort(std::make_shared<FakePairCalls>(std::make_shared<FakeLink>(), nullptr), 1);
+  EXPECT_THAT(CacheCluster::Create(options, &gpu), IsOk());
 }
 
 TEST(CacheClusterCreateTest, NamesItsServersAsTheyWereGiven) {
@@ -153,6 +166,82 @@ TEST_F(CacheClusterTest, SaysHowItsServersAre) {
   EXPECT_EQ(servers[1].state, ServerState::kDraining);
   EXPECT_EQ(servers[2].state, ServerState::kAway);
   EXPECT_EQ(servers[2].address, "c:1");
+}
+
+// Two servers with a GPU each, which are fakes as ours is: both hold every object.
+class CacheClusterDeviceTest : public testing::Test {
+ protected:
+  CacheClusterDeviceTest() {
+    std::vector<ClusterServer> servers;
+    for (int i = 0; i < 2; ++i) {
+      holders_[i].objects.push_back(MakeTestWindow(1, 1));
+      auto connection = std::make_unique<ScriptedConnection>();
+      // Nobody learns from asking alone whether it is there.
+      connection->stats = [this](v1::StatsResponse&) {
+        MutexLock lock(&mu_);
+        while (!ends_) ends_changed_.Wait(&mu_);
+        return absl::OkStatus();
+      };
+      holders_[i].Serve(*connection);
+      servers.push_back({addresses_[i], std::move(connection)});
+    }
+    ClientOptions options = ImpatientOptions();
+    options.transport = Transport::kNccl;
+    const NcclPort gpu = FakePort(calls_, 2);
+    cluster_ = MakeCacheCluster(options, std::move(servers), &gpu);
+  }
+
+  ~CacheClusterDeviceTest() override {
+    MutexLock lock(&mu_);
+    ends_ = true;
+    ends_changed_.SignalAll();
+  }
+
+  CacheClient& Server(int i) { return cluster_->ServerFor({}, addresses_[i]); }
+  // A get from server `i`, whole.
+  absl::Status Get(int i) {
+    const SealedObject& object = holders_[i].objects[0];
+    const ObjectKey key = object.key();
+    const auto get = Server(i).StartDeviceGet({&key, 1});
+    PKV_RETURN_IF_ERROR(get->WaitForAll());
+    for (int layer = 0; layer < object.header.num_layers; ++layer) {
+      EXPECT_TRUE(get->is_on_device(layer));
+      EXPECT_TRUE(std::ranges::equal(get->frame(0, layer), object.frame(layer)));
+    }
+    return absl::OkStatus();
+  }
+
+  const std::vector<std::string> addresses_ = {"a:1", "b:1"};
+  // NCCL knows all its processes.
+  std::shared_ptr<FakeLink> link_ = std::make_shared<FakeLink>();
+  ScriptedPairHolder holders_[2] = {ScriptedPairHolder(link_), ScriptedPairHolder(link_)};
+  std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
+  Mutex mu_;
+  CondVar ends_changed_;
+  bool ends_ ABSL_GUARDED_BY(mu_) = false;
+  std::unique_ptr<CacheCluster> cluster_;
+};
+
+TEST_F(CacheClusterDeviceTest, FramesComeToTheGpuFromTheServerThatIsAskedOverAPairOfItsOwn) {
+  EXPECT_THAT(Get(1), IsOk());
+  EXPECT_TRUE(holders_[0].requests.empty()) << "nobody asked it";
+  EXPECT_THAT(Get(0), IsOk());
+  EXPECT_THAT(Get(1), IsOk());
+  EXPECT_EQ(holders_[0].requests.size(), 1u + 2) << "a hello, fetch and ready";
+  EXPECT_EQ(holders_[1].requests.size(), 1u + 2 * 2);
+  EXPECT_EQ(Server(0).counters().nccl_gets, 1u);
+  EXPECT_EQ(Server(1).counters().nccl_gets, 2u);
+}
+
+TEST_F(CacheClusterDeviceTest, AServerThatGoesTakesItsPairAloneWithIt) {
+  EXPECT_THAT(Get(0), IsOk());
+  EXPECT_THAT(Get(1), IsOk());
+  holders_[0].stream->End(absl::UnavailableError("killed"));
+  EXPECT_EQ(cluster_->servers()[0].state, ServerState::kAway) << "its pair's call said so";
+  EXPECT_EQ(cluster_->servers()[1].state, ServerState::kReady);
+  EXPECT_THAT(Get(1), IsOk());
+  EXPECT_EQ(holders_[1].requests.front().kind_case(), v1::PairRequest::kHello);
+  EXPECT_EQ(holders_[1].requests.size(), 1u + 2 * 2) << "over the pair that was there";
 }
 
 }  // namespace

@@ -78,6 +78,24 @@ TEST(GetAssemblyTest, CompletesALayerWithItsLastByte) {
   }
 }
 
+TEST(GetAssemblyTest, AsksForNoLayerBelowTheFirstWanted) {
+  const std::vector<SealedObject> objects = SomeObjects();
+  GetAssembly assembly(KeysOf(objects), ObjectNumbering(), /*first_layer=*/1);
+  for (int attempt = 1; attempt <= 2; ++attempt) {
+    EXPECT_EQ(assembly.BeginAttempt(), 1);
+    ASSERT_THAT(Feed(assembly, ManifestFrame(objects)), IsOk());
+  }
+  for (const v1::DataFrame& frame : LayerFrames(objects, 1, 3, kMessageBytes)) {
+    EXPECT_FALSE(assembly.complete());
+    ASSERT_THAT(Feed(assembly, frame), IsOk());
+  }
+  ASSERT_TRUE(assembly.complete());
+  for (int layer = 1; layer < 3; ++layer) {
+    const std::span<const std::byte> frame = assembly.frame(2, layer);
+    EXPECT_EQ(std::memcmp(frame.data(), objects[2].frame(layer).data(), frame.size()), 0);
+  }
+}
+
 TEST(GetAssemblyTest, ResumesAtTheFirstMissingLayer) {
   const std::vector<SealedObject> objects = SomeObjects();
   GetAssembly assembly(KeysOf(objects));

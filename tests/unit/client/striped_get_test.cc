@@ -13,6 +13,7 @@
 namespace pkv {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int kObjects = 11, kStreams = 3;
@@ -34,20 +35,25 @@ class StripedGetTest : public testing::Test {
   // The server answers the next stream with `frames`.
   void Answer(std::vector<v1::DataFrame> frames) {
     scripted_.connection->scripts.push_back(
-        [frames = std::move(frames)](ScriptedStream& stream, const std::string* message) {
+        [this, frames = std::move(frames)](ScriptedStream& stream, const std::string* message) {
           if (message == nullptr) return;
+          v1::GetRequest request;
+          ASSERT_TRUE(request.ParseFromString(*message));
+          first_layers_.push_back(static_cast<int>(request.layer_begin()));
           for (const v1::DataFrame& frame : frames) stream.Deliver(frame);
           stream.End(absl::OkStatus());
         });
   }
-  std::unique_ptr<StripedGet> Start() {
+  std::unique_ptr<StripedGet> Start(int first_layer = 0) {
     return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams,
-                                        scripted_.core->clock->MonotonicNow() + absl::Seconds(5));
+                                        scripted_.core->clock->MonotonicNow() + absl::Seconds(5),
+                                        first_layer);
   }
 
   ScriptedCore scripted_ = MakeScriptedCore();
   std::vector<SealedObject> parts_[kStreams];
   std::vector<ObjectKey> keys_;
+  std::vector<int> first_layers_;  // that each stream asked for
 };
 
 TEST_F(StripedGetTest, PutsTheStreamsTogether) {
@@ -72,6 +78,24 @@ TEST_F(StripedGetTest, PutsTheStreamsTogether) {
   }
   EXPECT_EQ(get->received_bytes(), bytes);
   EXPECT_EQ(scripted_.connection->num_calls, kStreams);
+  EXPECT_THAT(first_layers_, ElementsAre(0, 0, 0));
+}
+
+TEST_F(StripedGetTest, EveryStreamBeginsWithTheFirstLayerThatIsWanted) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500, 1));
+  const auto get = Start(1);
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  ASSERT_THAT(get->WaitForLayer(2), IsOk());
+  EXPECT_THAT(first_layers_, ElementsAre(1, 1, 1));
+  uint64_t bytes = 0;
+  for (int i = 0; i < kObjects; ++i) {
+    const SealedObject& wanted = object(i);
+    for (int layer = 1; layer < wanted.header.num_layers; ++layer) {
+      EXPECT_TRUE(std::ranges::equal(get->frame(i, layer), wanted.frame(layer))) << i;
+      bytes += wanted.header.frame_bytes;
+    }
+  }
+  EXPECT_EQ(get->received_bytes(), bytes);
 }
 
 TEST_F(StripedGetTest, NamesAnObjectByItsPlaceInTheWholeList) {
@@ -113,6 +137,16 @@ TEST_F(StripedGetTest, StartsAsManyStreamsAsTheObjectsAreWorth) {
   scripted_.connection->num_calls = 0;
   const auto get = StartGrpcGet(scripted_.core, keys_, deadline);
   EXPECT_EQ(scripted_.connection->num_calls, 1);
+}
+
+TEST_F(StripedGetTest, OneStreamOrSeveralBeginWithTheFirstLayerThatIsWanted) {
+  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
+  for (const int max_streams : {1, 2}) {
+    scripted_.core->options.num_get_streams = max_streams;
+    for (int i = 0; i < max_streams; ++i) Answer({});
+    const auto get = StartGrpcGet(scripted_.core, keys_, deadline, /*first_layer=*/1);
+  }
+  EXPECT_THAT(first_layers_, ElementsAre(1, 1, 1));
 }
 
 TEST_F(StripedGetTest, RefusesTooManyObjectsAndNone) {

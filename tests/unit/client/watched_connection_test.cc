@@ -83,7 +83,7 @@ class WatchedConnectionTest : public testing::Test {
     return watched_->Lookup({}, absl::Seconds(1), response);
   }
   // A stream that ends with `status`.
-  void RunStream(const absl::Status& status) {
+  void RunStream(const absl::Status& status, StreamMethod method = StreamMethod::kPut) {
     inner_->scripts.push_back(
         [status](ScriptedStream& stream, const std::string*) { stream.End(status); });
     struct Receiver final : StreamReceiver {
@@ -92,8 +92,9 @@ class WatchedConnectionTest : public testing::Test {
       void OnEnd(const absl::Status& status) override { ended = status; }
       absl::Status ended;
     } receiver;
-    watched_->OpenStream(StreamMethod::kPut, absl::Seconds(1), &receiver)->HalfClose();
+    watched_->OpenStream(method, absl::Seconds(1), &receiver)->HalfClose();
     EXPECT_EQ(receiver.ended, status);
+    EXPECT_EQ(inner_->last_method, method);
   }
 
   Answers answers_;
@@ -150,6 +151,14 @@ TEST_F(WatchedConnectionTest, AStreamThatBreaksMakesItAwayOneOutOfTimeDoesNot) {
     EXPECT_EQ(watched_->state(), ServerState::kReady) << status;
   }
   RunStream(absl::UnavailableError("draining"));
+  EXPECT_EQ(watched_->state(), ServerState::kAway);
+}
+
+TEST_F(WatchedConnectionTest, WatchesTheCallOfAPairAsItDoesGetsAndPuts) {
+  WatchCallsAlone();
+  RunStream(absl::AbortedError("the pair broke, not the server"), StreamMethod::kPair);
+  EXPECT_EQ(watched_->state(), ServerState::kReady);
+  RunStream(absl::UnavailableError("killed"), StreamMethod::kPair);
   EXPECT_EQ(watched_->state(), ServerState::kAway);
 }
 

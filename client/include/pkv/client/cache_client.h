@@ -105,6 +105,8 @@ class PutStream {
 // this stream, and takes back if this process gives no sign of life for long, or holds it for too
 // long (pkvd --shm-silence, --shm-pin-age). CheckHeld() tells.
 //
+// Over nccl (StartDeviceGet) frames come to device memory that the caller names, verified there.
+//
 // Thread-compatible, but Cancel may be called from any thread.
 class GetStream {
  public:
@@ -115,6 +117,16 @@ class GetStream {
   //   DataLoss     a stored header is damaged
   //   Unavailable, DeadlineExceeded, Cancelled
   virtual absl::Status WaitForManifest() = 0;
+
+  // Of a get to a GPU's memory: where frame `layer` of object `i` is to come, at
+  // places[i * num_layers + layer], device memory aligned to 16 bytes; null: anywhere. All objects
+  // have num_layers layers. Frames that come to host memory all the same come elsewhere, see
+  // is_on_device. Places may be written to until ReleasePlaces(), or until the last layer is
+  // here. REQUIRES: WaitForManifest() was OK and nothing was waited for since. At most once.
+  virtual void PlaceFrames(std::span<std::byte* const> places) {}
+  // Cancels, and waits until nothing is written to places any more, 2 s at most.
+  //   Internal  the GPU does not stop: places are of no more use, end the process
+  virtual absl::Status ReleasePlaces() { return absl::OkStatus(); }
 
   // Waits until all frames of `layer` have arrived, with their checksums and numbers verified.
   //   DataLoss     a frame is damaged: drop the object, compute it again. Counted by the server as
@@ -128,6 +140,8 @@ class GetStream {
   // REQUIRES: WaitForManifest() was OK; frame(): WaitForLayer(layer) was OK. Valid until
   // destruction or TakeObject; what was read there counts once CheckHeld() was OK after it.
   virtual const ObjectHeader& header(int object_index) const = 0;
+  // Whether frames of `layer` are in device memory: only of a get that StartDeviceGet started.
+  virtual bool is_on_device(int layer) const { return false; }
   virtual std::span<const std::byte> frame(int object_index, int layer) const = 0;
   // The object's bytes, complete and parseable. REQUIRES: WaitForAll() was OK. Call once per
   // object. They count once CheckHeld() was OK after it.
@@ -148,9 +162,12 @@ class GetStream {
 struct ClientCounters {
   uint64_t lookups = 0, gets = 0, puts = 0, retries = 0, failures = 0;
   uint64_t get_bytes = 0, put_bytes = 0, integrity_failures = 0;
-  uint64_t shm_gets = 0;       // those that read in place
-  uint64_t shm_get_bytes = 0;  // part of get_bytes
-  uint64_t shm_fallbacks = 0;  // gets that went over gRPC although the server offers shm
+  uint64_t shm_gets = 0;        // those that read in place
+  uint64_t shm_get_bytes = 0;   // part of get_bytes
+  uint64_t shm_fallbacks = 0;   // gets that went over gRPC although the server offers shm
+  uint64_t nccl_gets = 0;       // those that came to the GPU whole
+  uint64_t nccl_get_bytes = 0;  // part of get_bytes
+  uint64_t nccl_fallbacks = 0;  // gets that a pair began, or refused, and gRPC finished
 };
 
 // A connection to one pkvd. No gRPC type shows. It is a cluster of one, whose state it does not
@@ -160,8 +177,10 @@ struct ClientCounters {
 // hang. Thread-safe.
 class CacheClient : public CacheCluster {
  public:
-  // Does not wait for the server. InvalidArgument: an option is out of its range (names it).
-  static absl::StatusOr<std::unique_ptr<CacheClient>> Create(const ClientOptions& options);
+  // Does not wait for the server. `gpu`, for StartDeviceGet, is copied; null: none.
+  // InvalidArgument: an option is out of its range (names it), or Transport::kNccl without a GPU.
+  static absl::StatusOr<std::unique_ptr<CacheClient>> Create(const ClientOptions& options,
+                                                             const NcclPort* gpu = nullptr);
 
   CacheClient& ServerFor(std::span<const Digest>, absl::string_view) override { return *this; }
   std::vector<ServerStatus> servers() const override { return {}; }
@@ -175,6 +194,12 @@ class CacheClient : public CacheCluster {
 
   // Starts a download; returns at once. Objects that share layers arrive together, layer by layer.
   virtual std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) = 0;
+  // As StartGet, for a caller that takes frames in the memory of the client's GPU as well as in the
+  // host's: which it is shows layer by layer, GetStream::is_on_device. TakeObject is not for such a
+  // stream while a layer of it is there.
+  virtual std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) {
+    return StartGet(keys);
+  }
   // Whole objects. As GetStream, waiting for all.
   virtual absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) = 0;
 

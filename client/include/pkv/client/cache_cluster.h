@@ -16,6 +16,7 @@
 namespace pkv {
 
 class CacheClient;
+struct NcclPort;  // proto/transport/nccl/nccl_port.h: one GPU of this process; not installed
 
 enum class ServerState {
   kReady,     // answers
@@ -55,9 +56,11 @@ struct ServerStatus {
 class CacheCluster {
  public:
   // Of all servers in options.address, separated by commas; each has options.num_channels
-  // connections. Does not wait for any of them. InvalidArgument: an option is out of its range
-  // (names it), an address is empty or there twice, or there are more than 64.
-  static absl::StatusOr<std::unique_ptr<CacheCluster>> Create(const ClientOptions& options);
+  // connections. Does not wait for any of them. `gpu`, for CacheClient::StartDeviceGet of each, is
+  // copied; null: none. InvalidArgument: an option is out of its range (names it), an address is
+  // empty or there twice, there are more than 64, or Transport::kNccl without a GPU.
+  static absl::StatusOr<std::unique_ptr<CacheCluster>> Create(const ClientOptions& options,
+                                                              const NcclPort* gpu = nullptr);
   virtual ~CacheCluster() = default;
 
   // The client of the server to use for a chain, from its first to its last call. Choose again for

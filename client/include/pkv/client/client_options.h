@@ -12,12 +12,15 @@ namespace pkv {
 
 // How the bytes of a get reach the caller. Everything else, puts included, always goes over gRPC.
 enum class Transport {
-  kAuto,  // kShm where the server offers it, kGrpc where it does not or where it fails
+  // kNccl for gets to a GPU's memory, else kShm, each where the server offers it; kGrpc where it
+  // does not or where it fails
+  kAuto,
   kGrpc,  // copied from messages
-  kShm    // read in place, in the memory of a server on the same host; or not at all
+  kShm,   // read in place, in the memory of a server on the same host; or not at all
+  kNccl  // gets to a GPU's memory: sent from the server's GPU to ours, or not at all; others: kGrpc
 };
 
-// "auto", "grpc" or "shm", as on command lines. InvalidArgument: something else.
+// "auto", "grpc", "shm" or "nccl", as on command lines. InvalidArgument: something else.
 absl::StatusOr<Transport> ParseTransport(absl::string_view name);
 
 // How a CacheClient connects and retries. Plain data.

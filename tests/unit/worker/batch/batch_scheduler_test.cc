@@ -403,6 +403,24 @@ TEST_F(BatchSchedulerTest, WaitsForAllLayersWhenNothingIsStreamed) {
   EXPECT_TRUE(began);
 }
 
+TEST_F(BatchSchedulerTest, FetchesToTheHostForAnEngineThatTakesFramesThereAlone) {
+  Start({.num_slots = 1, .num_pages = 8, .max_blocks = 8});
+  EXPECT_THAT(Run(StoredRequest(Prompt(38, 200), 2)).status, IsOk());
+  EXPECT_EQ(cache_.calls(CacheCall::kStartGet), 1);
+  EXPECT_EQ(cache_.calls(CacheCall::kStartDeviceGet), 0);
+}
+
+TEST_F(BatchSchedulerTest, FetchesToTheGpuForAnEngineThatTakesFramesThere) {
+  Start({.num_slots = 1, .num_pages = 8, .max_blocks = 8, .takes_device_frames = true});
+  const BatchRequest request = StoredRequest(Prompt(39, 200), 2);
+  BatchCaller caller;
+  MustSubmit(request, caller);
+  EXPECT_THAT(caller.WaitForEnd().status, IsOk());
+  EXPECT_EQ(caller.tokens(), Expected(request));
+  EXPECT_EQ(cache_.calls(CacheCall::kStartDeviceGet), 1);
+  EXPECT_EQ(cache_.calls(CacheCall::kStartGet), 0);
+}
+
 // An engine whose device is lost: nothing of it is of use any more.
 class BatchSchedulerFailureTest : public BatchSchedulerTest {
  protected:

@@ -12,6 +12,7 @@
 
 #include "pkv/block/prefix_hash.h"
 #include "tests/support/cuda_fixture.h"
+#include "tests/support/device_stream.h"
 #include "tests/support/error_bound.h"
 #include "tests/support/fake_cache_client.h"
 #include "tests/support/novella.h"
@@ -114,6 +115,12 @@ class CudaBatchEngineTest : public CudaTest {
     }
     if (stored.num_window_tokens > 0) keys.push_back(stored.keys.back());
     prefix.stream = cache_.StartGet(keys);
+    if (num_device_layers_ > 0) {
+      auto on_device =
+          std::make_unique<DeviceStream>(std::move(prefix.stream), num_device_layers_, stream());
+      device_stream_ = on_device.get();
+      prefix.stream = std::move(on_device);
+    }
     prefix.num_tables = stored.num_tables;
     prefix.num_window_tokens = stored.num_window_tokens;
     ASSERT_THAT(engine_->Attach(slot, params_, std::move(prefix)), IsOk());
@@ -125,6 +132,8 @@ class CudaBatchEngineTest : public CudaTest {
   std::unique_ptr<BatchEngine> engine_;
   CodecParams params_;
   FakeCacheClient cache_;
+  int num_device_layers_ = 0;                    // that later streams bring to device memory
+  const DeviceStream* device_stream_ = nullptr;  // the last one
 };
 
 // Root mean square of the difference over that of `wanted`.
@@ -362,6 +371,31 @@ TEST_F(CudaBatchEngineTest, PagesOfAnotherSlotServeASharedPrefix) {
   engine_->Release(0);
   const StepInput input = {1, shared.greedy_token, false};
   ASSERT_THAT(engine_->Step(std::span(&input, 1), std::span(&shared, 1)), IsOk());
+}
+
+TEST_F(CudaBatchEngineTest, FramesThatComeToDeviceMemoryGiveTheSameLogits) {
+  for (const char* preset : {"default", "fp16"}) {
+    MakeEngine(preset, 3, 32);
+    const StoredPrompt stored = Store(NovellaPrompt(800));
+    Attach(0, stored, 0);
+    StepOutput output;
+    ASSERT_THAT(engine_->First({0, stored.tokens.back(), true}, nullptr, output), IsOk());
+    const std::vector<float> logits(output.logits.begin(), output.logits.end());
+    const int num_layers = cpu_->config().num_layers;
+    // All layers, and as when a pair breaks half way.
+    for (const int layers : {num_layers, num_layers / 2}) {
+      num_device_layers_ = layers;
+      Attach(1, stored, 16);
+      // A block whose frame is a page comes there: not block 0 of `default`, which has sinks.
+      const int in_place = stored.num_blocks - (params_.encoding.is_fp16() ? 0 : 1);
+      EXPECT_EQ(device_stream_->num_placed(), in_place * layers) << preset;
+      EXPECT_GT(device_stream_->num_elsewhere(), 0) << preset;
+      ASSERT_THAT(engine_->First({1, stored.tokens.back(), true}, nullptr, output), IsOk());
+      EXPECT_THAT(output.logits, testing::ElementsAreArray(logits)) << preset << " " << layers;
+      engine_->Release(1);
+    }
+    num_device_layers_ = 0;
+  }
 }
 
 TEST_F(CudaBatchEngineTest, WhatDoesNotFitTheSequenceIsRefused) {

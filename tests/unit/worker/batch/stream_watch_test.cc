@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "proto/base/clock.h"
 #include "tests/support/batch_fixture.h"
@@ -77,6 +79,50 @@ TEST_F(StreamWatchTest, WatchesOneDownloadAfterAnother) {
   ASSERT_THAT(stream_->WaitForLayer(0), IsOk());
   stream_->Cancel();
   EXPECT_THAT(stream_->WaitForLayer(0), StatusIs(absl::StatusCode::kCancelled));
+}
+
+// A download to a GPU, of which nothing but the places counts.
+class PlacedStream final : public GetStream {
+ public:
+  std::vector<std::byte*> places;
+  int num_releases = 0;
+
+  absl::Status WaitForManifest() override { return absl::OkStatus(); }
+  void PlaceFrames(std::span<std::byte* const> named) override {
+    places.assign(named.begin(), named.end());
+  }
+  absl::Status ReleasePlaces() override {
+    ++num_releases;
+    return absl::InternalError("the GPU goes on writing");
+  }
+  absl::Status WaitForLayer(int) override { return absl::OkStatus(); }
+  absl::Status WaitForAll() override { return absl::OkStatus(); }
+  int num_objects() const override { return 1; }
+  const ObjectHeader& header(int) const override { return header_; }
+  bool is_on_device(int layer) const override { return layer < 1; }
+  std::span<const std::byte> frame(int, int) const override { return {}; }
+  AlignedBuffer TakeObject(int) override { return AlignedBuffer(1); }
+  absl::Status CheckHeld() override { return absl::OkStatus(); }
+  uint64_t received_bytes() const override { return 0; }
+  void Cancel() override {}
+
+ private:
+  ObjectHeader header_;
+};
+
+TEST_F(StreamWatchTest, PassesPlacesInDeviceMemoryThrough) {
+  stream_.reset();
+  auto placed = std::make_unique<PlacedStream>();
+  PlacedStream& inner = *placed;
+  stream_ = watch_.Watch(std::move(placed));
+  std::byte place{};
+  const std::vector<std::byte*> places = {&place, nullptr};
+  stream_->PlaceFrames(places);
+  EXPECT_EQ(inner.places, places);
+  EXPECT_TRUE(stream_->is_on_device(0));
+  EXPECT_FALSE(stream_->is_on_device(1));
+  EXPECT_THAT(stream_->ReleasePlaces(), StatusIs(absl::StatusCode::kInternal));
+  EXPECT_EQ(inner.num_releases, 1);
 }
 
 }  // namespace

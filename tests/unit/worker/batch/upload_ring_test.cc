@@ -50,5 +50,20 @@ TEST_F(UploadRingTest, CopiesRowsBetweenPitches) {
   }
 }
 
+TEST_F(UploadRingTest, CopiesWhatIsOnTheDeviceFromThere) {
+  auto ring = UploadRing::Make(256, nullptr, stream());
+  ASSERT_TRUE(ring.ok()) << ring.status();
+  std::vector<std::byte> bytes(10'000);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i);
+  const auto from = DeviceBuffer::CopyOf(bytes, stream());
+  auto to = DeviceBuffer::Make(bytes.size(), stream());
+  ASSERT_TRUE(from.ok() && to.ok());
+  ASSERT_THAT(ring->Copy(std::span(from->data(), bytes.size()), to->data(), /*from_device=*/true),
+              IsOk());
+  std::vector<std::byte> got(bytes.size());
+  ASSERT_THAT(to->CopyToHost(got), IsOk());
+  EXPECT_EQ(got, bytes);
+}
+
 }  // namespace
 }  // namespace pkv

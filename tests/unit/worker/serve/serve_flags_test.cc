@@ -11,6 +11,10 @@ namespace pkv {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
+
+constexpr WorkerRole kPrefill = {.name = "prefill"};
+constexpr WorkerRole kDecode = {.name = "decode", .takes_device_frames = true};
 
 class ServeFlagsTest : public testing::Test {
  protected:
@@ -47,7 +51,7 @@ TEST_F(ServeFlagsTest, HasDefaultsForAllButTheModel) {
 TEST_F(ServeFlagsTest, TakesEveryOption) {
   const std::map<std::string, std::string> kValues = {{"model", "m"},
                                                       {"cache", "unix:/c"},
-                                                      {"transport", "shm"},
+                                                      {"transport", "nccl"},
                                                       {"listen", "localhost:1"},
                                                       {"metrics-listen", "localhost:2"},
                                                       {"health-listen", "localhost:3"},
@@ -72,7 +76,7 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   for (const std::string& name : table_.names()) EXPECT_EQ(kValues.count(name), 1u) << name;
   EXPECT_EQ(flags_.model.model, "m");
   EXPECT_EQ(flags_.cache, "unix:/c");
-  EXPECT_EQ(flags_.transport, "shm");
+  EXPECT_EQ(flags_.transport, "nccl");
   EXPECT_EQ(flags_.server.listen, "localhost:1");
   EXPECT_EQ(flags_.server.metrics_listen, "localhost:2");
   EXPECT_EQ(flags_.health_listen, "localhost:3");
@@ -115,19 +119,44 @@ TEST_F(ServeFlagsTest, RefusesValuesOutOfRange) {
 TEST_F(ServeFlagsTest, ChecksModelAndAddressesTogether) {
   flags_.model.model = "m";
   flags_.server.listen = "127.0.0.1:0";
-  EXPECT_THAT(CheckServeFlags(flags_), IsOk());
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), IsOk());
   flags_.model.shape = "llama-3.2-1b";
-  EXPECT_THAT(CheckServeFlags(flags_),
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--shape")));
   flags_.model.shape = "";
   flags_.server.listen = "0.0.0.0:0";
-  EXPECT_THAT(CheckServeFlags(flags_),
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--i-understand-insecure")));
   flags_.server.allow_insecure = true;
-  EXPECT_THAT(CheckServeFlags(flags_), IsOk());
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), IsOk());
   flags_.server.metrics_listen = "unix:/m";
-  EXPECT_THAT(CheckServeFlags(flags_),
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("unix:/m")));
+}
+
+TEST_F(ServeFlagsTest, BringsFramesToAGpuOnlyWhereTheRoleTakesThemAndTheModelRuns) {
+  const auto transport_is_wrong =
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--transport nccl"));
+  flags_.model.model = "m";
+  flags_.server.listen = "127.0.0.1:0";
+  flags_.transport = "nccl";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), transport_is_wrong) << "on the CPU";
+  // Without CUDA in this build it is --device that is wrong.
+  flags_.model.device = "cuda";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), Not(transport_is_wrong));
+  flags_.model.device = "cpu";
+  flags_.transport = "auto";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), IsOk());
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), IsOk());
+}
+
+TEST(WorkerMainTest, RefusesATransportThatItsRoleCannotUse) {
+  for (const char* binary : {"worker/pkv-prefill", "worker/pkv-decode"}) {
+    const BinaryRun run =
+        RunBinary(binary, {"serve", "--model", "m", "--transport", "nccl", "--check-config"});
+    EXPECT_EQ(run.exit_code, 2) << binary;
+    EXPECT_THAT(run.err, HasSubstr("--transport nccl")) << binary;
+  }
 }
 
 TEST(WorkerMainTest, TakesTheOptionsOfItsRoleAlone) {

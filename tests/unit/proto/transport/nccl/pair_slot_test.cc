@@ -89,10 +89,31 @@ TEST_F(PairSlotTest, KeepsRoomForLongLists) {
   }
 }
 
+TEST_F(PairSlotTest, ChecksNumbersWhereThereAreRules) {
+  FrameRules first, second;
+  first.num_sections = second.num_sections = 1;
+  first.sections[0] = {.num_heads = 1, .head_bytes = 64, .rule = NumberRule::kId, .bank_size = 9};
+  second.sections[0] = {.num_heads = 1, .head_bytes = 32, .rule = NumberRule::kId, .bank_size = 9};
+  spans_ = {{memory_.data(), 64}, {memory_.data() + 64, 64}, {memory_.data() + 128, 64}};
+  std::memset(memory_.data(), 8, 192);
+  memory_[64 + 32] = memory_[128 + 31] = std::byte{9};
+  const std::vector<const FrameRules*> rules = {&first, &second, &second};
+  const auto plan = TransferPlan::Make(
+      std::vector{LayerSpans{.spans = spans_, .rules = rules}, LayerSpans{.spans = spans_}},
+      kGroupBytes);
+  ASSERT_THAT(plan, IsOk());
+  slot_.Fill(plan->groups[0], false, false, true, cutter_);
+  ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
+  Finish();
+  // Beyond what the rules name, and spans without rules, anything may stand.
+  EXPECT_EQ(std::vector(slot_.flags().begin(), slot_.flags().end()),
+            (std::vector<uint32_t>{0, 0, 1, 0, 0, 0}));
+}
+
 TEST_F(PairSlotTest, ListsTakeNoMoreThanSaid) {
   const TransferPlan plan = Plan();
-  // 100,000 bytes: 4 copies, 7 digest items; 48: one each; two digests.
-  EXPECT_EQ(PairSlot::ListBytes(plan.groups[0]), 5 * 24u + 8 * 24u + 2 * 4u);
+  // 100,000 bytes: 4 copies, 7 digest items; 48: one each; two digests and flags.
+  EXPECT_EQ(PairSlot::ListBytes(plan.groups[0]), 5 * 24u + 8 * 24u + 2 * 8u);
 }
 
 }  // namespace

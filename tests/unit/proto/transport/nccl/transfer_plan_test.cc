@@ -102,5 +102,25 @@ TEST(TransferPlanTest, RefusesWhatCannotBeMoved) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("2 checksums for 1 spans")));
 }
 
+TEST(TransferPlanTest, WhatLiesInHostMemoryIsNotSentFromThere) {
+  const std::vector<DeviceSpan> spans = {{memory, 64}};
+  LayerSpans host = Layer(spans);
+  host.in_host_memory = true;
+  const auto plan = TransferPlan::Make(std::vector{Layer(spans), host}, 64);
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_EQ(plan->groups[0].contiguous, memory);
+  EXPECT_EQ(plan->groups[1].contiguous, nullptr);
+}
+
+TEST(TransferPlanTest, RulesForSomeSpansOnlyAreRefused) {
+  const std::vector<DeviceSpan> spans = {{memory, 16}, {memory + 64, 16}};
+  const FrameRules any;
+  const std::vector<const FrameRules*> rules = {&any};
+  LayerSpans layer = Layer(spans);
+  layer.rules = rules;
+  EXPECT_THAT(TransferPlan::Make(std::vector{layer}, 64),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 }  // namespace
 }  // namespace pkv

@@ -1,0 +1,326 @@
+#include "client/nccl_get.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/nccl_dialer.h"
+#include "client/shm_get.h"
+#include "client/striped_get.h"
+#include "proto/base/log.h"
+#include "proto/base/status_macros.h"
+#include "proto/transport/data_frame.h"
+#include "proto/transport/nccl/frame_rules.h"
+
+namespace pkv {
+namespace {
+
+// For other gets to have had their turn, where gRPC could be tried instead.
+constexpr absl::Duration kTurnPatience = absl::Seconds(2);
+
+}  // namespace
+
+NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
+    : core_(std::move(core)), keys_(std::move(keys)), deadline_(deadline) {
+  if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
+    Fail(absl::InvalidArgumentError(
+             absl::StrCat(keys_.size(), " keys in one get, not in 1..", kMaxObjectsPerCall)))
+        .IgnoreError();
+  }
+}
+
+NcclGet::~NcclGet() { ReleasePlaces().IgnoreError(); }
+
+// A transfer is not cut short: its bytes are on their way, and the pair would go with it.
+absl::Status NcclGet::ReleasePlaces() {
+  Cancel();
+  if (thread_.joinable()) thread_.join();
+  MutexLock lock(&mu_);
+  return absl::IsInternal(end_) ? end_ : absl::OkStatus();
+}
+
+absl::Status NcclGet::Fail(const absl::Status& status) {
+  if (!failure_.ok()) return failure_;
+  failure_ = status;
+  core_->counters.CountEnd(status);
+  turn_.reset();
+  return failure_;
+}
+
+absl::Status NcclGet::Begin() {
+  if (failure_.ok() && inner_ == nullptr && heads_.empty()) {
+    const absl::Status tried = TryToFetch();
+    if (!tried.ok()) PKV_RETURN_IF_ERROR(RecoverFrom(tried));
+  }
+  if (failure_.ok() && cancelled_) return Fail(absl::CancelledError("get cancelled by its owner"));
+  return failure_;
+}
+
+absl::Status NcclGet::TryToFetch() {
+  // Where gRPC can be used instead, a pair that is being made is not waited for.
+  const bool waits = core_->options.transport == Transport::kNccl;
+  std::shared_ptr<NcclLink> link;
+  PKV_ASSIGN_OR_RETURN(link, core_->nccl->Link(waits ? deadline_ : absl::InfinitePast()));
+  {
+    MutexLock lock(&mu_);
+    link_ = std::move(link);
+  }
+  std::unique_ptr<NcclLink::Turn> turn;
+  const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
+  PKV_ASSIGN_OR_RETURN(turn,
+                       link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
+  PKV_ASSIGN_OR_RETURN(const v1::PairManifest manifest, turn->Fetch(keys_));
+  PKV_RETURN_IF_ERROR(ReadManifest(manifest));
+  PKV_RETURN_IF_ERROR(KeepHeaders());
+  turn_ = std::move(turn);
+  return absl::OkStatus();
+}
+
+absl::Status NcclGet::ReadManifest(const v1::PairManifest& manifest) {
+  if (manifest.code() != 0) {
+    return absl::Status(static_cast<absl::StatusCode>(manifest.code()),
+                        absl::StrCat("nccl: ", manifest.message()));
+  }
+  std::vector<ObjectHead> heads;
+  uint64_t total_bytes = 0;
+  for (int i = 0; i < num_objects(); ++i) {
+    if (manifest.heads(i).empty()) {
+      return absl::NotFoundError(absl::StrCat(ObjectName(keys_[i], i), " is not stored"));
+    }
+    PKV_ASSIGN_OR_RETURN(ObjectHead head,
+                         ParseObjectHead(keys_[i], i, std::as_bytes(std::span(manifest.heads(i)))));
+    total_bytes += head.header.object_bytes;  // at most 4,096 times kMaxObjectBytes
+    heads.push_back(std::move(head));
+    if (heads[i].header.num_layers != heads[0].header.num_layers) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("nccl: objects of ", heads[0].header.num_layers, " and ",
+                       heads[i].header.num_layers, " layers in one get"));
+    }
+  }
+  if (total_bytes > kMaxGetBytes) {
+    return absl::DataLossError(
+        absl::StrCat("objects of ", total_bytes, " bytes, limit ", kMaxGetBytes));
+  }
+  heads_ = std::move(heads);
+  return absl::OkStatus();
+}
+
+absl::Status NcclGet::KeepHeaders() {
+  const bool is_first = headers_.empty();
+  for (int i = 0; i < num_objects(); ++i) {
+    const ObjectHeader& header = inner_ != nullptr ? inner_->header(i) : heads_[i].header;
+    if (is_first) {
+      headers_.push_back(header);
+    } else if (header != headers_[i]) {
+      return Fail(absl::AbortedError(absl::StrCat(
+          ObjectName(keys_[i], i), ": replaced by other bytes while it was being fetched")));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
+  turn_.reset();
+  // The same answer as gRPC would give; damage is damage; and after Internal places may still be
+  // written to.
+  if (!failure_.ok() || absl::IsNotFound(status) || absl::IsDataLoss(status) ||
+      absl::IsCancelled(status) || absl::IsInternal(status) ||
+      core_->options.transport == Transport::kNccl) {
+    return Fail(status);
+  }
+  // A server without nccl, or a pair that is not there yet, is no failure of it.
+  if (link_ != nullptr && !absl::IsFailedPrecondition(status)) {
+    ++core_->counters.nccl_fallbacks;
+    Log(LogLevel::kWarning, "nccl: going on over gRPC", {{"reason", status.ToString()}});
+  }
+  GoOver();
+  return absl::OkStatus();
+}
+
+void NcclGet::GoOver() {
+  std::unique_ptr<GetStream> inner;
+  int first_layer;
+  {
+    MutexLock lock(&mu_);
+    first_layer = num_layers_here_;
+  }
+  if (first_layer == 0 && core_->shm->IsWorthATry()) {
+    inner = std::make_unique<ShmGet>(core_, keys_, deadline_);
+  } else {
+    inner = StartGrpcGet(core_, keys_, deadline_, first_layer);
+  }
+  MutexLock lock(&mu_);
+  inner_ = std::move(inner);
+  if (cancelled_) inner_->Cancel();
+}
+
+absl::Status NcclGet::WaitForManifest() {
+  PKV_RETURN_IF_ERROR(Begin());
+  if (inner_ == nullptr || has_inner_headers_) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(inner_->WaitForManifest());
+  PKV_RETURN_IF_ERROR(KeepHeaders());
+  has_inner_headers_ = true;
+  return absl::OkStatus();
+}
+
+void NcclGet::PlaceFrames(std::span<std::byte* const> places) {
+  if (!failure_.ok() || inner_ != nullptr || std::exchange(has_placed_, true)) return;
+  const absl::Status started = StartTransfer(places);
+  // What fails shows in WaitForLayer.
+  if (!started.ok()) RecoverFrom(started).IgnoreError();
+}
+
+absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
+  const size_t num_frames = heads_.size() * static_cast<size_t>(num_layers());
+  PKV_CHECK(places.empty() || places.size() == num_frames, places.size(), " of ", num_frames);
+  places_.assign(num_frames, nullptr);
+  std::copy(places.begin(), places.end(), places_.begin());
+  uint64_t scratch_bytes = 0;
+  for (size_t i = 0; i < num_frames; ++i) {
+    if (places_[i] == nullptr) scratch_bytes += heads_[i / num_layers()].header.frame_bytes;
+  }
+  if (scratch_bytes > 0) {
+    PKV_ASSIGN_OR_RETURN(scratch_, core_->scratch->Take(scratch_bytes));
+    std::byte* next = scratch_->data();
+    for (size_t i = 0; i < num_frames; ++i) {
+      if (places_[i] != nullptr) continue;
+      places_[i] = next;
+      next += heads_[i / num_layers()].header.frame_bytes;
+    }
+  }
+  thread_ =
+      std::thread([this](std::unique_ptr<NcclLink::Turn> turn) { RunTransfer(std::move(turn)); },
+                  std::move(turn_));
+  return absl::OkStatus();
+}
+
+void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
+  std::vector<FrameRules> rules;
+  for (const ObjectHead& head : heads_) rules.push_back(FrameRules::Of(head.header));
+  std::vector<const FrameRules*> rules_of;
+  for (const FrameRules& of : rules) rules_of.push_back(&of);
+  std::vector<std::vector<DeviceSpan>> spans(num_layers());
+  std::vector<std::vector<uint32_t>> checksums(num_layers());
+  std::vector<LayerSpans> layers(num_layers());
+  uint64_t payload_bytes = 0;
+  for (int layer = 0; layer < num_layers(); ++layer) {
+    for (int i = 0; i < num_objects(); ++i) {
+      spans[layer].push_back({place(i, layer), heads_[i].header.frame_bytes});
+      checksums[layer].push_back(heads_[i].frame_crcs[layer]);
+      payload_bytes += heads_[i].header.frame_bytes;
+    }
+    layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
+  }
+  const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};
+  bool is_sound = true;
+  absl::Status status =
+      turn->Receive(layers, limits, [&](size_t layer, const absl::Status& layer_status) {
+        is_sound = is_sound && layer_status.ok();
+        if (!is_sound) return;
+        MutexLock lock(&mu_);
+        num_layers_here_ = static_cast<int>(layer) + 1;
+        changed_.SignalAll();
+      });
+  if (absl::IsDataLoss(status)) {
+    const auto bad = turn->ReportDamage();
+    const int object = bad.has_value() ? static_cast<int>(bad->span_index) : 0;
+    status = absl::DataLossError(
+        absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
+  }
+  turn.reset();
+  if (status.ok()) {
+    ++core_->counters.nccl_gets;
+    core_->counters.nccl_get_bytes += payload_bytes;
+    core_->counters.get_bytes += payload_bytes;
+  }
+  MutexLock lock(&mu_);
+  ended_ = true;
+  end_ = status;
+  changed_.SignalAll();
+}
+
+bool NcclGet::AwaitLayer(int layer, absl::Status& status) {
+  {
+    MutexLock lock(&mu_);
+    while (num_layers_here_ <= layer && !ended_ && !cancelled_) changed_.Wait(&mu_);
+    if (num_layers_here_ > layer) return true;
+    status = cancelled_ ? absl::CancelledError("get cancelled by its owner") : end_;
+    if (!ended_) return false;
+  }
+  // Places are written to no more.
+  thread_.join();
+  return false;
+}
+
+absl::Status NcclGet::WaitForLayer(int layer) {
+  PKV_RETURN_IF_ERROR(WaitForManifest());
+  if (layer < 0 || layer >= headers_.front().num_layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", layer, " not in [0, ", headers_.front().num_layers, ")"));
+  }
+  if (inner_ == nullptr) {
+    PlaceFrames({});  // nobody named any
+    PKV_RETURN_IF_ERROR(failure_);
+  }
+  if (inner_ == nullptr) {
+    absl::Status status;
+    if (AwaitLayer(layer, status)) return absl::OkStatus();
+    PKV_RETURN_IF_ERROR(RecoverFrom(status));
+  }
+  if (is_on_device(layer)) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(WaitForManifest());
+  return inner_->WaitForLayer(layer);
+}
+
+absl::Status NcclGet::WaitForAll() {
+  PKV_RETURN_IF_ERROR(WaitForManifest());
+  for (int layer = 0; layer < headers_.front().num_layers; ++layer) {
+    PKV_RETURN_IF_ERROR(WaitForLayer(layer));
+  }
+  return inner_ != nullptr && !is_on_device(0) ? inner_->WaitForAll() : absl::OkStatus();
+}
+
+const ObjectHeader& NcclGet::header(int object_index) const {
+  PKV_CHECK(object_index >= 0 && object_index < static_cast<int>(headers_.size()), object_index,
+            " of ", headers_.size());
+  return headers_[object_index];
+}
+
+bool NcclGet::is_on_device(int layer) const {
+  MutexLock lock(&mu_);
+  return layer < num_layers_here_;
+}
+
+std::span<const std::byte> NcclGet::frame(int object_index, int layer) const {
+  if (!is_on_device(layer)) return inner_->frame(object_index, layer);
+  return {place(object_index, layer), header(object_index).frame_bytes};
+}
+
+AlignedBuffer NcclGet::TakeObject(int object_index) {
+  PKV_CHECK(inner_ != nullptr && !is_on_device(0), "frames are in device memory");
+  return inner_->TakeObject(object_index);
+}
+
+absl::Status NcclGet::CheckHeld() {
+  PKV_RETURN_IF_ERROR(failure_);
+  return inner_ != nullptr ? inner_->CheckHeld() : absl::OkStatus();
+}
+
+uint64_t NcclGet::received_bytes() const {
+  uint64_t bytes = inner_ != nullptr ? inner_->received_bytes() : 0;
+  MutexLock lock(&mu_);
+  for (const ObjectHead& head : heads_) {
+    bytes += head.header.frame_bytes * static_cast<uint64_t>(num_layers_here_);
+  }
+  return bytes;
+}
+
+void NcclGet::Cancel() {
+  MutexLock lock(&mu_);
+  cancelled_ = true;
+  changed_.SignalAll();
+  if (link_ != nullptr) link_->Wake();
+  if (inner_ != nullptr) inner_->Cancel();
+}
+
+}  // namespace pkv

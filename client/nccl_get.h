@@ -1,0 +1,98 @@
+#ifndef PKV_CLIENT_NCCL_GET_H_
+#define PKV_CLIENT_NCCL_GET_H_
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "client/client_core.h"
+#include "client/device_scratch.h"
+#include "client/nccl_link.h"
+#include "client/object_check.h"
+#include "proto/base/sync.h"
+
+namespace pkv {
+
+// GetStream whose frames come to device memory, over a link's pair: received by a thread of its
+// own, layer after layer, into the places that the caller named. With Transport::kAuto what NCCL
+// does not bring comes over gRPC, from the first missing layer on.
+class NcclGet final : public GetStream {
+ public:
+  // shared_ptr: a stream may outlive the client that started it. REQUIRES: core->nccl.
+  NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline);
+  // As ReleasePlaces.
+  ~NcclGet() override;
+
+  absl::Status WaitForManifest() override;
+  void PlaceFrames(std::span<std::byte* const> places) override;
+  absl::Status ReleasePlaces() override;
+  absl::Status WaitForLayer(int layer) override;
+  absl::Status WaitForAll() override;
+  int num_objects() const override { return static_cast<int>(keys_.size()); }
+  const ObjectHeader& header(int object_index) const override;
+  bool is_on_device(int layer) const override;
+  std::span<const std::byte> frame(int object_index, int layer) const override;
+  // REQUIRES besides: no layer is on the device.
+  AlignedBuffer TakeObject(int object_index) override;
+  absl::Status CheckHeld() override;
+  uint64_t received_bytes() const override ABSL_LOCKS_EXCLUDED(mu_);
+  void Cancel() override ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  // Has the server hold the objects, or goes over to gRPC. OK: either is done, see inner_.
+  absl::Status Begin();
+  absl::Status TryToFetch();
+  absl::Status ReadManifest(const v1::PairManifest& manifest);
+  // Keeps the headers that the first attempt brings.
+  //   Aborted  gRPC brings others
+  absl::Status KeepHeaders();
+  // After a failure: OK when the rest is to come over gRPC.
+  absl::Status RecoverFrom(const absl::Status& status);
+  void GoOver();
+  absl::Status StartTransfer(std::span<std::byte* const> places);
+  // The thread.
+  void RunTransfer(std::unique_ptr<NcclLink::Turn> turn) ABSL_LOCKS_EXCLUDED(mu_);
+  // Until `layer` is here: true; false: the transfer has ended without it, as `status` says.
+  bool AwaitLayer(int layer, absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Fail(const absl::Status& status);
+
+  int num_layers() const { return static_cast<int>(heads_.front().frame_crcs.size()); }
+  std::byte* place(int object_index, int layer) const {
+    return places_[static_cast<size_t>(object_index) * num_layers() + layer];
+  }
+  bool is_transferring() const { return thread_.joinable(); }
+
+  // Constant after construction.
+  const std::shared_ptr<ClientCore> core_;
+  const std::vector<ObjectKey> keys_;
+  const absl::Time deadline_;
+
+  // Touched by the owner's thread alone, and constant while a transfer runs.
+  absl::Status failure_;
+  // shared_ptr: the client's, and kept while this may use it. The turn, which uses it, comes after.
+  std::shared_ptr<NcclLink> link_;
+  std::unique_ptr<NcclLink::Turn> turn_;
+  std::vector<ObjectHead> heads_;
+  std::vector<ObjectHeader> headers_;  // constant once there
+  std::unique_ptr<DeviceScratch::Piece> scratch_;
+  std::vector<std::byte*> places_;  // [num_objects][num_layers]
+  std::thread thread_;
+  bool has_placed_ = false;
+  bool has_inner_headers_ = false;
+
+  std::atomic<bool> cancelled_{false};
+
+  mutable Mutex mu_;
+  CondVar changed_;
+  int num_layers_here_ ABSL_GUARDED_BY(mu_) = 0;  // on the device, verified
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status end_ ABSL_GUARDED_BY(mu_);
+  // Set by the owner's thread, which alone reads it without the lock.
+  std::unique_ptr<GetStream> inner_;  // once it has gone over to gRPC
+};
+
+}  // namespace pkv
+
+#endif  // PKV_CLIENT_NCCL_GET_H_

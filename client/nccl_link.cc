@@ -1,0 +1,175 @@
+#include "client/nccl_link.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/status_macros.h"
+#include "proto/transport/convert.h"
+#include "proto/transport/nccl/nccl_offer.h"
+
+namespace pkv {
+namespace {
+
+// Of the control connection; then a link is made anew.
+constexpr absl::Duration kLinkLasts = absl::Hours(24);
+// For an answer that costs the server nothing but a look into its index.
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<NcclLink>> NcclLink::Open(Connection* connection,
+                                                         const NcclPort& port,
+                                                         absl::Duration timeout, Clock* clock) {
+  const absl::Time deadline = clock->MonotonicNow() + timeout;
+  // shared_ptr: gets keep the link that they receive over.
+  std::shared_ptr<NcclLink> link(new NcclLink(port, clock));
+  link->stream_ = connection->OpenStream(StreamMethod::kPair, kLinkLasts, link.get());
+  PKV_RETURN_IF_ERROR(link->OpenPair(deadline));
+  return link;
+}
+
+absl::Status NcclLink::OpenPair(absl::Time deadline) {
+  v1::PairRequest hello;
+  *hello.mutable_hello() = ToProto(port_.capability);
+  Send(hello);
+  PKV_ASSIGN_OR_RETURN(const v1::PairReply reply, Await(deadline));
+  if (!reply.has_offer())
+    return absl::DataLossError("nccl: the server's first message is no offer");
+  const absl::StatusOr<NcclOffer> offer = FromProto(reply.offer());
+  if (!offer.ok()) {
+    return absl::DataLossError(absl::StrCat("nccl: offer: ", offer.status().message()));
+  }
+  NcclPairOptions options{.group_bytes = offer->group_bytes,
+                          .open_timeout = deadline - clock_->MonotonicNow()};
+  {
+    MutexLock lock(&mu_);
+    if (!end_.ok()) return end_;
+    pair_ = std::make_unique<NcclPair>(port_.calls, options, clock_);
+  }
+  return pair_->Open(offer->id, offer->rank);
+}
+
+// The stream first: it calls OnEnd.
+NcclLink::~NcclLink() { stream_.reset(); }
+
+absl::Status NcclLink::OnMessage(grpc::ByteBuffer& message) {
+  grpc::Slice slice;
+  v1::PairReply reply;
+  if (!message.DumpToSingleSlice(&slice).ok() ||
+      !reply.ParseFromArray(slice.begin(), static_cast<int>(slice.size()))) {
+    return absl::DataLossError("nccl: not what a server sends");
+  }
+  MutexLock lock(&mu_);
+  if (reply_.has_value()) return absl::DataLossError("nccl: answer to no question");
+  reply_ = std::move(reply);
+  changed_.SignalAll();
+  return absl::OkStatus();
+}
+
+void NcclLink::OnEnd(const absl::Status& status) {
+  Break(status.ok() ? absl::UnavailableError("nccl: the server ended the call") : status);
+}
+
+void NcclLink::Break(const absl::Status& reason) {
+  MutexLock lock(&mu_);
+  if (end_.ok()) end_ = reason;
+  if (pair_ != nullptr) pair_->PeerGone(end_.message());
+  changed_.SignalAll();
+}
+
+void NcclLink::Send(const v1::PairRequest& request) {
+  const grpc::Slice slice(request.SerializeAsString());
+  stream_->Send(grpc::ByteBuffer(&slice, 1));
+}
+
+absl::StatusOr<v1::PairReply> NcclLink::Await(absl::Time deadline) {
+  MutexLock lock(&mu_);
+  for (;;) {
+    if (reply_.has_value()) {
+      v1::PairReply reply = *std::move(reply_);
+      reply_.reset();
+      return reply;
+    }
+    if (!end_.ok()) return end_;
+    const absl::Duration left = deadline - clock_->MonotonicNow();
+    if (left <= absl::ZeroDuration()) {
+      return absl::DeadlineExceededError("nccl: the server does not answer");
+    }
+    changed_.WaitWithTimeout(&mu_, left);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<NcclLink::Turn>> NcclLink::TakeTurn(
+    absl::Time deadline, const std::atomic<bool>& cancelled) {
+  MutexLock lock(&mu_);
+  for (;;) {
+    if (!end_.ok()) return absl::UnavailableError(absl::StrCat("nccl: ", end_.message()));
+    if (cancelled) return absl::CancelledError("get cancelled by its owner");
+    if (!taken_) break;
+    const absl::Duration left = deadline - clock_->MonotonicNow();
+    if (left <= absl::ZeroDuration()) {
+      return absl::DeadlineExceededError("nccl: other gets had their turn until the deadline");
+    }
+    changed_.WaitWithTimeout(&mu_, left);
+  }
+  taken_ = true;
+  return std::make_unique<Turn>(this);
+}
+
+void NcclLink::EndTurn() {
+  MutexLock lock(&mu_);
+  taken_ = false;
+  changed_.SignalAll();
+}
+
+void NcclLink::Wake() {
+  MutexLock lock(&mu_);
+  changed_.SignalAll();
+}
+
+bool NcclLink::broken() const {
+  MutexLock lock(&mu_);
+  return !end_.ok();
+}
+
+absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys) {
+  v1::PairRequest request;
+  for (const ObjectKey& key : keys) *request.mutable_fetch()->add_objects() = ToProto(key);
+  Send(request);
+  absl::StatusOr<v1::PairReply> reply = Await(clock_->MonotonicNow() + kAnswerTimeout);
+  if (reply.ok() && (!reply->has_manifest() ||
+                     (reply->manifest().code() == 0 &&
+                      static_cast<size_t>(reply->manifest().heads_size()) != keys.size()))) {
+    reply = absl::DataLossError(
+        absl::StrCat("nccl: the answer to a fetch of ", keys.size(), " objects makes no sense"));
+  }
+  if (reply.ok()) return std::move(*reply->mutable_manifest());
+  // A late answer would be taken for the next.
+  Break(reply.status());
+  stream_->Cancel();
+  return reply.status();
+}
+
+absl::Status NcclLink::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+                               const NcclPair::LayerDone& layer_done) {
+  v1::PairRequest request;
+  request.mutable_ready();
+  Send(request);
+  const absl::Status status = pair_->Receive(layers, limits, layer_done);
+  if (!status.ok() && !absl::IsDataLoss(status)) {
+    Break(status);
+    stream_->Cancel();
+  }
+  return status;
+}
+
+std::optional<NcclPair::BadSpan> NcclLink::ReportDamage() {
+  const std::optional<NcclPair::BadSpan> bad = pair_->bad_span();
+  if (!bad.has_value()) return bad;
+  v1::PairRequest request;
+  request.mutable_damaged()->set_object_index(static_cast<uint32_t>(bad->span_index));
+  Send(request);
+  return bad;
+}
+
+}  // namespace pkv

@@ -1,0 +1,229 @@
+#include "client/nccl_get.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "tests/support/scripted_pair_holder.h"
+#include "tests/support/status_matchers.h"
+
+namespace pkv {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kLayers = 4;
+constexpr uint64_t kFrameBytes = uint64_t{1} << 20;
+
+// Against a holder whose GPU is a fake; device memory is host memory here.
+class NcclGetTest : public testing::Test {
+ protected:
+  NcclGetTest() {
+    for (uint64_t id = 1; id <= 2; ++id) {
+      ObjectHeader header = TestHeader(ObjectKind::kWindow, id, kLayers);
+      header.num_tokens = kMaxWindowTokens;
+      holder_.objects.push_back(SealTestObject(header, static_cast<uint32_t>(id), 4096));
+      keys_.push_back(holder_.objects.back().key());
+    }
+    holder_.Serve(*scripted_.connection);
+    scripted_.core->scratch = std::make_unique<DeviceScratch>(calls_, uint64_t{64} << 20);
+    scripted_.core->nccl = std::make_unique<NcclDialer>(scripted_.connection, FakePort(calls_, 2),
+                                                        scripted_.core->clock);
+  }
+
+  std::unique_ptr<NcclGet> Start(Transport transport = Transport::kNccl) {
+    scripted_.core->options.transport = transport;
+    return std::make_unique<NcclGet>(
+        scripted_.core, keys_,
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);
+  }
+  // As Start(kAuto), with the pair there.
+  std::unique_ptr<NcclGet> StartPaired() {
+    EXPECT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()), IsOk());
+    return Start(Transport::kAuto);
+  }
+  void ServeOverGrpc() {
+    scripted_.connection->scripts.push_back([this](ScriptedStream& stream, const std::string* m) {
+      if (m == nullptr) return;
+      v1::GetRequest request;
+      PKV_CHECK(request.ParseFromString(*m));
+      grpc_first_layer_ = static_cast<int>(request.layer_begin());
+      for (const v1::DataFrame& frame : GetFrames(holder_.objects, 1 << 20, grpc_first_layer_)) {
+        stream.Deliver(frame);
+      }
+      stream.End(absl::OkStatus());
+    });
+  }
+  void ExpectFrames(const GetStream& stream) {
+    for (int i = 0; i < stream.num_objects(); ++i) {
+      for (int layer = 0; layer < kLayers; ++layer) {
+        EXPECT_TRUE(std::ranges::equal(stream.frame(i, layer), holder_.objects[i].frame(layer)))
+            << i << " " << layer;
+      }
+    }
+  }
+  const CounterSet& counters() const { return scripted_.core->counters; }
+
+  ScriptedPairHolder holder_;
+  std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(holder_.link, nullptr);
+  ScriptedCore scripted_ = MakeScriptedCore();
+  std::vector<ObjectKey> keys_;
+  int grpc_first_layer_ = -1;
+};
+
+TEST_F(NcclGetTest, BringsFramesToThePlacesNamedAndTheOthersAnywhere) {
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  EXPECT_EQ(get->header(1), holder_.objects[1].header);
+  std::vector<std::byte> pages(kLayers * kFrameBytes + 16);
+  std::byte* const first =
+      pages.data() + (16 - reinterpret_cast<uintptr_t>(pages.data()) % 16) % 16;
+  std::vector<std::byte*> places(2 * kLayers);
+  for (int layer = 0; layer < kLayers; ++layer)
+    places[kLayers + layer] = first + layer * kFrameBytes;
+  get->PlaceFrames(places);
+  ASSERT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    EXPECT_TRUE(get->is_on_device(layer));
+    EXPECT_EQ(get->frame(1, layer).data(), places[kLayers + layer]);
+  }
+  EXPECT_THAT(get->CheckHeld(), IsOk());
+  EXPECT_THAT(get->ReleasePlaces(), IsOk());
+  EXPECT_EQ(get->received_bytes(), 2 * kLayers * kFrameBytes);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+  EXPECT_EQ(counters().nccl_get_bytes, 2 * kLayers * kFrameBytes);
+  EXPECT_EQ(counters().get_bytes, 2 * kLayers * kFrameBytes);
+  EXPECT_EQ(counters().nccl_fallbacks, 0u);
+}
+
+TEST_F(NcclGetTest, OneGetFollowsAnotherOverTheSamePair) {
+  for (int i = 0; i < 3; ++i) {
+    auto get = Start();
+    ASSERT_THAT(get->WaitForAll(), IsOk()) << i;
+    ExpectFrames(*get);
+  }
+  EXPECT_EQ(counters().nccl_gets, 3u);
+  EXPECT_EQ(holder_.requests.front().kind_case(), v1::PairRequest::kHello);
+  EXPECT_EQ(holder_.requests.size(), 1u + 3 * 2) << "a hello, then fetch and ready of each";
+}
+
+TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
+  ServeOverGrpc();
+  // The greeting is send 0, a group of a frame each one more: layers 0 and 1 leave.
+  holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  auto get = StartPaired();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  // As when its process ends: the control connection breaks too.
+  holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(kLayers - 1), IsOk());
+  EXPECT_TRUE(get->is_on_device(1));
+  EXPECT_FALSE(get->is_on_device(2));
+  EXPECT_EQ(grpc_first_layer_, 2);
+  ExpectFrames(*get);
+  EXPECT_THAT(get->WaitForLayer(0), IsOk());
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+  EXPECT_EQ(counters().nccl_gets, 0u);
+}
+
+TEST_F(NcclGetTest, WithNothingButNcclAPairThatBreaksIsAnError) {
+  holder_.calls->faults.failing_begin = 1;
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(0), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(counters().failures, 1u);
+}
+
+TEST_F(NcclGetTest, AHolderThatStandsStillEndsInTimeAndGrpcGoesOn) {
+  ServeOverGrpc();
+  holder_.calls->faults.hanging_begin = 1;
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());  // within the stall bound, a second
+  EXPECT_EQ(grpc_first_layer_, 0);
+  ExpectFrames(*get);
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+}
+
+TEST_F(NcclGetTest, ADamagedFrameIsDataLossThatTheServerHearsOf) {
+  calls_->faults.corrupt_begin = 1 + 1;  // object 1 of layer 0
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForLayer(0),
+              StatusIs(absl::StatusCode::kDataLoss, testing::HasSubstr("object 1")));
+  EXPECT_EQ(holder_.requests.back().damaged().object_index(), 1u);
+  EXPECT_EQ(counters().integrity_failures, 1u);
+  EXPECT_EQ(counters().nccl_fallbacks, 0u);
+}
+
+TEST_F(NcclGetTest, WhatIsNotStoredIsNotFoundAndThePairStays) {
+  const ObjectKey missing = MakeTestWindow(9, 9).key();
+  std::swap(keys_[1], const_cast<ObjectKey&>(missing));
+  EXPECT_THAT(Start()->WaitForManifest(), StatusIs(absl::StatusCode::kNotFound));
+  std::swap(keys_[1], const_cast<ObjectKey&>(missing));
+  EXPECT_THAT(Start()->WaitForAll(), IsOk());
+}
+
+TEST_F(NcclGetTest, WhileThePairIsBeingMadeGrpcIsUsedAndNothingCounted) {
+  scripted_.connection->scripts.pop_back();
+  ServeOverGrpc();
+  scripted_.connection->open_handoff = nullptr;
+  auto get = Start(Transport::kAuto);
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
+  EXPECT_FALSE(get->is_on_device(0));
+  EXPECT_TRUE(std::ranges::equal(get->TakeObject(0).span(), holder_.objects[0].bytes()));
+  EXPECT_EQ(counters().nccl_fallbacks, 0u);
+}
+
+TEST_F(NcclGetTest, WithNothingButNcclAServerWithoutItIsAnError) {
+  scripted_.connection->open_handoff = nullptr;
+  EXPECT_THAT(Start()->WaitForManifest(), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(NcclGetTest, ARefusalOfTheServerIsAFallback) {
+  ServeOverGrpc();
+  holder_.refusal.set_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+}
+
+TEST_F(NcclGetTest, WithoutDeviceMemoryGrpcIsUsed) {
+  ServeOverGrpc();
+  scripted_.core->scratch = std::make_unique<DeviceScratch>(calls_, kFrameBytes);
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+}
+
+TEST_F(NcclGetTest, ACancelledGetEndsAndLeavesThePairToTheNext) {
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  get->PlaceFrames({});
+  get->Cancel();
+  EXPECT_THAT(get->WaitForLayer(kLayers - 1),
+              testing::AnyOf(IsOk(), StatusIs(absl::StatusCode::kCancelled)));
+  get.reset();
+  EXPECT_THAT(Start()->WaitForAll(), IsOk());
+}
+
+TEST_F(NcclGetTest, AGetThatIsDroppedBeforeItsTransferLeavesThePairToTheNext) {
+  ASSERT_THAT(Start()->WaitForManifest(), IsOk());
+  EXPECT_THAT(Start()->WaitForAll(), IsOk());
+}
+
+TEST_F(NcclGetTest, AGpuThatGoesOnWritingIsInternalToWhoeverReleasesThePlaces) {
+  calls_->faults.hanging_begin = 1;
+  calls_->faults.kernels_survive_abort = true;
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), StatusIs(absl::StatusCode::kInternal));
+  EXPECT_THAT(get->ReleasePlaces(), StatusIs(absl::StatusCode::kInternal));
+}
+
+}  // namespace
+}  // namespace pkv
