@@ -10,6 +10,8 @@
 #include "absl/strings/str_replace.h"
 #include "pkv/client/cache_client.h"
 #include "proto/base/log.h"
+#include "proto/metrics/metric_registry.h"
+#include "worker/serve/client_collector.h"
 
 namespace pkv {
 namespace {
@@ -147,12 +149,15 @@ int RunWorker(const WorkerRole& role, const ServeFlags& flags) {
   const absl::StatusOr<Transport> transport = ParseTransport(flags.transport);
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
+  client_options.statistics = std::make_shared<CallStatistics>();
   client_options.put_deadline = absl::Seconds(flags.put_deadline_s);
   absl::StatusOr<std::unique_ptr<CacheClient>> cache = CacheClient::Create(client_options);
   if (!cache.ok()) return ExitCode(cache.status());
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
   WorkerMetrics metrics(role.name);
+  metrics.registry()->AddCollectable(
+      std::make_shared<ClientCollector>(role.name, cache->get(), client_options.statistics));
   ServingFault fault;
   const absl::StatusOr<ServedWorker> served =
       role.make_worker({**model, **cache, metrics, flags,

@@ -4,7 +4,6 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <prometheus/exposer.h>
-#include <prometheus/registry.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -102,7 +101,7 @@ absl::Status CheckListenAddress(const std::string& address, bool allow_insecure)
 
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
-                              const std::shared_ptr<prometheus::Registry>& registry) {
+                              const std::shared_ptr<prometheus::Collectable>& metrics) {
   PKV_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.allow_insecure));
   std::optional<prometheus::Exposer> exposer;
   auto process = std::make_shared<ProcessCollector>();
@@ -119,7 +118,7 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
       return absl::UnavailableError(
           absl::StrCat("cannot serve metrics on ", options.metrics_listen, ": ", error.what()));
     }
-    exposer->RegisterCollectable(registry);
+    exposer->RegisterCollectable(metrics);
     exposer->RegisterCollectable(process);
     metrics_port = exposer->GetListeningPorts().front();
   }

@@ -14,7 +14,7 @@ namespace grpc {
 class Service;
 }
 namespace prometheus {
-class Registry;
+class Collectable;
 }
 
 namespace pkv {
@@ -53,7 +53,7 @@ struct ServerHostOptions {
 //   and what was reported to options.fault
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
-                              const std::shared_ptr<prometheus::Registry>& registry);
+                              const std::shared_ptr<prometheus::Collectable>& metrics);
 
 // Blocks SIGTERM and SIGINT in this thread and those it starts later, so that ServeUntilSignal can
 // wait for them.

@@ -12,6 +12,7 @@
 #include "proto/transport/convert.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/prefill/prefill_worker.h"
+#include "worker/sequence/stopwatch.h"
 
 namespace pkv {
 namespace {
@@ -20,17 +21,24 @@ namespace {
 // Thread-safe.
 class RequestQueue {
  public:
-  explicit RequestQueue(const QueueOptions& options)
-      : limit_(options.max_running + options.max_waiting), pool_(options.max_running) {}
+  // `metrics` outlives the queue.
+  RequestQueue(const QueueOptions& options, PrefillMetrics* metrics)
+      : limit_(options.max_running + options.max_waiting),
+        metrics_(*metrics),
+        pool_(options.max_running) {}
 
   // ResourceExhausted when the queue is full; then `run` is not called.
   absl::Status Add(std::function<void()> run) {
     if (pending_.fetch_add(1) >= limit_) {
       pending_.fetch_sub(1);
+      metrics_.CountQueueFull();
       return absl::ResourceExhaustedError(
           absl::StrCat(limit_, " requests are running or waiting already"));
     }
-    pool_.Schedule([this, run = std::move(run)] {
+    metrics_.AddWaiting(1);
+    pool_.Schedule([this, run = std::move(run), waiting = Stopwatch()] {
+      metrics_.AddWaiting(-1);
+      metrics_.ObserveQueueWait(waiting.Seconds());
       run();
       pending_.fetch_sub(1);
     });
@@ -39,6 +47,7 @@ class RequestQueue {
 
  private:
   const int limit_;
+  PrefillMetrics& metrics_;
   std::atomic<int> pending_{0};
   ThreadPool pool_;
 };
@@ -46,25 +55,28 @@ class RequestQueue {
 class PrefillService final : public v1::Prefill::CallbackService {
  public:
   PrefillService(PrefillWorker* worker, WorkerMetrics* metrics, const QueueOptions& queue)
-      : worker_(*worker), metrics_(*metrics), queue_(queue) {}
+      : worker_(*worker), metrics_(*metrics), queue_(queue, &worker->metrics()) {}
 
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
                                     const v1::PrefillRequest* request,
                                     v1::PrefillResponse* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const absl::Status queued = queue_.Add([this, context, request, response, reactor] {
-      absl::Status status = absl::CancelledError("the caller went away");
-      if (!context->IsCancelled()) {
-        absl::StatusOr<v1::PrefillResponse> result =
-            worker_.Prefill(*request, [context] { return context->IsCancelled(); });
-        status = result.status();
-        if (result.ok()) *response = *std::move(result);
-      }
-      metrics_.CountRequest(status);
-      reactor->Finish(ToGrpc(status));
-    });
+    metrics_.RequestBegan();
+    const Stopwatch since_request;
+    const absl::Status queued =
+        queue_.Add([this, context, request, response, reactor, since_request] {
+          absl::Status status = absl::CancelledError("the caller went away");
+          if (!context->IsCancelled()) {
+            absl::StatusOr<v1::PrefillResponse> result =
+                worker_.Prefill(*request, [context] { return context->IsCancelled(); });
+            status = result.status();
+            if (result.ok()) *response = *std::move(result);
+          }
+          metrics_.RequestEnded(status, since_request.Seconds());
+          reactor->Finish(ToGrpc(status));
+        });
     if (!queued.ok()) {
-      metrics_.CountRequest(queued);
+      metrics_.RequestEnded(queued, since_request.Seconds());
       reactor->Finish(ToGrpc(queued));
     }
     return reactor;
@@ -159,8 +171,9 @@ class DecodeService final : public v1::Decode::CallbackService {
   grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* /*context*/,
                                                     const v1::DecodeRequest* request) override {
     auto* call = new DecodeCall(&worker_);
-    const auto end = [this, call](const absl::Status& status) {
-      metrics_.CountRequest(status);
+    metrics_.RequestBegan();
+    const auto end = [this, call, since_request = Stopwatch()](const absl::Status& status) {
+      metrics_.RequestEnded(status, since_request.Seconds());
       call->End(status);
     };
     const absl::StatusOr<uint64_t> id = worker_.Start(

@@ -88,8 +88,10 @@ TEST_F(PrefillWorkerTest, TicketAndStatsNameWhatWasStored) {
   EXPECT_EQ(stats.put_bytes(), stats.cache_bytes());
   EXPECT_GT(stats.compute_seconds(), 0);
   EXPECT_EQ(PrefillMetric("pkv_worker_prompt_tokens_total"), 300);
-  EXPECT_EQ(PrefillMetric("pkv_codec_output_bytes_total"), stats.put_bytes());
+  EXPECT_EQ(PrefillMetric("pkv_codec_output_bytes_total", {{"codec", "pkv2"}}), stats.put_bytes());
   EXPECT_EQ(PrefillMetric("pkv_codec_input_bytes_total"), stats.logical_bytes());
+  EXPECT_EQ(PrefillMetric("pkv_codec_duration_seconds", {{"stage", "mine"}}), 1);
+  EXPECT_EQ(PrefillMetric("pkv_codec_relative_error", {{"tensor", "v"}}), 1);
   EXPECT_EQ(PrefillMetric(kRecomputes), 0);
 }
 
