@@ -30,12 +30,14 @@ int main(int argc, char** argv) {
       "64\n"
       "  pkvctl lookup --model deploy/models/novella-14m --prompt-file book.txt --preset default\n"
       "  pkvctl eval --model deploy/models/novella-14m --text book.txt --preset pkv2 --preset "
-      "default:clip_v=none --report report.html\n");
+      "default:clip_v=none --report report.html\n"
+      "  pkvctl capacity --shape llama-3.1-8b --preset fp16,default --tokens 32768\n");
   pkv::ConfigureLog(pkv::LogLevel::kWarning, pkv::LogFormat::kText);
   int exit_code = 0;
   pkv::AddGenerateCommand(app, global, exit_code);
   pkv::AddCompareCommand(app, global, exit_code);
   pkv::AddEvalCommand(app, global, exit_code);
+  pkv::AddCapacityCommand(app, global, exit_code);
   pkv::AddLookupCommand(app, global, exit_code);
   pkv::AddObjectCommands(app, global, exit_code);
   try {
