@@ -28,8 +28,10 @@ def variables(board):
     return {variable["name"]: variable for variable in board["templating"]["list"]}
 
 
-def substitute(expression):
-    """Without variables; KeyError names one that is not known."""
+def substitute(expression, **others):
+    """Without variables, which are as above or as in `others`; KeyError names one that is not
+    known."""
+    values = VARIABLES | others
     return re.sub(
-        r"\$(?:\{(\w+)\}|(\w+))", lambda match: VARIABLES[match[1] or match[2]], expression
+        r"\$(?:\{(\w+)\}|(\w+))", lambda match: values[match[1] or match[2]], expression
     )

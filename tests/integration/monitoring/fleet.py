@@ -79,12 +79,12 @@ class Child:
 class Fleet:
     """pkvd, a prefill and a decode worker on ports of their own choice."""
 
-    def __init__(self, binaries, source, scratch):
+    def __init__(self, binaries, source, scratch, capacity=CAPACITY):
         self.binaries, self.scratch = Path(binaries), Path(scratch)
         self.children, self.ports, self.metrics_ports = [], {}, {}
         model = Path(source) / "deploy/models/novella-14m"
         try:
-            self._start("pkvd", ["kvstore/pkvd", "--capacity", CAPACITY])
+            self._start("pkvd", ["kvstore/pkvd", "--capacity", capacity])
             cache = ["--model", model, "--cache", self.address("pkvd")]
             self._start("prefill", ["worker/pkv-prefill", "serve", *cache])
             self._start("decode", ["worker/pkv-decode", "serve", *cache])
@@ -111,13 +111,13 @@ class Fleet:
     def scrape(self, role):
         return http_get(f"http://127.0.0.1:{self.metrics_ports[role]}/metrics")
 
-    def load(self, seconds):
-        """Prompts that share prefixes, in a closed loop of four; returns pkv-bench's report."""
+    def load(self, seconds, concurrency=4, shared_prefix=0.5, prompts="uniform:280:420", output=8):
+        """Prompts that share prefixes, in a closed loop; returns pkv-bench's report."""
         command = [self.binaries / "tests/bench/pkv-bench", "serve", "--output", "json"]
         command += ["--prefill", self.address("prefill"), "--decode", self.address("decode")]
-        command += ["--concurrency", "4", "--duration", str(seconds), "--seed", "1"]
-        command += ["--prompt-tokens", "uniform:280:420", "--output-tokens", "fixed:8"]
-        command += ["--ignore-eos", "--shared-prefix", "0.5", "--num-prefixes", "4"]
+        command += ["--concurrency", str(concurrency), "--duration", f"{seconds:g}", "--seed", "1"]
+        command += ["--prompt-tokens", prompts, "--output-tokens", f"fixed:{output}"]
+        command += ["--ignore-eos", "--shared-prefix", str(shared_prefix), "--num-prefixes", "4"]
         command = [str(word) for word in command]
         run = subprocess.run(
             command,
@@ -188,6 +188,14 @@ class Prometheus:
         if data["resultType"] == "scalar":
             return [({}, float(data["result"][1]))]
         return [(sample["metric"], float(sample["value"][1])) for sample in data["result"]]
+
+    def query_range(self, expression, start, end, step):
+        """The series over a time: [(labels, [(time, value)])]."""
+        data = self.api("query_range", query=expression, start=start, end=end, step=step)
+        return [
+            (series["metric"], [(at, float(value)) for at, value in series["values"]])
+            for series in data["result"]
+        ]
 
     def wait_for_samples(self, expression, count, what):
         """Until `expression` has `count` samples."""

@@ -20,6 +20,8 @@ import unittest
 from pathlib import Path
 
 import board_lint
+import board_page
+import board_picture
 import boards
 import fleet
 import metrics_page
@@ -155,6 +157,17 @@ class LiveTest(unittest.TestCase):
             with self.subTest(place):
                 self.assertEqual(self.faults(target["expr"]), [], target["expr"])
 
+    def test_main_panels_are_drawn_from_what_prometheus_has(self):
+        samples = board_picture.samples_of(self.prometheus, self.now - LOAD_S, self.now)
+        for file, titles in board_page.MAIN_PANELS.items():
+            panels = {panel["title"]: panel for panel in boards.panels(self.boards[file])}
+            for title in titles:
+                with self.subTest(f"{file} {title}"):
+                    found = samples(panels[title])
+                    self.assertTrue(any(len(each.finite()) > 1 for each in found), found)
+                    card = board_page.card(panels[title], found, self.now - LOAD_S, self.now)
+                    self.assertIn("<svg", card)
+
     def test_legends_name_labels_that_are_there(self):
         for place, target in self.targets():
             wanted = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -249,8 +262,10 @@ class LiveTest(unittest.TestCase):
 
     def test_alerts_tell_what_to_do(self):
         runbook = (SOURCE / "deploy/RUNBOOK.md").read_text()
-        sections = re.findall(r"^## (Pkv\w+)$", runbook, re.M)
+        sections = dict(re.findall(r"^## (Pkv\w+)$(.*?)(?=^## |\Z)", runbook, re.M | re.S))
         self.assertEqual(sorted(sections), sorted(rule["name"] for rule in self.alerts))
+        for name, text in sections.items():
+            self.assertIn("```", text, f"{name}: nothing to look at first")
         for rule in self.alerts:
             with self.subTest(rule["name"]):
                 self.assertRegex(rule["name"], "^Pkv[A-Za-z]+$")
