@@ -101,7 +101,9 @@ def ticks(high, unit):
     """From 0 to the first round number that is not below `high`, in three to five steps."""
     if high <= 0:
         return [0, 1]
-    if unit == "bytes":
+    if unit == "s" and 60 < high <= 5 * 3600:
+        step = next(each for each in (15, 30, 60, 300, 900, 3600) if high / each <= 5)
+    elif unit == "bytes":
         step = 2.0 ** math.ceil(math.log2(high / 5))
     else:
         power = 10.0 ** math.floor(math.log10(high / 5))
@@ -167,7 +169,8 @@ class Plot:
             x = self.x(self.start + 60 * step * i)
             yield f'<path d="M{x:.1f} {TOP}V{self.height - BOTTOM}" stroke="#f1f2f5"/>'
             label = f"{step * i:g} min" if i else "0"
-            yield f'<text x="{x:.1f}" y="{self.height - 6}" text-anchor="middle">{label}</text>'
+            anchor = "end" if x > self.width - RIGHT - 20 else "middle"
+            yield f'<text x="{x:.1f}" y="{self.height - 6}" text-anchor="{anchor}">{label}</text>'
 
 
 def lines(plot, series, stacked):
@@ -202,6 +205,9 @@ def card(panel, series, start, end):
     defaults = panel["fieldConfig"]["defaults"]
     unit, stacked = defaults["unit"], "custom" in defaults
     shown = [each for each in series if any(each.finite())] or series[:1]
+    if stacked:
+        # The largest below, where it is read.
+        shown.sort(key=lambda each: -sum(each.finite()))
     tops = [high for _, _, high in stack(shown)] if stacked else [each.points for each in shown]
     values = [value for points in tops for _, value in points if math.isfinite(value)]
     plot = Plot(start, end, defaults.get("max", max(values, default=0)), unit)
