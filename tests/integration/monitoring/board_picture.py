@@ -74,8 +74,9 @@ def record(arguments, scratch):
                 )
             end = time.time()
             note = (
-                "pkvd, a prefill and a decode worker on two CPU cores under pkv-bench serve; prompts "
-                f"of 700 to 1,000 tokens, {CAPACITY} for objects. The boards' own expressions."
+                "pkvd, a prefill and a decode worker on two CPU cores under pkv-bench serve; "
+                f"prompts of 700 to 1,000 tokens, {CAPACITY} for objects. "
+                "The boards' own expressions."
             )
             found = boards.read_all(SOURCE)
             return board_page.render(found, samples_of(prometheus, start, end), start, end, note)
