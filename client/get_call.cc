@@ -21,13 +21,14 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 }  // namespace
 
 GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 ObjectNumbering numbering)
+                 CallRecord record, ObjectNumbering numbering)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
       backoff_(core_->MakeBackoff()),
-      assembly_(keys_, numbering) {
+      assembly_(keys_, numbering),
+      record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
     Fail(absl::InvalidArgumentError(
@@ -77,7 +78,7 @@ absl::Status GetCall::OnMessage(grpc::ByteBuffer& message) {
   last_progress_ = core_->clock->MonotonicNow();
   const uint64_t before = assembly_.received_bytes();
   const absl::Status status = assembly_.OnFrame(*frame);
-  core_->counters.get_bytes += assembly_.received_bytes() - before;
+  core_->counters.grpc_get_bytes += assembly_.received_bytes() - before;
   changed_.SignalAll();
   return status;
 }
@@ -93,6 +94,7 @@ void GetCall::Fail(const absl::Status& status) {
   if (!failure_.ok()) return;
   failure_ = status;
   core_->counters.CountEnd(status);
+  record_.End(status.code());
   if (stream_ != nullptr) stream_->Cancel();
   changed_.SignalAll();
 }
@@ -147,6 +149,7 @@ void GetCall::PrepareRetry() {
     return;
   }
   ++core_->counters.retries;
+  const RetryPause waiting = core_->PauseOf(CallMethod::kGet);
   for (absl::Time now = core_->clock->MonotonicNow(); failure_.ok() && now < resume;
        now = core_->clock->MonotonicNow()) {
     changed_.WaitWithTimeout(&mu_, resume - now);
@@ -218,6 +221,11 @@ absl::Status GetCall::VerifyLayer(int layer) {
     return failure_;
   }
   verified_layers_[layer] = true;
+  if (std::find(verified_layers_.begin(), verified_layers_.end(), false) ==
+      verified_layers_.end()) {
+    MutexLock lock(&mu_);
+    record_.End(absl::StatusCode::kOk);
+  }
   return absl::OkStatus();
 }
 

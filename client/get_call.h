@@ -15,10 +15,10 @@ namespace pkv {
 // threads; verification, retries and time limits are the work of who waits.
 class GetCall final : public GetStream, private StreamReceiver {
  public:
-  // `deadline` is on the core's clock; `numbering`: of the keys, for messages. shared_ptr: a stream
-  // may outlive the client that started it.
+  // `deadline` is on the core's clock; the call is counted in `record`; `numbering`: of the keys,
+  // for messages. shared_ptr: a stream may outlive the client that started it.
   GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-          ObjectNumbering numbering = {});
+          CallRecord record, ObjectNumbering numbering = {});
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;
@@ -71,6 +71,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   absl::Status end_status_ ABSL_GUARDED_BY(mu_);  // of the attempt that ended
   absl::Status failure_ ABSL_GUARDED_BY(mu_);     // final
   absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
+  CallRecord record_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace pkv

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -41,8 +42,19 @@ class StripedGetTest : public testing::Test {
         });
   }
   std::unique_ptr<StripedGet> Start() {
-    return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams,
-                                        scripted_.core->clock->MonotonicNow() + absl::Seconds(5));
+    return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams, Deadline(), Record());
+  }
+  absl::Time Deadline() const { return scripted_.core->clock->MonotonicNow() + absl::Seconds(5); }
+  CallRecord Record() const { return scripted_.core->Record(CallMethod::kGet); }
+  MethodStatistics Counted() const {
+    return scripted_.core->options.statistics->Read(CallMethod::kGet);
+  }
+  uint64_t NumEnded(absl::StatusCode code) const {
+    return Counted().ended[static_cast<size_t>(code)];
+  }
+  uint64_t NumEnded() const {
+    const MethodStatistics counted = Counted();
+    return std::accumulate(counted.ended.begin(), counted.ended.end(), uint64_t{0});
   }
 
   ScriptedCore scripted_ = MakeScriptedCore();
@@ -74,6 +86,32 @@ TEST_F(StripedGetTest, PutsTheStreamsTogether) {
   EXPECT_EQ(scripted_.connection->num_calls, kStreams);
 }
 
+TEST_F(StripedGetTest, IsOneCallThatEndsWithTheLastLayerOfAllStreams) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500));
+  const auto get = Start();
+  EXPECT_EQ(Counted().in_flight, 1u);
+  ASSERT_THAT(get->WaitForLayer(0), IsOk());
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_EQ(Counted().in_flight, 1u) << "two streams have all of theirs";
+  ASSERT_THAT(get->WaitForLayer(2), IsOk());
+  EXPECT_EQ(Counted().in_flight, 0u);
+  EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
+  EXPECT_EQ(scripted_.core->counters.grpc_get_bytes, get->received_bytes());
+}
+
+TEST_F(StripedGetTest, IsOneCallThatIsCancelledWhenItIsGivenUp) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500));
+  {
+    const auto get = Start();
+    ASSERT_THAT(get->WaitForLayer(0), IsOk());
+    get->Cancel();
+  }
+  EXPECT_EQ(NumEnded(absl::StatusCode::kCancelled), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
+  EXPECT_EQ(Counted().in_flight, 0u);
+}
+
 TEST_F(StripedGetTest, NamesAnObjectByItsPlaceInTheWholeList) {
   for (int stream = 0; stream < kStreams; ++stream) {
     std::vector<v1::DataFrame> frames = GetFrames(parts_[stream], 1500);
@@ -99,29 +137,31 @@ TEST_F(StripedGetTest, EndsAllStreamsWithOne) {
   EXPECT_TRUE(held->cancelled());
   EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kDataLoss)) << "for good";
   EXPECT_EQ(scripted_.core->counters.failures, 1u);
+  EXPECT_EQ(NumEnded(absl::StatusCode::kDataLoss), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
 }
 
 TEST_F(StripedGetTest, StartsAsManyStreamsAsTheObjectsAreWorth) {
-  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
   for (const auto& [num_objects, num_streams] : {std::pair(1, 1), {7, 1}, {8, 2}, {11, 2}}) {
     scripted_.connection->num_calls = 0;
-    const auto get =
-        StartGrpcGet(scripted_.core, {keys_.begin(), keys_.begin() + num_objects}, deadline);
+    const auto get = StartGrpcGet(scripted_.core, {keys_.begin(), keys_.begin() + num_objects},
+                                  Deadline(), Record());
+    EXPECT_EQ(Counted().in_flight, 1u) << num_objects;
     EXPECT_EQ(scripted_.connection->num_calls, num_streams) << num_objects;
   }
   scripted_.core->options.num_get_streams = 1;
   scripted_.connection->num_calls = 0;
-  const auto get = StartGrpcGet(scripted_.core, keys_, deadline);
+  const auto get = StartGrpcGet(scripted_.core, keys_, Deadline(), Record());
   EXPECT_EQ(scripted_.connection->num_calls, 1);
 }
 
 TEST_F(StripedGetTest, RefusesTooManyObjectsAndNone) {
-  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
   for (const size_t count : {size_t{0}, size_t{5000}}) {
     const auto get =
-        StartGrpcGet(scripted_.core, std::vector<ObjectKey>(count, keys_[0]), deadline);
+        StartGrpcGet(scripted_.core, std::vector<ObjectKey>(count, keys_[0]), Deadline(), Record());
     EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kInvalidArgument));
   }
+  EXPECT_EQ(NumEnded(absl::StatusCode::kInvalidArgument), 2u);
 }
 
 }  // namespace
