@@ -41,7 +41,7 @@ class CallRecord {
   std::shared_ptr<CallStatistics> statistics_;  // null once ended, or moved from
   const CallMethod method_ = CallMethod::kGet;
   Clock* const clock_ = nullptr;
-  const absl::Time began_;
+  const absl::Time began_{};
 };
 
 // One retry: in its pause until destroyed. Thread-compatible.

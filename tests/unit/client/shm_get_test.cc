@@ -159,7 +159,9 @@ TEST_F(ShmGetTest, AutoGoesOverGrpcWhenPinningIsRefused) {
   ExpectAllBytes(*get);
   EXPECT_EQ(counters().shm_fallbacks, 1u);
   EXPECT_EQ(counters().shm_gets, 0u);
+  get.reset();
   EXPECT_EQ(Ended(absl::StatusCode::kOk), 1u) << "one call, whatever it went over";
+  EXPECT_EQ(Ended(absl::StatusCode::kCancelled), 0u);
 }
 
 TEST_F(ShmGetTest, AutoGoesOverGrpcWithoutAnOffer) {
