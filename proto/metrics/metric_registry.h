@@ -56,7 +56,7 @@ class MetricRegistry : public prometheus::Collectable {
   void AppendHistograms(std::vector<prometheus::MetricFamily>& families) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  const Labels own_;
+  const Labels own_{};
   prometheus::Registry registry_;  // counters and gauges
   mutable Mutex mu_;
   std::map<std::string, HistogramFamily> histograms_ ABSL_GUARDED_BY(mu_);
