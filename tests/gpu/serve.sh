@@ -56,7 +56,9 @@ if [[ -z $cublas ]]; then
   cublas=$(find /usr/local/cuda*/ -name 'libcublas.so.13' -print -quit 2>/dev/null || true)
 fi
 cublas=$(dirname "${cublas:-/usr/local/cuda/lib64/x}")
-export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+# And NCCL, which pkvd and the decode worker are linked with, with PyTorch.
+nccl=$(python3 -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0] + "/lib")' 2>/dev/null || true)
+export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}${nccl:+:$nccl}
 tools=$bundle/tools
 gpus=0
 if [[ $device == cuda ]]; then gpus=$(nvidia-smi --list-gpus | wc -l); fi
