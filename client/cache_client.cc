@@ -108,7 +108,7 @@ class CacheClientImpl final : public CacheClient {
  private:
   // Calls `call(deadline)` until it succeeds, fails for good, or attempts or time are over.
   template <typename CallT>
-  absl::Status Retry(absl::Duration timeout, const CallT& call) {
+  absl::Status Retry(CallMethod method, absl::Duration timeout, const CallT& call) {
     const absl::Time deadline = core_->clock->MonotonicNow() + timeout;
     Backoff backoff = core_->MakeBackoff();
     for (int attempt = 1;; ++attempt) {
@@ -120,8 +120,18 @@ class CacheClientImpl final : public CacheClient {
         return status;
       }
       ++core_->counters.retries;
+      const RetryPause waiting = core_->PauseOf(method);
       absl::SleepFor(pause);
     }
+  }
+
+  // Retry() of a call that is over then.
+  template <typename CallT>
+  absl::Status RetryWhole(CallMethod method, const CallT& call) {
+    CallRecord record = core_->Record(method);
+    const absl::Status status = Retry(method, core_->options.lookup_deadline, call);
+    record.End(status.code());
+    return status;
   }
 
   absl::Duration Left(absl::Time deadline) { return deadline - core_->clock->MonotonicNow(); }
@@ -145,7 +155,7 @@ absl::StatusOr<LookupResult> CacheClientImpl::Lookup(std::span<const Digest> pre
   for (const Digest& id : prefix_ids) request.add_prefix_ids(id.bytes.data(), id.bytes.size());
   for (const Variant& variant : variants) *request.add_variants() = ToProto(variant);
   v1::LookupResponse response;
-  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+  PKV_RETURN_IF_ERROR(RetryWhole(CallMethod::kLookup, [&](absl::Time deadline) {
     return core_->connection->Lookup(request, Left(deadline), response);
   }));
   return ToLookupResult(response, prefix_ids.size(), variants.size());
@@ -158,9 +168,10 @@ std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> 
   const Transport transport = core_->options.transport;
   if (transport == Transport::kShm ||
       (transport == Transport::kAuto && core_->shm->IsWorthATry())) {
-    return std::make_unique<ShmGet>(core_, std::move(copied), deadline);
+    return std::make_unique<ShmGet>(core_, std::move(copied), deadline,
+                                    core_->Record(CallMethod::kGet));
   }
-  return StartGrpcGet(core_, std::move(copied), deadline);
+  return StartGrpcGet(core_, std::move(copied), deadline, core_->Record(CallMethod::kGet));
 }
 
 std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const ObjectKey> keys) {
@@ -170,7 +181,8 @@ std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const Objec
   }
   ++core_->counters.gets;
   return std::make_unique<NcclGet>(core_, std::vector<ObjectKey>(keys.begin(), keys.end()),
-                                   core_->clock->MonotonicNow() + core_->options.get_deadline);
+                                   core_->clock->MonotonicNow() + core_->options.get_deadline,
+                                   core_->Record(CallMethod::kGet));
 }
 
 absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
@@ -192,11 +204,18 @@ absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const 
 absl::StatusOr<std::unique_ptr<PutStream>> CacheClientImpl::StartPut(
     std::span<const ObjectDescriptor> objects) {
   ++core_->counters.puts;
-  std::unique_ptr<PutStream> stream;
-  PKV_RETURN_IF_ERROR(Retry(core_->options.put_deadline, [&](absl::Time deadline) -> absl::Status {
-    PKV_ASSIGN_OR_RETURN(stream, PutCall::Start(core_, objects, deadline));
-    return absl::OkStatus();
-  }));
+  CallRecord record = core_->Record(CallMethod::kPut);
+  std::unique_ptr<PutCall> stream;
+  const absl::Status started = Retry(
+      CallMethod::kPut, core_->options.put_deadline, [&](absl::Time deadline) -> absl::Status {
+        PKV_ASSIGN_OR_RETURN(stream, PutCall::Start(core_, objects, deadline));
+        return absl::OkStatus();
+      });
+  if (!started.ok()) {
+    record.End(started.code());
+    return started;
+  }
+  stream->CountIn(std::move(record));
   return stream;
 }
 
@@ -211,7 +230,7 @@ absl::StatusOr<std::vector<ObjectStat>> CacheClientImpl::Stat(std::span<const Ob
   v1::StatRequest request;
   for (const ObjectKey& key : keys) *request.add_objects() = ToProto(key);
   v1::StatResponse response;
-  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+  PKV_RETURN_IF_ERROR(RetryWhole(CallMethod::kStat, [&](absl::Time deadline) {
     return core_->connection->Stat(request, Left(deadline), response);
   }));
   if (static_cast<size_t>(response.objects_size()) != keys.size()) {
@@ -228,7 +247,7 @@ absl::StatusOr<int> CacheClientImpl::Delete(std::span<const ObjectKey> keys) {
   v1::DeleteRequest request;
   for (const ObjectKey& key : keys) *request.add_objects() = ToProto(key);
   v1::DeleteResponse response;
-  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+  PKV_RETURN_IF_ERROR(RetryWhole(CallMethod::kDelete, [&](absl::Time deadline) {
     return core_->connection->Delete(request, Left(deadline), response);
   }));
   return static_cast<int>(response.num_deleted());
@@ -236,7 +255,7 @@ absl::StatusOr<int> CacheClientImpl::Delete(std::span<const ObjectKey> keys) {
 
 absl::StatusOr<ServerStats> CacheClientImpl::Stats() {
   v1::StatsResponse response;
-  PKV_RETURN_IF_ERROR(Retry(core_->options.lookup_deadline, [&](absl::Time deadline) {
+  PKV_RETURN_IF_ERROR(RetryWhole(CallMethod::kStats, [&](absl::Time deadline) {
     return core_->connection->Stats(Left(deadline), response);
   }));
   ServerStats stats;
@@ -252,8 +271,8 @@ absl::StatusOr<ServerStats> CacheClientImpl::Stats() {
 }
 
 absl::Status CacheClientImpl::Drain() {
-  return Retry(core_->options.lookup_deadline,
-               [&](absl::Time deadline) { return core_->connection->Drain(Left(deadline)); });
+  return RetryWhole(CallMethod::kDrain,
+                    [&](absl::Time deadline) { return core_->connection->Drain(Left(deadline)); });
 }
 
 ClientCounters CacheClientImpl::counters() const {
@@ -264,7 +283,6 @@ ClientCounters CacheClientImpl::counters() const {
   counters.puts = set.puts;
   counters.retries = set.retries;
   counters.failures = set.failures;
-  counters.get_bytes = set.get_bytes;
   counters.put_bytes = set.put_bytes;
   counters.integrity_failures = set.integrity_failures;
   counters.shm_gets = set.shm_gets;
@@ -273,6 +291,8 @@ ClientCounters CacheClientImpl::counters() const {
   counters.nccl_gets = set.nccl_gets;
   counters.nccl_get_bytes = set.nccl_get_bytes;
   counters.nccl_fallbacks = set.nccl_fallbacks;
+  // Of one reading of each: what is neither never falls.
+  counters.get_bytes = set.grpc_get_bytes + counters.shm_get_bytes + counters.nccl_get_bytes;
   return counters;
 }
 
@@ -328,6 +348,9 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
                                              std::shared_ptr<DeviceScratch> scratch) {
   auto core = std::make_shared<ClientCore>();
   core->options = options;
+  if (core->options.statistics == nullptr) {
+    core->options.statistics = std::make_shared<CallStatistics>();
+  }
   core->connection = std::move(connection);
   if (options.num_check_threads > 1) {
     core->check_pool = std::make_unique<ThreadPool>(options.num_check_threads - 1);

@@ -9,6 +9,7 @@
 #include "client/cache_client_impl.h"
 #include "client/placement.h"
 #include "client/watched_connection.h"
+#include "pkv/client/cache_client.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
@@ -58,6 +59,12 @@ class CacheClusterImpl final : public CacheCluster {
     return statuses;
   }
 
+  ClientCounters counters() const override {
+    ClientCounters sum;
+    for (const Server& server : servers_) sum += server.client->counters();
+    return sum;
+  }
+
  private:
   struct Server {
     const WatchedConnection* connection;  // the client's
@@ -87,6 +94,24 @@ absl::StatusOr<std::vector<std::string>> SplitAddresses(const std::string& list)
 }
 
 }  // namespace
+
+ClientCounters& ClientCounters::operator+=(const ClientCounters& other) {
+  lookups += other.lookups;
+  gets += other.gets;
+  puts += other.puts;
+  retries += other.retries;
+  failures += other.failures;
+  get_bytes += other.get_bytes;
+  put_bytes += other.put_bytes;
+  integrity_failures += other.integrity_failures;
+  shm_gets += other.shm_gets;
+  shm_get_bytes += other.shm_get_bytes;
+  shm_fallbacks += other.shm_fallbacks;
+  nccl_gets += other.nccl_gets;
+  nccl_get_bytes += other.nccl_get_bytes;
+  nccl_fallbacks += other.nccl_fallbacks;
+  return *this;
+}
 
 std::unique_ptr<CacheCluster> MakeCacheCluster(const ClientOptions& options,
                                                std::vector<ClusterServer> servers,

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "client/backoff.h"
+#include "client/call_record.h"
 #include "client/connection.h"
 #include "client/device_scratch.h"
 #include "client/nccl_dialer.h"
@@ -21,7 +22,7 @@ namespace pkv {
 // ClientCounters that many threads add to. Thread-safe.
 struct CounterSet {
   std::atomic<uint64_t> lookups{0}, gets{0}, puts{0}, retries{0}, failures{0};
-  std::atomic<uint64_t> get_bytes{0}, put_bytes{0}, integrity_failures{0};
+  std::atomic<uint64_t> grpc_get_bytes{0}, put_bytes{0}, integrity_failures{0};
   std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
   std::atomic<uint64_t> nccl_gets{0}, nccl_get_bytes{0}, nccl_fallbacks{0};
 
@@ -35,7 +36,7 @@ struct CounterSet {
 
 // What a client and its streams share. Thread-safe.
 struct ClientCore {
-  ClientOptions options;  // constant after construction
+  ClientOptions options;  // constant after construction; its statistics are there
   std::unique_ptr<Connection> connection;
   std::unique_ptr<ShmDialer> shm;          // uses the connection
   std::unique_ptr<ThreadPool> check_pool;  // helps those who wait for a layer; may be null
@@ -46,6 +47,8 @@ struct ClientCore {
   CounterSet counters;
   std::atomic<uint64_t> next_seed{0};
 
+  CallRecord Record(CallMethod method) const { return {options.statistics, method, clock}; }
+  RetryPause PauseOf(CallMethod method) { return {options.statistics.get(), method}; }
   Backoff MakeBackoff() {
     return Backoff(options.initial_backoff, options.max_backoff, next_seed.fetch_add(1));
   }

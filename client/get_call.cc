@@ -21,13 +21,15 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 }  // namespace
 
 GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 ObjectNumbering numbering, int first_layer)
+                 CallRecord record, ObjectNumbering numbering, int first_layer)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
       backoff_(core_->MakeBackoff()),
-      assembly_(keys_, numbering, first_layer) {
+      first_layer_(first_layer),
+      assembly_(keys_, numbering, first_layer),
+      record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
     Fail(absl::InvalidArgumentError(
@@ -77,7 +79,7 @@ absl::Status GetCall::OnMessage(grpc::ByteBuffer& message) {
   last_progress_ = core_->clock->MonotonicNow();
   const uint64_t before = assembly_.received_bytes();
   const absl::Status status = assembly_.OnFrame(*frame);
-  core_->counters.get_bytes += assembly_.received_bytes() - before;
+  core_->counters.grpc_get_bytes += assembly_.received_bytes() - before;
   changed_.SignalAll();
   return status;
 }
@@ -93,6 +95,7 @@ void GetCall::Fail(const absl::Status& status) {
   if (!failure_.ok()) return;
   failure_ = status;
   core_->counters.CountEnd(status);
+  record_.End(status.code());
   if (stream_ != nullptr) stream_->Cancel();
   changed_.SignalAll();
 }
@@ -147,6 +150,7 @@ void GetCall::PrepareRetry() {
     return;
   }
   ++core_->counters.retries;
+  const RetryPause waiting = core_->PauseOf(CallMethod::kGet);
   for (absl::Time now = core_->clock->MonotonicNow(); failure_.ok() && now < resume;
        now = core_->clock->MonotonicNow()) {
     changed_.WaitWithTimeout(&mu_, resume - now);
@@ -202,7 +206,10 @@ absl::Status GetCall::VerifyLayer(int layer) {
   std::vector<LayerFrame> frames;
   {
     MutexLock lock(&mu_);
-    verified_layers_.resize(assembly_.num_layers());
+    if (verified_layers_.empty()) {
+      verified_layers_.resize(assembly_.num_layers());
+      std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
+    }
     if (verified_layers_[layer]) return absl::OkStatus();
     for (int i = 0; i < assembly_.num_objects(); ++i) {
       const ObjectHead& head = assembly_.head(i);
@@ -218,6 +225,11 @@ absl::Status GetCall::VerifyLayer(int layer) {
     return failure_;
   }
   verified_layers_[layer] = true;
+  if (std::find(verified_layers_.begin(), verified_layers_.end(), false) ==
+      verified_layers_.end()) {
+    MutexLock lock(&mu_);
+    record_.End(absl::StatusCode::kOk);
+  }
   return absl::OkStatus();
 }
 

@@ -15,11 +15,12 @@ namespace pkv {
 // threads; verification, retries and time limits are the work of who waits.
 class GetCall final : public GetStream, private StreamReceiver {
  public:
-  // `deadline` is on the core's clock; `numbering`: of the keys, for messages. Layers below
-  // `first_layer` are not fetched: neither they nor all layers can be waited for then, and no
-  // object can be taken. shared_ptr: a stream may outlive the client that started it.
+  // `deadline` is on the core's clock; the call is counted in `record`; `numbering`: of the keys,
+  // for messages. Layers below `first_layer` are not fetched: neither they nor all layers can be
+  // waited for then, and no object can be taken. shared_ptr: a stream may outlive the client that
+  // started it.
   GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-          ObjectNumbering numbering = {}, int first_layer = 0);
+          CallRecord record, ObjectNumbering numbering = {}, int first_layer = 0);
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;
@@ -57,6 +58,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   const std::vector<ObjectKey> keys_;
   const absl::Time deadline_;
   const ObjectNumbering numbering_;
+  const int first_layer_;
 
   // Touched by the waiting thread alone.
   Backoff backoff_;
@@ -72,6 +74,7 @@ class GetCall final : public GetStream, private StreamReceiver {
   absl::Status end_status_ ABSL_GUARDED_BY(mu_);  // of the attempt that ended
   absl::Status failure_ ABSL_GUARDED_BY(mu_);     // final
   absl::Time last_progress_ ABSL_GUARDED_BY(mu_);
+  CallRecord record_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace pkv

@@ -20,8 +20,12 @@ constexpr absl::Duration kTurnPatience = absl::Seconds(2);
 
 }  // namespace
 
-NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
-    : core_(std::move(core)), keys_(std::move(keys)), deadline_(deadline) {
+NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+                 CallRecord record)
+    : core_(std::move(core)),
+      keys_(std::move(keys)),
+      deadline_(deadline),
+      record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     Fail(absl::InvalidArgumentError(
              absl::StrCat(keys_.size(), " keys in one get, not in 1..", kMaxObjectsPerCall)))
@@ -43,6 +47,7 @@ absl::Status NcclGet::Fail(const absl::Status& status) {
   if (!failure_.ok()) return failure_;
   failure_ = status;
   core_->counters.CountEnd(status);
+  record_.End(status.code());
   turn_.reset();
   return failure_;
 }
@@ -146,9 +151,9 @@ void NcclGet::GoOver() {
     first_layer = num_layers_here_;
   }
   if (first_layer == 0 && core_->shm->IsWorthATry()) {
-    inner = std::make_unique<ShmGet>(core_, keys_, deadline_);
+    inner = std::make_unique<ShmGet>(core_, keys_, deadline_, std::move(record_));
   } else {
-    inner = StartGrpcGet(core_, keys_, deadline_, first_layer);
+    inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_), first_layer);
   }
   MutexLock lock(&mu_);
   inner_ = std::move(inner);
@@ -232,7 +237,6 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   if (status.ok()) {
     ++core_->counters.nccl_gets;
     core_->counters.nccl_get_bytes += payload_bytes;
-    core_->counters.get_bytes += payload_bytes;
   }
   MutexLock lock(&mu_);
   ended_ = true;
@@ -265,7 +269,11 @@ absl::Status NcclGet::WaitForLayer(int layer) {
   }
   if (inner_ == nullptr) {
     absl::Status status;
-    if (AwaitLayer(layer, status)) return absl::OkStatus();
+    if (AwaitLayer(layer, status)) {
+      // Layers come in order.
+      if (layer + 1 == num_layers()) record_.End(absl::StatusCode::kOk);
+      return absl::OkStatus();
+    }
     PKV_RETURN_IF_ERROR(RecoverFrom(status));
   }
   if (is_on_device(layer)) return absl::OkStatus();

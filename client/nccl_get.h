@@ -21,7 +21,9 @@ namespace pkv {
 class NcclGet final : public GetStream {
  public:
   // shared_ptr: a stream may outlive the client that started it. REQUIRES: core->nccl.
-  NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline);
+  // The call is counted in `record`.
+  NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+          CallRecord record);
   // As ReleasePlaces.
   ~NcclGet() override;
 
@@ -71,6 +73,7 @@ class NcclGet final : public GetStream {
 
   // Touched by the owner's thread alone, and constant while a transfer runs.
   absl::Status failure_;
+  CallRecord record_;  // until gRPC takes over
   // shared_ptr: the client's, and kept while this may use it. The turn, which uses it, comes after.
   std::shared_ptr<NcclLink> link_;
   std::unique_ptr<NcclLink::Turn> turn_;

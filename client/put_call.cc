@@ -77,6 +77,13 @@ absl::Status ToStatus(const v1::ObjectStatus& status) {
 
 }  // namespace
 
+absl::StatusCode CodeOf(std::span<const PutOutcome> outcomes) {
+  for (const PutOutcome& outcome : outcomes) {
+    if (!outcome.status.ok()) return outcome.status.code();
+  }
+  return absl::StatusCode::kOk;
+}
+
 absl::StatusOr<std::unique_ptr<PutCall>> PutCall::Start(std::shared_ptr<ClientCore> core,
                                                         std::span<const ObjectDescriptor> objects,
                                                         absl::Time deadline) {
@@ -275,6 +282,7 @@ absl::Status PutCall::Broken() const {
 std::vector<PutOutcome> PutCall::Finish() {
   std::vector<PutOutcome> outcomes = Collect();
   for (const PutOutcome& outcome : outcomes) core_->counters.CountEnd(outcome.status);
+  if (record_.has_value()) record_->End(CodeOf(outcomes));
   return outcomes;
 }
 

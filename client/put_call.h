@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -12,6 +13,9 @@
 #include "proto/base/sync.h"
 
 namespace pkv {
+
+// What a call is counted as: the first code of its objects that is not OK.
+absl::StatusCode CodeOf(std::span<const PutOutcome> outcomes);
 
 // PutStream over a Connection: one attempt, never repeated by itself. At most kMaxQueuedMessages
 // messages wait for the network; then the writer waits.
@@ -35,6 +39,8 @@ class PutCall final : public PutStream, private StreamReceiver {
 
   // Finish() for a caller that may try again: counts no failure.
   std::vector<PutOutcome> Collect();
+  // The call that this stream is part of, to be ended by Finish().
+  void CountIn(CallRecord record) { record_.emplace(std::move(record)); }
 
  private:
   // What the caller did with one object.
@@ -75,6 +81,7 @@ class PutCall final : public PutStream, private StreamReceiver {
   std::vector<absl::Status> refusals_;
   std::vector<Upload> uploads_;
   std::unique_ptr<MessageStream> stream_;  // constant after Open()
+  std::optional<CallRecord> record_;
 
   Mutex mu_;
   CondVar changed_;

@@ -95,6 +95,7 @@ std::vector<PutOutcome> PutObjects(const std::shared_ptr<ClientCore>& core,
                                    std::span<const std::span<const std::byte>> objects) {
   const absl::Time deadline = core->clock->MonotonicNow() + core->options.put_deadline;
   ++core->counters.puts;
+  CallRecord record = core->Record(CallMethod::kPut);
   std::vector<PutOutcome> outcomes(objects.size());
   std::vector<Pending> pending;
   for (size_t i = 0; i < objects.size(); ++i) {
@@ -114,9 +115,11 @@ std::vector<PutOutcome> PutObjects(const std::shared_ptr<ClientCore>& core,
       break;
     }
     core->counters.retries += pending.size();
+    const RetryPause waiting = core->PauseOf(CallMethod::kPut);
     absl::SleepFor(pause);
   }
   for (const PutOutcome& outcome : outcomes) core->counters.CountEnd(outcome.status);
+  record.End(CodeOf(outcomes));
   return outcomes;
 }
 

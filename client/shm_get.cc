@@ -21,11 +21,13 @@ constexpr absl::Duration kPinPatience = absl::Seconds(2);
 
 }  // namespace
 
-ShmGet::ShmGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline)
+ShmGet::ShmGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+               CallRecord record)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
-      backoff_(core_->MakeBackoff()) {
+      backoff_(core_->MakeBackoff()),
+      record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     Fail(absl::InvalidArgumentError(
              absl::StrCat(keys_.size(), " keys in one get, not in 1..", kMaxObjectsPerCall)))
@@ -40,6 +42,7 @@ absl::Status ShmGet::Fail(const absl::Status& status) {
   if (!failure_.ok()) return failure_;
   failure_ = status;
   core_->counters.CountEnd(status);
+  record_.End(status.code());
   LetGo();
   return failure_;
 }
@@ -81,7 +84,6 @@ absl::Status ShmGet::TryToPin() {
   PKV_RETURN_IF_ERROR(KeepHeaders());
   pin_ = std::move(pin);
   ++core_->counters.shm_gets;
-  core_->counters.get_bytes += payload_bytes_;
   core_->counters.shm_get_bytes += payload_bytes_;
   return absl::OkStatus();
 }
@@ -169,13 +171,14 @@ absl::Status ShmGet::RecoverFrom(const absl::Status& status) {
     return Fail(status);
   }
   ++core_->counters.retries;
+  const RetryPause waiting = core_->PauseOf(CallMethod::kGet);
   absl::SleepFor(pause);
   return absl::OkStatus();
 }
 
 void ShmGet::GoOverToGrpc() {
   LetGo();
-  std::unique_ptr<GetStream> inner = StartGrpcGet(core_, keys_, deadline_);
+  std::unique_ptr<GetStream> inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_));
   MutexLock lock(&mu_);
   inner_ = std::move(inner);
   if (cancelled_) inner_->Cancel();
@@ -203,6 +206,10 @@ absl::Status ShmGet::WaitForLayer(int layer) {
     const absl::Status held = link_->CheckHeld();
     if (held.ok() && verified.ok()) {
       verified_layers_[layer] = has_shown_frames_ = true;
+      if (std::find(verified_layers_.begin(), verified_layers_.end(), false) ==
+          verified_layers_.end()) {
+        record_.End(absl::StatusCode::kOk);
+      }
       return absl::OkStatus();
     }
     if (held.ok() || has_shown_frames_) return Fail(held.ok() ? verified : held);

@@ -19,7 +19,8 @@ namespace pkv {
 class ShmGet final : public GetStream {
  public:
   // shared_ptr: a stream may outlive the client that started it.
-  ShmGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline);
+  ShmGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
+         CallRecord record);
   ~ShmGet() override;
 
   absl::Status WaitForManifest() override;
@@ -73,6 +74,7 @@ class ShmGet final : public GetStream {
   bool verified_tables_ = false;
   bool has_shown_frames_ = false;
   bool has_inner_headers_ = false;
+  CallRecord record_;  // moved from once gRPC has gone on with the call
 
   std::atomic<bool> cancelled_{false};
 

@@ -17,13 +17,15 @@ constexpr int kMinObjectsPerStream = 4;
 }  // namespace
 
 StripedGet::StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys,
-                       int num_streams, absl::Time deadline, int first_layer)
-    : num_objects_(static_cast<int>(keys.size())) {
+                       int num_streams, absl::Time deadline, CallRecord record, int first_layer)
+    : num_objects_(static_cast<int>(keys.size())),
+      first_layer_(first_layer),
+      record_(std::move(record)) {
   PKV_CHECK(num_streams >= 1 && num_streams <= num_objects_, num_streams, " ", num_objects_);
   for (int first = 0; first < num_streams; ++first) {
     std::vector<ObjectKey> part;
     for (int i = first; i < num_objects_; i += num_streams) part.push_back(std::move(keys[i]));
-    streams_.push_back(std::make_unique<GetCall>(core, std::move(part), deadline,
+    streams_.push_back(std::make_unique<GetCall>(core, std::move(part), deadline, CallRecord(),
                                                  ObjectNumbering{first, num_streams}, first_layer));
   }
 }
@@ -31,6 +33,7 @@ StripedGet::StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<Obje
 absl::Status StripedGet::Note(const absl::Status& status) {
   if (!status.ok() && failure_.ok()) {
     failure_ = status;
+    record_.End(status.code());
     Cancel();
   }
   return failure_;
@@ -46,24 +49,31 @@ absl::Status StripedGet::WaitForManifest() {
       most = std::max<int>(most, stream->header(i).num_layers);
     }
   }
+  verified_layers_.resize(*std::max_element(num_layers_.begin(), num_layers_.end()));
+  std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
   return absl::OkStatus();
 }
 
 absl::Status StripedGet::WaitForLayer(int layer) {
   PKV_RETURN_IF_ERROR(WaitForManifest());
-  const int most = *std::max_element(num_layers_.begin(), num_layers_.end());
+  const int most = static_cast<int>(verified_layers_.size());
   if (layer < 0 || layer >= most) {
     return absl::InvalidArgumentError(absl::StrCat("layer ", layer, " not in [0, ", most, ")"));
   }
   for (size_t i = 0; i < streams_.size(); ++i) {
     if (layer < num_layers_[i]) PKV_RETURN_IF_ERROR(Note(streams_[i]->WaitForLayer(layer)));
   }
+  verified_layers_[layer] = true;
+  if (std::find(verified_layers_.begin(), verified_layers_.end(), false) ==
+      verified_layers_.end()) {
+    record_.End(absl::StatusCode::kOk);
+  }
   return absl::OkStatus();
 }
 
 absl::Status StripedGet::WaitForAll() {
   PKV_RETURN_IF_ERROR(WaitForManifest());
-  const int most = *std::max_element(num_layers_.begin(), num_layers_.end());
+  const int most = static_cast<int>(verified_layers_.size());
   for (int layer = 0; layer < most; ++layer) PKV_RETURN_IF_ERROR(WaitForLayer(layer));
   for (const auto& stream : streams_) PKV_RETURN_IF_ERROR(Note(stream->WaitForAll()));
   return absl::OkStatus();
@@ -81,16 +91,17 @@ void StripedGet::Cancel() {
 
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
                                         std::vector<ObjectKey> keys, absl::Time deadline,
-                                        int first_layer) {
+                                        CallRecord record, int first_layer) {
   const int worth =
       static_cast<int>(std::min<size_t>(keys.size(), kMaxObjectsPerCall) / kMinObjectsPerStream);
   const int num_streams = std::min(core->options.num_get_streams, worth);
   // One stream also says what is wrong with the number of keys.
   if (num_streams <= 1 || keys.size() > kMaxObjectsPerCall) {
-    return std::make_unique<GetCall>(core, std::move(keys), deadline, ObjectNumbering(),
-                                     first_layer);
+    return std::make_unique<GetCall>(core, std::move(keys), deadline, std::move(record),
+                                     ObjectNumbering(), first_layer);
   }
-  return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline, first_layer);
+  return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline,
+                                      std::move(record), first_layer);
 }
 
 }  // namespace pkv

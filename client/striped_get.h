@@ -10,12 +10,12 @@ namespace pkv {
 
 // A get over several gRPC streams at once: one stream of one connection is the work of one thread
 // on either side, about 1 GB/s. Object i travels in stream i % n, so that layers arrive evenly.
-// When one stream fails, the others end too.
+// When one stream fails, the others end too. All are one call in the statistics.
 class StripedGet final : public GetStream {
  public:
   // keys: at least `num_streams` and at most kMaxObjectsPerCall. The others as of GetCall.
   StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys, int num_streams,
-             absl::Time deadline, int first_layer = 0);
+             absl::Time deadline, CallRecord record, int first_layer = 0);
 
   absl::Status WaitForManifest() override;
   absl::Status WaitForLayer(int layer) override;
@@ -42,17 +42,21 @@ class StripedGet final : public GetStream {
   // Passes `status` on; an error ends all streams.
   absl::Status Note(const absl::Status& status);
 
-  const int num_objects_;
+  const int num_objects_, first_layer_;
   std::vector<std::unique_ptr<GetCall>> streams_;  // constant after construction
-  // By stream, of its object with most layers; empty before the manifest.
-  std::vector<int> num_layers_;
-  absl::Status failure_;  // the first; the waiting thread's
+
+  // Touched by the waiting thread alone.
+  std::vector<int> num_layers_;  // by stream, of its object with most; empty before the manifest
+  std::vector<bool> verified_layers_;
+  absl::Status failure_;  // the first
+  CallRecord record_;
 };
 
-// A get over gRPC, in as many streams as the options allow and its objects are worth.
+// A get over gRPC, in as many streams as the options allow and its objects are worth; counted in
+// `record`.
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
                                         std::vector<ObjectKey> keys, absl::Time deadline,
-                                        int first_layer = 0);
+                                        CallRecord record, int first_layer = 0);
 
 }  // namespace pkv
 

@@ -134,7 +134,9 @@ int AwaitEnd(CacheServer& server, Configuration<Settings>& config, const sigset_
   for (int signal = 0;;) {
     sigwait(&signals, &signal);
     if (signal != SIGHUP) return signal;
-    server.reload_metrics().Count(config.Reload());
+    const ReloadResult result = config.Reload();
+    server.reload_metrics().SetHash(config.Hash());
+    server.reload_metrics().Count(result);
     SetLogLevel(config.settings().log.level);
   }
 }
@@ -200,6 +202,7 @@ int Main(int argc, char** argv) {
     std::cerr << "pkvd: " << server.status().message() << "\n";
     return absl::IsInvalidArgument(server.status()) ? kExitUsage : 1;
   }
+  (*server)->reload_metrics().SetHash(config.Hash());
   LogSettings(settings, **server);
   if (!settings.port_file.empty()) {
     if (const absl::Status status = WritePortFile(settings.port_file, **server); !status.ok()) {

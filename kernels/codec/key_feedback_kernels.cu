@@ -61,7 +61,7 @@ class FeedbackCta {
     const float* sums = launch_.moment_sums + int64_t{blockIdx.x} * kHeadDim * kHeadDim;
     for (int i = thread_; i < kHeadDim * kHeadDim; i += kThreads) {
       memory_.moment[i / kHeadDim * kMomentStride + i % kHeadDim] =
-          __fmul_rn(sums[i], launch_.inverse_vectors);
+          __fmul_rn(sums[i], launch_.inverse_weight);
     }
     __syncthreads();
   }

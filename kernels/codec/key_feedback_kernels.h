@@ -7,10 +7,10 @@
 
 namespace pkv {
 
-// MakeKeyFeedback() on the device, of moment_sums / num_vectors, rotated first when is_rotated.
+// MakeKeyFeedback() on the device, of moment_sums over their weight, rotated first when is_rotated.
 struct KeyFeedbackLaunch {
   const float* moment_sums = nullptr;  // [kv_head][head_dim][head_dim]
-  float inverse_vectors = 0;           // 1 / number of vectors
+  float inverse_weight = 0;            // 1 / what the sums weigh
   bool is_rotated = false;
   double damping = 0;
   uint8_t* order = nullptr;  // [kv_head][step]

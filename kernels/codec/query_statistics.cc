@@ -56,11 +56,11 @@ absl::Status CheckQueryChunk(const QueryStatisticsShape& shape, const QueryChunk
   PKV_RETURN_IF_ERROR(CheckAligned("q", chunk.q, kAlignment));
   PKV_RETURN_IF_ERROR(
       CheckStride("q_stride", chunk.q_stride, int64_t{shape.num_qo_heads} * shape.head_dim));
-  return CheckAligned("lse", chunk.lse, sizeof(float));
+  return chunk.lse == nullptr ? absl::OkStatus() : CheckAligned("lse", chunk.lse, sizeof(float));
 }
 
 absl::Status CheckSampledKeys(const QueryStatisticsShape& shape, const KvTensorView& kv,
-                              int64_t first_token, const float* importance) {
+                              int64_t first_token) {
   if (kv.num_kv_heads != shape.num_kv_heads || kv.head_dim != shape.head_dim) {
     return absl::InvalidArgumentError(absl::StrCat("kv has ", kv.num_kv_heads, " heads of ",
                                                    kv.head_dim, ", not ", shape.num_kv_heads,
@@ -69,8 +69,11 @@ absl::Status CheckSampledKeys(const QueryStatisticsShape& shape, const KvTensorV
   PKV_RETURN_IF_ERROR(CheckQuerySpan(first_token, first_token + kv.num_tokens));
   if (kv.num_tokens == 0) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(CheckAligned("kv.k", kv.k, kAlignment));
-  PKV_RETURN_IF_ERROR(
-      CheckStride("kv.head_stride", kv.head_stride, int64_t{kv.num_tokens} * kv.head_dim));
+  return CheckStride("kv.head_stride", kv.head_stride, int64_t{kv.num_tokens} * kv.head_dim);
+}
+
+absl::Status CheckImportance(const KvTensorView& kv, const float* importance) {
+  if (kv.num_tokens == 0) return absl::OkStatus();
   return CheckAligned("importance", importance, sizeof(float));
 }
 

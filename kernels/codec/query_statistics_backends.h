@@ -20,7 +20,8 @@ absl::Status CheckQuerySpan(int64_t first_token, int64_t end);
 absl::Status CheckQueryChunk(const QueryStatisticsShape& shape, const QueryChunk& chunk,
                              int64_t expected, int64_t end);
 absl::Status CheckSampledKeys(const QueryStatisticsShape& shape, const KvTensorView& kv,
-                              int64_t first_token, const float* importance);
+                              int64_t first_token);
+absl::Status CheckImportance(const KvTensorView& kv, const float* importance);
 
 }  // namespace pkv
 

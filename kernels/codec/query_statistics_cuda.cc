@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/codec/key_feedback_kernels.h"
 #include "kernels/codec/query_statistics_backends.h"
 #include "kernels/codec/query_statistics_kernels.h"
@@ -13,6 +14,8 @@
 namespace pkv {
 namespace {
 
+// Of a CTA's part, at least: it writes as many bytes as eight tiles have.
+constexpr int kPartTiles = 4;
 constexpr double kLn2 = 0.69314718055994530942;
 
 class QueryStatisticsCuda : public QueryStatistics {
@@ -22,7 +25,8 @@ class QueryStatisticsCuda : public QueryStatistics {
         group_(shape.num_qo_heads / shape.num_kv_heads),
         moment_size_(size_t(shape.num_kv_heads) * shape.head_dim * shape.head_dim),
         sample_rows_(size_t(shape.num_kv_heads) * QuerySample::kMaxSamples * group_),
-        next_token_(shape.num_layers) {
+        next_token_(shape.num_layers),
+        lacks_lse_(shape.num_layers) {
     samples_.capacity = QuerySample::kMaxSamples * group_;
   }
 
@@ -57,6 +61,7 @@ class QueryStatisticsCuda : public QueryStatistics {
     first_token_ = first_token;
     end_ = end;
     std::fill(next_token_.begin(), next_token_.end(), first_token);
+    std::fill(lacks_lse_.begin(), lacks_lse_.end(), false);
     return CudaStatus(
         cudaMemsetAsync(sums_.data(), 0, sums_.size(), static_cast<cudaStream_t>(ctx.stream)),
         "clearing moments");
@@ -74,11 +79,10 @@ class QueryStatisticsCuda : public QueryStatistics {
                             .group = group_,
                             .head_dim = shape_.head_dim,
                             .is_bfloat16 = shape_.query_type == QueryType::kBfloat16};
-    const int num_tiles = (rows.num_rows() - 1) / kMomentTileRows + 1;
-    PKV_RETURN_IF_ERROR(CudaStatus(AddMoments(rows, std::min(max_parts_, num_tiles),
-                                              partials_.As<float>(), SumsOf(chunk.layer), stream),
-                                   "moments of queries"));
     const int64_t next = chunk.first_token + chunk.num_queries;
+    const auto runs = MomentSample::Of(chunk.first_token, next);
+    PKV_RETURN_IF_ERROR(AddRun(chunk, rows, runs.all, stream));
+    PKV_RETURN_IF_ERROR(AddRun(chunk, rows, runs.rest, stream));
     const int32_t* begin = samples_.positions;
     const int32_t* end = begin + samples_.num_samples;
     const auto from = std::lower_bound(begin, end, chunk.first_token) - begin;
@@ -88,20 +92,45 @@ class QueryStatisticsCuda : public QueryStatistics {
                     static_cast<int>(from), static_cast<int>(to), SamplesOf(chunk.layer), stream),
         "sampling queries"));
     next_token_[chunk.layer] = next;
+    lacks_lse_[chunk.layer] = chunk.lse == nullptr;
     return absl::OkStatus();
   }
 
   int64_t num_vectors(int layer) const override {
-    return (next_token_[layer] - first_token_) * group_;
+    return MomentSample::Of(first_token_, next_token_[layer]).count() * group_;
+  }
+  int64_t moment_weight(int layer) const override {
+    return MomentSample::Of(first_token_, next_token_[layer]).weight() * group_;
   }
   const float* moment_sums(int layer) const override {
     return reinterpret_cast<const float*>(sums_.data()) + layer * moment_size_;
   }
 
+  absl::Status ScoreSamples(int layer, const KvTensorView& kv, const ComputeContext& ctx) override {
+    PKV_RETURN_IF_ERROR(CheckQueryLayer(shape_, layer));
+    PKV_RETURN_IF_ERROR(CheckSampledKeys(shape_, kv, 0));
+    if (kv.num_tokens < next_token_[layer]) {
+      return absl::InvalidArgumentError(absl::StrCat("kv has ", kv.num_tokens, " tokens, layer ",
+                                                     layer, " queries up to ", next_token_[layer]));
+    }
+    if (!lacks_lse_[layer]) {
+      return absl::FailedPreconditionError(absl::StrCat("layer ", layer, " came with its lse"));
+    }
+    lacks_lse_[layer] = false;
+    return CudaStatus(
+        SumScores({kv.k, kv.head_stride, kv.num_tokens, 0}, SamplesOf(layer), shape_.num_kv_heads,
+                  group_, shape_.head_dim, static_cast<cudaStream_t>(ctx.stream)),
+        "scores of sampled queries");
+  }
+
   absl::Status Importance(int layer, const KvTensorView& kv, int64_t first_token, float* importance,
                           const ComputeContext& ctx) override {
     PKV_RETURN_IF_ERROR(CheckQueryLayer(shape_, layer));
-    PKV_RETURN_IF_ERROR(CheckSampledKeys(shape_, kv, first_token, importance));
+    PKV_RETURN_IF_ERROR(CheckSampledKeys(shape_, kv, first_token));
+    PKV_RETURN_IF_ERROR(CheckImportance(kv, importance));
+    if (lacks_lse_[layer]) {
+      return absl::FailedPreconditionError(absl::StrCat("layer ", layer, " has no lse yet"));
+    }
     return CudaStatus(
         SumImportance({kv.k, kv.head_stride, kv.num_tokens, static_cast<int>(first_token)},
                       SamplesOf(layer), shape_.num_kv_heads, group_, shape_.head_dim, importance,
@@ -118,7 +147,7 @@ class QueryStatisticsCuda : public QueryStatistics {
     if (num_vectors(layer) == 0) return DeviceKeyFeedback{};
     const KeyFeedbackLaunch launch = {
         .moment_sums = moment_sums(layer),
-        .inverse_vectors = 1.0f / static_cast<float>(num_vectors(layer)),
+        .inverse_weight = 1.0f / static_cast<float>(moment_weight(layer)),
         .is_rotated = is_rotated,
         .damping = damping,
         .order = order_.As<uint8_t>(),
@@ -130,6 +159,20 @@ class QueryStatisticsCuda : public QueryStatistics {
   }
 
  private:
+  absl::Status AddRun(const QueryChunk& chunk, const QueryRows& queries,
+                      const MomentSample::Run& run, cudaStream_t stream) {
+    if (run.count == 0) return absl::OkStatus();
+    const MomentRows rows = {.queries = queries,
+                             .first = static_cast<int>(run.first - chunk.first_token),
+                             .stride = run.stride,
+                             .count = static_cast<int>(run.count)};
+    const int num_tiles = (rows.num_rows() + kMomentTileRows - 1) / kMomentTileRows;
+    const int num_parts = std::min(max_parts_, (num_tiles + kPartTiles - 1) / kPartTiles);
+    return CudaStatus(
+        AddMoments(rows, num_parts, partials_.As<float>(), SumsOf(chunk.layer), stream),
+        "moments of queries");
+  }
+
   float* SumsOf(int layer) { return sums_.As<float>() + layer * moment_size_; }
   float ScoreScale() const {
     return static_cast<float>(1 / (std::sqrt(static_cast<double>(shape_.head_dim)) * kLn2));
@@ -147,6 +190,7 @@ class QueryStatisticsCuda : public QueryStatistics {
   int max_parts_ = 1;
   int64_t first_token_ = 0, end_ = 0;
   std::vector<int64_t> next_token_;  // [layer]
+  std::vector<bool> lacks_lse_;      // [layer]: until ScoreSamples()
   QuerySampleRows samples_;          // positions alone
   DeviceBuffer sums_, partials_, sample_q_, sample_terms_, weights_, order_;
 };

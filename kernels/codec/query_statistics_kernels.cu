@@ -41,7 +41,7 @@ class MomentCta {
   static constexpr int kTileBytes = kMomentTileRows * Tile::kRowBytes;
   static constexpr int kWarpRows = kHeadDim / 4, kWarpColumns = kHeadDim / 2;
 
-  __device__ MomentCta(const QueryRows& rows, uint32_t memory)
+  __device__ MomentCta(const MomentRows& rows, uint32_t memory)
       : rows_(rows),
         memory_(memory),
         lane_(threadIdx.x % 32),
@@ -71,10 +71,11 @@ class MomentCta {
 #pragma unroll
     for (int i = threadIdx.x; i < kMomentTileRows * Tile::kPieces; i += kMomentThreads) {
       const int in_tile = i / Tile::kPieces, piece = i % Tile::kPieces;
-      const int row = min(first + in_tile, end - 1);
-      const int head = blockIdx.y * rows_.group + row % rows_.group;
+      const int row = min(first + in_tile, end - 1), group = rows_.queries.group;
+      const int head = blockIdx.y * group + row % group;
+      const int64_t query = rows_.first + row / group * rows_.stride;
       const uint16_t* from =
-          rows_.q + row / rows_.group * rows_.q_stride + int64_t{head} * kHeadDim + piece * 8;
+          rows_.queries.q + query * rows_.queries.q_stride + int64_t{head} * kHeadDim + piece * 8;
       ptx::CopyAsync16(memory_ + stage * kTileBytes + in_tile * Tile::kRowBytes + piece * 16, from,
                        first + in_tile < end ? 16 : 0);
     }
@@ -128,7 +129,7 @@ class MomentCta {
     }
   }
 
-  const QueryRows& rows_;
+  const MomentRows& rows_;
   const uint32_t memory_;
   const int lane_, first_row_, first_column_;
   float sums_[kWarpRows / 16][kWarpColumns / 8][4] = {};
@@ -137,10 +138,10 @@ class MomentCta {
 // Grid: [num_parts, num_kv_heads].
 template <int kHeadDim, bool kIsBfloat16>
 __global__ void __launch_bounds__(kMomentThreads)
-    QueryMomentKernel(const __grid_constant__ QueryRows rows, float* partials) {
+    QueryMomentKernel(const __grid_constant__ MomentRows rows, float* partials) {
   using Cta = MomentCta<kHeadDim, kIsBfloat16>;
   __shared__ __align__(16) char memory[kMomentStages * Cta::kTileBytes];
-  const int num_rows = rows.num_queries * rows.group;
+  const int num_rows = rows.count * rows.queries.group;
   const int num_tiles = (num_rows + kMomentTileRows - 1) / kMomentTileRows;
   const int parts = gridDim.x, part = blockIdx.x;
   const int begin = static_cast<int>(int64_t{num_tiles} * part / parts) * kMomentTileRows;
@@ -151,21 +152,22 @@ __global__ void __launch_bounds__(kMomentThreads)
 }
 
 // One thread an element. Grid: [size / threads, num_kv_heads].
-__global__ void AddPartialsKernel(const float* partials, int num_parts, int size, float* sums) {
+__global__ void AddPartialsKernel(const float* partials, int num_parts, int size, float weight,
+                                  float* sums) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= size) return;
   const float* of_head = partials + int64_t{blockIdx.y} * num_parts * size + at;
   float sum = 0;
 #pragma unroll 8
   for (int part = 0; part < num_parts; ++part) sum += of_head[int64_t{part} * size];
-  sums[int64_t{blockIdx.y} * size + at] += sum;
+  sums[int64_t{blockIdx.y} * size + at] += weight * sum;
 }
 
 // What TakeSamplesKernel() is given.
 struct SampleLaunch {
   QueryRows rows;
   QuerySampleRows samples;
-  const float* lse;
+  const float* lse;  // null: not known yet
   int first_token, begin, end;
   float score_scale;
 };
@@ -202,7 +204,9 @@ __global__ void TakeSamplesKernel(const __grid_constant__ SampleLaunch launch) {
     to[i] = value;
   }
   if (lane == 0) {
-    launch.samples.terms[row] = {scale, launch.lse[int64_t{query} * num_qo_heads + head] * kLog2E};
+    const float lse =
+        launch.lse != nullptr ? launch.lse[int64_t{query} * num_qo_heads + head] * kLog2E : 0;
+    launch.samples.terms[row] = {scale, lse};
   }
 }
 
@@ -377,6 +381,159 @@ class ImportanceCta {
   float sums_[2][2] = {};
 };
 
+// The lse of 64 sampled rows of a kv head: warp w of 4 has 16 of them, which stay in registers;
+// tiles of 64 keys are copied one ahead. Grid: [rows / 64, num_kv_heads].
+struct ScoreLaunch {
+  SampledKeys keys;
+  QuerySampleRows samples;
+  int group;
+};
+
+template <int kHeadDim>
+class ScoreCta {
+ public:
+  using Tile = RowTile<kHeadDim>;
+  static constexpr int kTileBytes = kSampleTileRows * Tile::kRowBytes;
+  static constexpr int kSteps = kHeadDim / 16;
+
+  __device__ ScoreCta(const ScoreLaunch& launch, uint32_t tiles)
+      : launch_(launch),
+        tiles_(tiles),
+        lane_(threadIdx.x % 32),
+        warp_(threadIdx.x / 32),
+        num_rows_(launch.samples.num_samples * launch.group),
+        first_row_(blockIdx.x * kSampleTileRows) {}
+
+  __device__ void Run() {
+    LoadRows();
+    // Rows are in order of position: the tile's last one sees most.
+    const int last_row = min(first_row_ + kSampleTileRows, num_rows_) - 1;
+    const int num_tokens = min(LastToken(last_row) + 1, launch_.keys.num_tokens);
+    CopyKeys(0, 0);
+    for (int token = 0, stage = 0; token < num_tokens; token += kSampleTileRows, stage ^= 1) {
+      if (token + kSampleTileRows < num_tokens) {
+        CopyKeys(token + kSampleTileRows, stage ^ 1);
+        ptx::WaitCopies<1>();
+      } else {
+        ptx::WaitCopies<0>();
+      }
+      __syncthreads();
+      Add(token, tiles_ + stage * kTileBytes);
+      __syncthreads();
+    }
+    Store();
+  }
+
+ private:
+  // Rows of samples behind the last are copies of it.
+  __device__ __forceinline__ int Row(int in_tile) const {
+    return min(first_row_ + in_tile, num_rows_ - 1);
+  }
+  __device__ __forceinline__ int LastToken(int row) const {
+    return launch_.samples.positions[row / launch_.group] - launch_.keys.first_token;
+  }
+  __device__ __forceinline__ SampleTerms* Terms(int row) const {
+    return launch_.samples.terms + int64_t{blockIdx.y} * launch_.samples.capacity + row;
+  }
+
+  __device__ __forceinline__ void LoadRows() {
+    const uint16_t* q =
+        launch_.samples.q + int64_t{blockIdx.y} * launch_.samples.capacity * kHeadDim;
+    for (int i = threadIdx.x; i < kSampleTileRows * Tile::kPieces; i += kImportanceThreads) {
+      const int in_tile = i / Tile::kPieces, piece = i % Tile::kPieces;
+      ptx::CopyAsync16(tiles_ + in_tile * Tile::kRowBytes + piece * 16,
+                       q + int64_t{Row(in_tile)} * kHeadDim + piece * 8, 16);
+    }
+    ptx::CommitCopies();
+    ptx::WaitCopies<0>();
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      rows_[step] = ptx::LoadMatrices(Tile::RowsFirst(tiles_, lane_, warp_ * 16, 16 * step));
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = Row(warp_ * 16 + 8 * h + lane_ / 4);
+      last_[h] = LastToken(row);
+      scale_[h] = Terms(row)->scale;
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void CopyKeys(int first, int stage) {
+    const SampledKeys& keys = launch_.keys;
+    for (int i = threadIdx.x; i < kSampleTileRows * Tile::kPieces; i += kImportanceThreads) {
+      const int in_tile = i / Tile::kPieces, piece = i % Tile::kPieces;
+      const int token = min(first + in_tile, keys.num_tokens - 1);
+      ptx::CopyAsync16(
+          tiles_ + stage * kTileBytes + in_tile * Tile::kRowBytes + piece * 16,
+          keys.k + blockIdx.y * keys.head_stride + int64_t{token} * kHeadDim + piece * 8, 16);
+    }
+    ptx::CommitCopies();
+  }
+
+  __device__ __forceinline__ void Add(int first, uint32_t tile) {
+#pragma unroll 1
+    for (int in_tile = 0; in_tile < kSampleTileRows; in_tile += 16) {
+      float products[2][4] = {};
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint4 b = ptx::LoadMatrices(Tile::ColumnsFirst(tile, lane_, in_tile, 16 * step));
+        const uint4& a = rows_[step];
+        ptx::Mma(products[0], a.x, a.y, a.z, a.w, b.x, b.y);
+        ptx::Mma(products[1], a.x, a.y, a.z, a.w, b.z, b.w);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float scores[4];
+        float largest = largest_[h];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = first + in_tile + 8 * (i / 2) + lane_ % 4 * 2 + i % 2;
+          scores[i] = token <= last_[h] ? products[i / 2][2 * h + i % 2] * scale_[h] : -INFINITY;
+          largest = fmaxf(largest, scores[i]);
+        }
+        if (largest == -INFINITY) continue;  // nothing that counts yet
+        sums_[h] *= ptx::Exp2(largest_[h] - largest);
+        largest_[h] = largest;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums_[h] += ptx::Exp2(scores[i] - largest);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Store() {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float largest = largest_[h];
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+      largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+      float sum = largest_[h] == -INFINITY ? 0 : sums_[h] * ptx::Exp2(largest_[h] - largest);
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      const int row = first_row_ + warp_ * 16 + 8 * h + lane_ / 4;
+      if (lane_ % 4 == 0 && row < num_rows_) Terms(row)->lse = largest + log2f(sum);
+    }
+  }
+
+  const ScoreLaunch& launch_;
+  const uint32_t tiles_;
+  const int lane_, warp_, num_rows_, first_row_;
+  uint4 rows_[kSteps];
+  // Of rows lane / 4 and 8 further; largest score, and the sum relative to it, of this lane's keys.
+  int last_[2];
+  float scale_[2];
+  float largest_[2] = {-INFINITY, -INFINITY}, sums_[2] = {};
+};
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(kImportanceThreads)
+    ScoreKernel(const __grid_constant__ ScoreLaunch launch) {
+  using Cta = ScoreCta<kHeadDim>;
+  __shared__ __align__(16) char tiles[2 * Cta::kTileBytes];
+  Cta(launch, ptx::SharedAddress(tiles)).Run();
+}
+
 template <int kHeadDim>
 __global__ void __launch_bounds__(kImportanceThreads)
     ImportanceKernel(const __grid_constant__ ImportanceLaunch launch) {
@@ -386,21 +543,21 @@ __global__ void __launch_bounds__(kImportanceThreads)
 
 }  // namespace
 
-cudaError_t AddMoments(const QueryRows& rows, int num_parts, float* partials, float* sums,
+cudaError_t AddMoments(const MomentRows& rows, int num_parts, float* partials, float* sums,
                        cudaStream_t stream) {
-  const dim3 grid(num_parts, rows.num_kv_heads);
-  if (rows.head_dim == 64) {
-    const auto kernel =
-        rows.is_bfloat16 ? QueryMomentKernel<64, true> : QueryMomentKernel<64, false>;
+  const QueryRows& of = rows.queries;
+  const dim3 grid(num_parts, of.num_kv_heads);
+  if (of.head_dim == 64) {
+    const auto kernel = of.is_bfloat16 ? QueryMomentKernel<64, true> : QueryMomentKernel<64, false>;
     kernel<<<grid, kMomentThreads, 0, stream>>>(rows, partials);
   } else {
     const auto kernel =
-        rows.is_bfloat16 ? QueryMomentKernel<128, true> : QueryMomentKernel<128, false>;
+        of.is_bfloat16 ? QueryMomentKernel<128, true> : QueryMomentKernel<128, false>;
     kernel<<<grid, kMomentThreads, 0, stream>>>(rows, partials);
   }
-  const int size = rows.head_dim * rows.head_dim;
-  AddPartialsKernel<<<dim3(size / kMomentThreads, rows.num_kv_heads), kMomentThreads, 0, stream>>>(
-      partials, num_parts, size, sums);
+  const int size = of.head_dim * of.head_dim;
+  AddPartialsKernel<<<dim3(size / kMomentThreads, of.num_kv_heads), kMomentThreads, 0, stream>>>(
+      partials, num_parts, size, static_cast<float>(rows.stride), sums);
   return cudaGetLastError();
 }
 
@@ -411,6 +568,16 @@ cudaError_t TakeSamples(const QueryRows& rows, const float* lse, int first_token
   if (num_threads == 0) return cudaSuccess;
   TakeSamplesKernel<<<(num_threads - 1) / kThreads + 1, kThreads, 0, stream>>>(
       {rows, samples, lse, first_token, begin, end, score_scale});
+  return cudaGetLastError();
+}
+
+cudaError_t SumScores(const SampledKeys& keys, const QuerySampleRows& samples, int num_kv_heads,
+                      int group, int head_dim, cudaStream_t stream) {
+  const int num_rows = samples.num_samples * group;
+  if (num_rows == 0) return cudaSuccess;
+  const dim3 grid((num_rows - 1) / kSampleTileRows + 1, num_kv_heads);
+  const auto kernel = head_dim == 64 ? ScoreKernel<64> : ScoreKernel<128>;
+  kernel<<<grid, kImportanceThreads, 0, stream>>>({keys, samples, group});
   return cudaGetLastError();
 }
 

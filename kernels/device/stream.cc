@@ -5,10 +5,15 @@
 
 namespace pkv {
 
-absl::StatusOr<Stream> Stream::Make() {
+absl::StatusOr<Stream> Stream::Make(Priority priority) {
+  int least = 0, greatest = 0;  // the smaller number goes first
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities"));
   cudaStream_t stream = nullptr;
   PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "create stream"));
+      CudaStatus(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                              priority == Priority::kHigh ? greatest : least),
+                 "create stream"));
   return Stream(stream);
 }
 

@@ -11,8 +11,11 @@ namespace pkv {
 // Owns a CUDA stream. Movable. Thread-safe as far as CUDA streams are.
 class Stream {
  public:
+  // kHigh: its waiting thread blocks go first where a device has room, whatever came earlier.
+  enum class Priority { kNormal, kHigh };
+
   // FailedPrecondition: no CUDA device. Internal: the driver failed.
-  static absl::StatusOr<Stream> Make();
+  static absl::StatusOr<Stream> Make(Priority priority = Priority::kNormal);
   Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Stream& operator=(Stream&& other) noexcept {
     std::swap(handle_, other.handle_);

@@ -83,7 +83,7 @@ class CacheServerImpl : public CacheServer {
  public:
   explicit CacheServerImpl(const CacheServerOptions& options)
       : options_(options),
-        registry_(std::make_shared<prometheus::Registry>()),
+        registry_(std::make_shared<MetricRegistry>()),
         metrics_(*registry_),
         reload_metrics_(*registry_),
         watchdog_(Clock::Real(), options.stall_timeout,
@@ -234,7 +234,7 @@ class CacheServerImpl : public CacheServer {
   // In the order of need: what stands below uses what stands above.
   const CacheServerOptions options_;
   std::atomic<bool> draining_{false};
-  const std::shared_ptr<prometheus::Registry> registry_;  // shared with the exposer
+  const std::shared_ptr<MetricRegistry> registry_;  // shared with the exposer
   ServiceMetrics metrics_;
   ReloadMetrics reload_metrics_;
   StallWatchdog watchdog_;

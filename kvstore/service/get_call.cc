@@ -79,6 +79,7 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   void OnWriteDone(bool ok) override {
     ticket_->Progress();
+    parts_.metrics->WaitedForReader(parts_.clock->MonotonicNow() - write_began_);
     if (!ok || context_->IsCancelled()) {
       End(CutOffStatus(*context_));
     } else if (!plan_->done()) {
@@ -94,6 +95,7 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       if (final_code_ == absl::StatusCode::kOk) final_code_ = CutOffStatus(*context_).code();
     }
     if (plan_) CountObjects();
+    parts_.metrics->Transferred(Direction::kOut, payload_bytes_);
     call_.End(final_code_);
     delete this;
   }
@@ -122,7 +124,7 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     }
     plan_.emplace(std::move(plan));
     message_ = EncodeDataFrame(control, {});
-    StartWrite(&message_);
+    Write();
     return absl::OkStatus();
   }
 
@@ -141,7 +143,13 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
     }
     control.set_layers_done(static_cast<uint32_t>(next.layers_done));
     parts_.metrics->Moved(Direction::kOut, next.payload_bytes, next.logical_bytes);
+    payload_bytes_ += next.payload_bytes;
     message_ = EncodeDataFrame(control, payload);
+    Write();
+  }
+
+  void Write() {
+    write_began_ = parts_.clock->MonotonicNow();
     StartWrite(&message_);
   }
 
@@ -189,6 +197,8 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   const std::unique_ptr<StallWatchdog::Ticket> ticket_;
   std::optional<GetPlan> plan_;
   grpc::ByteBuffer message_;  // under way
+  absl::Time write_began_;
+  uint64_t payload_bytes_ = 0;  // sent
   bool delivered_ = false;
   absl::StatusCode final_code_ = absl::StatusCode::kInternal;
 };

@@ -51,6 +51,7 @@ PutSession::~PutSession() {
       parts_.metrics->PutEnded(PutOutcomeKind::kAbandoned);
     }
   }
+  parts_.metrics->Transferred(Direction::kIn, payload_bytes_);
   // As one sequence: its first blocks are worth most.
   parts_.store->TouchAll(kept);
 }
@@ -140,6 +141,7 @@ absl::Status PutSession::TakePieces(DecodedDataFrame& frame) {
     PKV_RETURN_IF_ERROR(TakePiece(piece, frame.payload));
   }
   if (payload_bytes > 0) parts_.metrics->Moved(Direction::kIn, payload_bytes, 0);
+  payload_bytes_ += payload_bytes;
   return absl::OkStatus();
 }
 

@@ -50,6 +50,7 @@ class PutSession {
 
   const ServiceParts parts_;
   bool begun_ = false;
+  uint64_t payload_bytes_ = 0;  // received
   std::vector<Object> objects_;
 };
 

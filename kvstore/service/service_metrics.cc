@@ -33,34 +33,21 @@ constexpr std::array kNcclEnds = {"reader", "failed", "stopped"};
 constexpr std::array kEvictionReasons = {"capacity", "integrity"};
 constexpr std::array kIntegrityStages = {"wire", "dram"};
 
-// `count` bounds, each `factor` times the one before.
-prometheus::Histogram::BucketBoundaries Exponential(double first, double factor, int count) {
-  prometheus::Histogram::BucketBoundaries bounds;
-  for (double bound = first; count > 0; --count, bound *= factor) bounds.push_back(bound);
-  return bounds;
-}
-
 // One counter for each value of one label.
 template <size_t N>
-void AddCounters(prometheus::Registry& registry, const char* name, const char* help,
-                 std::map<std::string, std::string> labels, const char* label,
+void AddCounters(MetricRegistry& registry, const char* name, const char* help,
+                 MetricRegistry::Labels labels, const char* label,
                  const std::array<const char*, N>& values,
                  std::array<prometheus::Counter*, N>& out) {
-  auto& family = prometheus::BuildCounter().Name(name).Help(help).Register(registry);
   for (size_t i = 0; i < N; ++i) {
     labels[label] = values[i];
-    out[i] = &family.Add(labels);
+    out[i] = registry.AddCounter(name, help, labels);
   }
-}
-
-prometheus::Counter* AddCounter(prometheus::Registry& registry, const char* name, const char* help,
-                                const std::map<std::string, std::string>& labels = {}) {
-  return &prometheus::BuildCounter().Name(name).Help(help).Register(registry).Add(labels);
 }
 
 }  // namespace
 
-ServiceMetrics::ServiceMetrics(prometheus::Registry& registry) {
+ServiceMetrics::ServiceMetrics(MetricRegistry& registry) {
   static_assert(kMethodNames.size() == kNumMethods && kCodes.size() == kNumCodes);
   AddCalls(registry);
   AddObjects(registry);
@@ -69,101 +56,87 @@ ServiceMetrics::ServiceMetrics(prometheus::Registry& registry) {
   AddNccl(registry);
 }
 
-void ServiceMetrics::AddCalls(prometheus::Registry& registry) {
-  auto& requests = prometheus::BuildCounter()
-                       .Name("pkv_rpc_requests_total")
-                       .Help("Calls that ended, by final status")
-                       .Register(registry);
-  auto& durations = prometheus::BuildHistogram()
-                        .Name("pkv_rpc_duration_seconds")
-                        .Help("From the first byte of a call to its status")
-                        .Register(registry);
-  auto& inflight = prometheus::BuildGauge()
-                       .Name("pkv_rpc_inflight")
-                       .Help("Calls that have begun and not ended")
-                       .Register(registry);
+void ServiceMetrics::AddCalls(MetricRegistry& registry) {
   for (size_t m = 0; m < kNumMethods; ++m) {
+    const MetricRegistry::Labels method = {{"method", kMethodNames[m]}};
     for (size_t c = 0; c < kNumCodes; ++c) {
-      requests_[m][c] = &requests.Add({{"method", kMethodNames[m]}, {"code", kCodes[c].second}});
+      requests_[m][c] =
+          registry.AddCounter("pkv_rpc_requests_total", "Calls that ended, by final status",
+                              {{"method", kMethodNames[m]}, {"code", kCodes[c].second}});
     }
-    // 100 us .. 6.5 s in 17 steps of two.
-    durations_[m] = &durations.Add({{"method", kMethodNames[m]}}, Exponential(100e-6, 2, 17));
-    inflight_[m] = &inflight.Add({{"method", kMethodNames[m]}});
+    durations_[m] = registry.AddHistogram("pkv_rpc_duration_seconds",
+                                          "From the first byte of a call to its status", method,
+                                          LatencyBounds());
+    inflight_[m] =
+        registry.AddGauge("pkv_rpc_inflight", "Calls that have begun and not ended", method);
   }
   AddCounters(registry, "pkv_rpc_rejected_total",
               "Calls, or objects of a put (reason memory), turned away", {}, "reason",
               kRejectReasons, rejected_);
-  accept_errors_ = AddCounter(registry, "pkv_accept_errors_total",
-                              "Connections that could not be accepted (file descriptors, memory)");
-  draining_ = &prometheus::BuildGauge()
-                   .Name("pkv_draining")
-                   .Help("1 once puts are refused because this server is about to end")
-                   .Register(registry)
-                   .Add({});
+  accept_errors_ =
+      registry.AddCounter("pkv_accept_errors_total",
+                          "Connections that could not be accepted (file descriptors, memory)");
+  draining_ = registry.AddGauge("pkv_draining",
+                                "1 once puts are refused because this server is about to end");
 }
 
-void ServiceMetrics::AddObjects(prometheus::Registry& registry) {
+void ServiceMetrics::AddObjects(MetricRegistry& registry) {
   AddCounters(registry, "pkv_block_puts_total", "Objects put, by outcome", {}, "result",
               kPutResults, puts_);
   AddCounters(registry, "pkv_block_gets_total", "Objects asked for, by outcome", {}, "result",
               kGetResults, gets_);
-  lookup_tokens_ = AddCounter(registry, "pkv_lookup_tokens_total", "Tokens asked for in lookups");
+  lookup_tokens_ = registry.AddCounter("pkv_lookup_tokens_total", "Tokens asked for in lookups");
   lookup_hit_tokens_ =
-      AddCounter(registry, "pkv_lookup_hit_tokens_total", "Tokens found in lookups");
-  lookup_hit_ratio_ = &prometheus::BuildHistogram()
-                           .Name("pkv_lookup_prefix_hit_ratio")
-                           .Help("Found part of the tokens of one lookup")
-                           .Register(registry)
-                           .Add({}, prometheus::Histogram::BucketBoundaries{
-                                        0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1});
+      registry.AddCounter("pkv_lookup_hit_tokens_total", "Tokens found in lookups");
+  lookup_hit_ratio_ =
+      registry.AddHistogram("pkv_lookup_prefix_hit_ratio", "Found part of the tokens of one lookup",
+                            {}, {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1});
   for (size_t t = 0; t < kTransports.size(); ++t) {
     AddCounters(registry, "pkv_payload_bytes_total", "Frame bytes on the wire, or lent in place",
                 {{"transport", kTransports[t]}}, "direction", kDirections, payload_bytes_[t]);
   }
+  for (size_t d = 0; d < kDirections.size(); ++d) {
+    // 4 KiB .. 16 GiB in steps of four.
+    transfer_bytes_[d] = registry.AddHistogram(
+        "pkv_transfer_bytes", "Payload of one Get (out) or Put (in) that ended",
+        {{"direction", kDirections[d]}}, ExponentialBounds(4096, 4, 12));
+  }
+  write_wait_seconds_ = registry.AddCounter(
+      "pkv_stall_seconds_total",
+      "Time that Gets waited until the network and their reader had taken a message",
+      {{"cause", "peer_flow_control"}});
   AddCounters(registry, "pkv_logical_bytes_total",
               "The same tokens as fp16 KV: divide by payload bytes for the compression", {},
               "direction", kDirections, logical_bytes_);
 }
 
-void ServiceMetrics::AddStore(prometheus::Registry& registry) {
-  tier_hits_ = AddCounter(registry, "pkv_tier_hits_total", "Objects found", {{"tier", "dram"}});
+void ServiceMetrics::AddStore(MetricRegistry& registry) {
+  tier_hits_ = registry.AddCounter("pkv_tier_hits_total", "Objects found", {{"tier", "dram"}});
   AddCounters(registry, "pkv_evictions_total", "Objects evicted", {{"tier", "dram"}}, "reason",
               kEvictionReasons, evictions_);
   AddCounters(registry, "pkv_evicted_bytes_total", "Bytes of evicted objects", {{"tier", "dram"}},
               "reason", kEvictionReasons, evicted_bytes_);
   // 1 s .. 3 days in steps of four.
-  eviction_age_ = &prometheus::BuildHistogram()
-                       .Name("pkv_eviction_age_seconds")
-                       .Help("Time since last use of what is evicted for room")
-                       .Register(registry)
-                       .Add({{"tier", "dram"}}, Exponential(1, 4, 10));
+  eviction_age_ = registry.AddHistogram("pkv_eviction_age_seconds",
+                                        "Time since last use of what is evicted for room",
+                                        {{"tier", "dram"}}, ExponentialBounds(1, 4, 10));
   AddCounters(registry, "pkv_integrity_failures_total", "Checksums that did not fit", {}, "stage",
               kIntegrityStages, integrity_failures_);
 }
 
-void ServiceMetrics::AddShm(prometheus::Registry& registry) {
+void ServiceMetrics::AddShm(MetricRegistry& registry) {
   AddCounters(registry, "pkv_shm_ended_total", "Connections of the shm transport that ended", {},
               "reason", kShmEnds, shm_ends_);
-  shm_connections_ = &prometheus::BuildGauge()
-                          .Name("pkv_shm_connections")
-                          .Help("Connections of the shm transport")
-                          .Register(registry)
-                          .Add({});
-  shm_pinned_bytes_ = &prometheus::BuildGauge()
-                           .Name("pkv_shm_pinned_bytes")
-                           .Help("Bytes lent over the shm transport, once for each pin")
-                           .Register(registry)
-                           .Add({});
+  shm_connections_ = registry.AddGauge("pkv_shm_connections", "Connections of the shm transport");
+  shm_pinned_bytes_ = registry.AddGauge("pkv_shm_pinned_bytes",
+                                        "Bytes lent over the shm transport, once for each pin");
 }
 
-void ServiceMetrics::AddNccl(prometheus::Registry& registry) {
+void ServiceMetrics::AddNccl(MetricRegistry& registry) {
   AddCounters(registry, "pkv_nccl_ended_total", "Pairs of the nccl transport that ended", {},
               "reason", kNcclEnds, nccl_ends_);
-  nccl_pairs_ = &prometheus::BuildGauge()
-                     .Name("pkv_nccl_pairs")
-                     .Help("Pairs of the nccl transport, those being opened included")
-                     .Register(registry)
-                     .Add({});
+  nccl_pairs_ = registry.AddGauge("pkv_nccl_pairs",
+                                  "Pairs of the nccl transport, those being opened included");
 }
 
 void ServiceMetrics::OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) {
@@ -191,6 +164,11 @@ void ServiceMetrics::LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens) {
   lookup_hit_tokens_->Increment(static_cast<double>(num_hit_tokens));
   if (num_tokens == 0) return;
   lookup_hit_ratio_->Observe(static_cast<double>(num_hit_tokens) / static_cast<double>(num_tokens));
+}
+
+void ServiceMetrics::Transferred(Direction direction, uint64_t payload_bytes) {
+  if (payload_bytes > 0)
+    At(transfer_bytes_, direction)->Observe(static_cast<double>(payload_bytes));
 }
 
 void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes) {

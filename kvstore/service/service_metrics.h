@@ -10,12 +10,11 @@
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
-#include <prometheus/histogram.h>
-#include <prometheus/registry.h>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kvstore/store/block_store.h"
+#include "proto/metrics/metric_registry.h"
 
 namespace pkv {
 
@@ -60,7 +59,7 @@ enum class NcclEnd {
 class ServiceMetrics : public StoreObserver {
  public:
   // `registry` outlives this.
-  explicit ServiceMetrics(prometheus::Registry& registry);
+  explicit ServiceMetrics(MetricRegistry& registry);
 
   void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) override;
   void OnIntegrityFailure(IntegrityStage stage) override;
@@ -78,6 +77,12 @@ class ServiceMetrics : public StoreObserver {
   // tokens.
   void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
              PayloadTransport transport = PayloadTransport::kGrpc);
+  // Payload of one Get or Put over gRPC, when it ends; 0 is not observed.
+  void Transferred(Direction direction, uint64_t payload_bytes);
+  // How long the transport took a message of a Get, at the pace of its reader.
+  void WaitedForReader(absl::Duration duration) {
+    write_wait_seconds_->Increment(absl::ToDoubleSeconds(duration));
+  }
   void SetShm(size_t num_connections, uint64_t pinned_bytes);
   void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
   void SetNcclPairs(size_t num_pairs) { nccl_pairs_->Set(static_cast<double>(num_pairs)); }
@@ -93,27 +98,29 @@ class ServiceMetrics : public StoreObserver {
     return series[static_cast<size_t>(index)];
   }
 
-  void AddCalls(prometheus::Registry& registry);
-  void AddObjects(prometheus::Registry& registry);
-  void AddStore(prometheus::Registry& registry);
-  void AddShm(prometheus::Registry& registry);
-  void AddNccl(prometheus::Registry& registry);
+  void AddCalls(MetricRegistry& registry);
+  void AddObjects(MetricRegistry& registry);
+  void AddStore(MetricRegistry& registry);
+  void AddShm(MetricRegistry& registry);
+  void AddNccl(MetricRegistry& registry);
 
   std::array<std::array<prometheus::Counter*, kNumCodes>, kNumMethods> requests_{};
-  std::array<prometheus::Histogram*, kNumMethods> durations_{};
+  std::array<Histogram*, kNumMethods> durations_{};
   std::array<prometheus::Gauge*, kNumMethods> inflight_{};
   std::array<prometheus::Counter*, 5> rejected_{};
   std::array<prometheus::Counter*, 6> puts_{};
   std::array<prometheus::Counter*, 4> gets_{};
   std::array<std::array<prometheus::Counter*, 2>, 3> payload_bytes_{};  // by transport
   std::array<prometheus::Counter*, 2> logical_bytes_{};
+  std::array<Histogram*, 2> transfer_bytes_{};
+  prometheus::Counter* write_wait_seconds_ = nullptr;
   std::array<prometheus::Counter*, 2> evictions_{};
   std::array<prometheus::Counter*, 2> evicted_bytes_{};
   std::array<prometheus::Counter*, 2> integrity_failures_{};
   prometheus::Counter* lookup_tokens_ = nullptr;
   prometheus::Counter* lookup_hit_tokens_ = nullptr;
-  prometheus::Histogram* lookup_hit_ratio_ = nullptr;
-  prometheus::Histogram* eviction_age_ = nullptr;
+  Histogram* lookup_hit_ratio_ = nullptr;
+  Histogram* eviction_age_ = nullptr;
   prometheus::Counter* tier_hits_ = nullptr;
   prometheus::Counter* accept_errors_ = nullptr;
   prometheus::Gauge* draining_ = nullptr;

@@ -1,12 +1,14 @@
 #include "proto/config/config_sources.h"
 
 #include <algorithm>
+#include <span>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "proto/base/checksum.h"
 #include "proto/base/log.h"
 #include "proto/config/config_file.h"
 
@@ -136,6 +138,14 @@ std::string ConfigTableMarkdown(const OptionTable& table) {
                     CellText(option.info.help), " |\n");
   }
   return rows;
+}
+
+uint32_t ConfigHash(const OptionTable& table) {
+  std::string text;
+  for (const OptionTable::Option& option : table.options()) {
+    absl::StrAppend(&text, option.info.name, "=", Quoted(option.text()), "\n");
+  }
+  return Crc32c(std::as_bytes(std::span(text)));
 }
 
 ReloadResult TakeOver(const OptionTable& running, const OptionTable& fresh,

@@ -3,6 +3,7 @@
 
 // Where settings come from: flag before environment before file before built-in default.
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -41,6 +42,9 @@ std::string ConfigYaml(const OptionTable& table, const Origins& origins);
 
 // Rows of deploy/CONFIGURATION.md: option, variable, type, default, reloadable, help.
 std::string ConfigTableMarkdown(const OptionTable& table);
+
+// Of all values, wherever they came from: processes with the same settings have the same.
+uint32_t ConfigHash(const OptionTable& table);
 
 enum class ReloadResult {
   kSuccess,  // every change has taken effect, if there was one

@@ -1,6 +1,7 @@
 #ifndef PKV_PROTO_CONFIG_CONFIGURATION_H_
 #define PKV_PROTO_CONFIG_CONFIGURATION_H_
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <utility>
@@ -50,6 +51,7 @@ class Configuration {
   }
 
   const Settings& settings() const { return settings_; }
+  uint32_t Hash() const { return ConfigHash(table_); }  // of settings()
 
   // Reads the file again. settings() has new values for reloadable options when this is not
   // kFailure; everything is logged.

@@ -1,14 +1,12 @@
 #include "proto/metrics/build_info.h"
 
-#include <prometheus/gauge.h>
-
 #include <utility>
 
 namespace pkv {
 
 const char* BuildVersion() { return PKV_VERSION; }
 
-void RegisterBuildInfo(prometheus::Registry& registry, std::map<std::string, std::string> more) {
+void RegisterBuildInfo(MetricRegistry& registry, std::map<std::string, std::string> more) {
   more["version"] = PKV_VERSION;
   more["revision"] = PKV_REVISION;
 #if defined(__clang__)
@@ -16,12 +14,7 @@ void RegisterBuildInfo(prometheus::Registry& registry, std::map<std::string, std
 #else
   more["compiler"] = std::string("gcc ") + __VERSION__;
 #endif
-  prometheus::BuildGauge()
-      .Name("pkv_build_info")
-      .Help("What this binary was built from; always 1")
-      .Register(registry)
-      .Add(more)
-      .Set(1);
+  registry.AddGauge("pkv_build_info", "What this binary was built from; always 1", more)->Set(1);
 }
 
 }  // namespace pkv

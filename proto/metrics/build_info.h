@@ -4,7 +4,7 @@
 #include <map>
 #include <string>
 
-#include "prometheus/registry.h"
+#include "proto/metrics/metric_registry.h"
 
 namespace pkv {
 
@@ -13,7 +13,7 @@ const char* BuildVersion();
 
 // Adds pkv_build_info{version,revision,compiler} = 1, with `more` labels (for example
 // grpc_version).
-void RegisterBuildInfo(prometheus::Registry& registry, std::map<std::string, std::string> more);
+void RegisterBuildInfo(MetricRegistry& registry, std::map<std::string, std::string> more);
 
 }  // namespace pkv
 

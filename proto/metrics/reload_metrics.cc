@@ -2,22 +2,19 @@
 
 namespace pkv {
 
-ReloadMetrics::ReloadMetrics(prometheus::Registry& registry) {
+ReloadMetrics::ReloadMetrics(MetricRegistry& registry) {
   constexpr std::array kResults = {"success", "partial", "failure"};  // in ReloadResult's order
-  auto& reloads = prometheus::BuildCounter()
-                      .Name("pkv_config_reloads_total")
-                      .Help(
-                          "SIGHUPs: every change took effect, some need a restart, or the "
-                          "configuration is invalid and nothing changed")
-                      .Register(registry);
-  for (size_t i = 0; i < kResults.size(); ++i)
-    reloads_[i] = &reloads.Add({{"result", kResults[i]}});
-  last_successful_ = &prometheus::BuildGauge()
-                          .Name("pkv_config_last_reload_successful")
-                          .Help("0 when the last SIGHUP found an invalid configuration")
-                          .Register(registry)
-                          .Add({});
+  for (size_t i = 0; i < kResults.size(); ++i) {
+    reloads_[i] = registry.AddCounter("pkv_config_reloads_total",
+                                      "SIGHUPs: every change took effect, some need a restart, or "
+                                      "the configuration is invalid and nothing changed",
+                                      {{"result", kResults[i]}});
+  }
+  last_successful_ = registry.AddGauge("pkv_config_last_reload_successful",
+                                       "0 when the last SIGHUP found an invalid configuration");
   last_successful_->Set(1);
+  hash_ = registry.AddGauge("pkv_config_hash",
+                            "Of all settings: the same where processes run with the same");
 }
 
 void ReloadMetrics::Count(ReloadResult result) {

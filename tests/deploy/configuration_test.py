@@ -190,18 +190,20 @@ class Service:
     def log(self):
         return self.log_file.read_text()
 
-    def metric(self, series):
+    def metric(self, name, label=None):
+        """Of the one series with that label; a worker's have its role besides."""
         address = f"http://127.0.0.1:{self.metrics_port}/metrics"
         with urllib.request.urlopen(address, timeout=10) as page:
-            found = re.search(rf"(?m)^{re.escape(series)} (\S+)$", page.read().decode())
-        return float(found[1])
+            series = re.findall(rf"(?m)^{name}(?:{{(.*)}})? (\S+)$", page.read().decode())
+        [value] = [value for labels, value in series if label is None or label in labels.split(",")]
+        return float(value)
 
     def reload(self, result):
         """Sends SIGHUP and waits until it is counted; returns what was logged."""
-        series = f'pkv_config_reloads_total{{result="{result}"}}'
-        before, logged = self.metric(series), len(self.log())
+        series = ("pkv_config_reloads_total", f'result="{result}"')
+        before, logged = self.metric(*series), len(self.log())
         self.child.send_signal(signal.SIGHUP)
-        self.wait_for(lambda: self.metric(series) == before + 1)
+        self.wait_for(lambda: self.metric(*series) == before + 1)
         return self.log()[logged:]
 
     def end(self, number=signal.SIGTERM):
@@ -230,8 +232,11 @@ class ReloadTest(Folder):
             with self.subTest(service=name):
                 service = self.start(name, before, *arguments)
                 self.assertEqual(service.metric("pkv_config_last_reload_successful"), 1)
+                first_hash = service.metric("pkv_config_hash")
+                self.assertGreater(first_hash, 0)
                 service.settings.write_text(before + "drain-timeout: 7s\n")
                 logged = service.reload("success")
+                self.assertNotEqual(service.metric("pkv_config_hash"), first_hash)
                 self.assertIn("setting changed option=drain-timeout", logged)
                 self.assertIn("to=7s", logged)
                 service.settings.write_text(after)
@@ -248,6 +253,7 @@ class ReloadTest(Folder):
                 service.settings.write_text(before)
                 service.reload("success")
                 self.assertEqual(service.metric("pkv_config_last_reload_successful"), 1)
+                self.assertEqual(service.metric("pkv_config_hash"), first_hash)
                 services.append(service)
         # All at once, for each takes its time to end.
         for service in services:

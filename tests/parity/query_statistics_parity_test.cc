@@ -60,21 +60,46 @@ class Prompt {
   }
   double lse(int query, int head) const { return lse_[size_t(query) * spec_.num_qo_heads + head]; }
 
+  void set_lse(int query, int head, double lse) {
+    lse_[size_t(query) * spec_.num_qo_heads + head] = static_cast<float>(lse);
+  }
+
+  // What a query weighs in the moments.
+  int weight(int query) const {
+    const int64_t position = spec_.first_token + query;
+    if (position < MomentSample::kAll) return 1;
+    return QuerySample::IsSampled(position) ? QuerySample::kStride : 0;
+  }
+  // K of tokens [0, end), of which the last are the prompt's own.
+  TestTensor AllKeys() const {
+    TestTensor all(spec_.num_kv_heads, static_cast<int>(end()), spec_.head_dim);
+    TestRandom random(8);
+    for (int head = 0; head < spec_.num_kv_heads; ++head) {
+      uint16_t* rows = all.view().k + head * all.view().head_stride;
+      FillHead(random, spec_.first_token, spec_.head_dim, 2.0, rows);
+      for (int t = 0; t < spec_.num_queries; ++t) {
+        std::copy_n(of_.kv().view().k_row(head, t), spec_.head_dim,
+                    rows + int64_t{spec_.first_token + t} * spec_.head_dim);
+      }
+    }
+    return all;
+  }
+
   // All queries, in chunks of odd sizes; returns how many.
-  int AddTo(QueryStatistics& statistics, const ComputeContext& ctx) const {
+  int AddTo(QueryStatistics& statistics, const ComputeContext& ctx, bool with_lse = true) const {
     DeviceBuffer q = OnDevice(of_.q(), ctx.stream), lse = OnDevice(lse_, ctx.stream);
     PKV_CHECK(statistics.Start(spec_.first_token, end(), ctx).ok());
     int num_chunks = 0;
     for (int begin = 0; begin < spec_.num_queries; ++num_chunks) {
       const int count = std::min(1 + begin % 1013, spec_.num_queries - begin);
-      const absl::Status status =
-          statistics.Add({.layer = kLayer,
-                          .first_token = spec_.first_token + begin,
-                          .num_queries = count,
-                          .q = q.As<uint16_t>() + begin * of_.q_stride(),
-                          .q_stride = of_.q_stride(),
-                          .lse = lse.As<float>() + size_t(begin) * spec_.num_qo_heads},
-                         ctx);
+      const absl::Status status = statistics.Add(
+          {.layer = kLayer,
+           .first_token = spec_.first_token + begin,
+           .num_queries = count,
+           .q = q.As<uint16_t>() + begin * of_.q_stride(),
+           .q_stride = of_.q_stride(),
+           .lse = with_lse ? lse.As<float>() + size_t(begin) * spec_.num_qo_heads : nullptr},
+          ctx);
       PKV_CHECK(status.ok(), status.ToString());
       begin += count;
     }
@@ -131,19 +156,26 @@ TEST_P(QueryStatisticsParityTest, SumsProductsOverAllChunksAndTheHeadsOfAGroup) 
   const Prompt prompt(GetParam());
   const auto statistics = Make(prompt);
   const int num_chunks = prompt.AddTo(*statistics, ctx());
-  const int num_vectors = prompt.spec().num_queries * prompt.group(), d = prompt.spec().head_dim;
+  const int d = prompt.spec().head_dim;
+  int num_vectors = 0, weight = 0;
+  for (int i = 0; i < prompt.spec().num_queries; ++i) {
+    num_vectors += prompt.weight(i) > 0 ? prompt.group() : 0;
+    weight += prompt.weight(i) * prompt.group();
+  }
   ASSERT_EQ(statistics->num_vectors(kLayer), num_vectors);
+  ASSERT_EQ(statistics->moment_weight(kLayer), weight);
   EXPECT_EQ(statistics->num_vectors(0), 0);
   const std::vector<float> sums = Sums(prompt, *statistics);
   for (int head = 0; head < prompt.spec().num_kv_heads; ++head) {
     std::vector<double> wanted(size_t(d) * d), magnitude(size_t(d) * d), row(d);
-    for (int vector = 0; vector < num_vectors; ++vector) {
+    for (int vector = 0; vector < prompt.spec().num_queries * prompt.group(); ++vector) {
+      const int weight = prompt.weight(vector / prompt.group());
       const int of_head = head * prompt.group() + vector % prompt.group();
       for (int j = 0; j < d; ++j) row[j] = prompt.q(vector / prompt.group(), of_head, j);
       for (int i = 0; i < d; ++i) {
         for (int j = 0; j < d; ++j) {
-          wanted[size_t(i) * d + j] += row[i] * row[j];
-          magnitude[size_t(i) * d + j] += std::abs(row[i] * row[j]);
+          wanted[size_t(i) * d + j] += weight * row[i] * row[j];
+          magnitude[size_t(i) * d + j] += weight * std::abs(row[i] * row[j]);
         }
       }
     }
@@ -198,6 +230,73 @@ TEST_P(QueryStatisticsParityTest, SumsTheAttentionOfSampledQueriesThatCame128OrM
   }
 }
 
+// Writes the lse of sampled queries over `keys` in fp64 into `prompt`. Returns by how much that of
+// ScoreSamples() may differ.
+double TakeExactLse(const TestTensor& keys, Prompt& prompt) {
+  const StatisticsSpec& spec = prompt.spec();
+  const double sm_scale = 1 / std::sqrt(static_cast<double>(spec.head_dim));
+  const int num_tiles = keys.num_tokens / 16 + 1;
+  double bound = 0;
+  for (const int64_t position : SampledPositions(spec.first_token, prompt.end())) {
+    const int query = static_cast<int>(position - spec.first_token);
+    for (int head = 0; head < spec.num_qo_heads; ++head) {
+      double sum = 0, error = 0, largest_score = 0, largest = 0;
+      for (int j = 0; j < spec.head_dim; ++j) {
+        largest = std::max(largest, std::abs(prompt.q(query, head, j)));
+      }
+      for (int token = 0; token <= position; ++token) {
+        const uint16_t* k = keys.view().k_row(head / prompt.group(), token);
+        double score = 0, magnitude = 0, size = 0;
+        for (int j = 0; j < spec.head_dim; ++j) {
+          const double product = prompt.q(query, head, j) * Float16ToFloat(k[j]) * sm_scale;
+          score += product;
+          magnitude += std::abs(product);
+          size += std::abs(Float16ToFloat(k[j])) * sm_scale;
+        }
+        sum += std::exp(score);
+        largest_score = std::max(largest_score, std::abs(score));
+        error = std::max(error, PrefillArithmetic::Score(spec.head_dim, magnitude) +
+                                    PrefillArithmetic::kBfloat16Query * largest * size);
+      }
+      prompt.set_lse(query, head, std::log(sum));
+      bound = std::max(bound, PrefillArithmetic::Weight(error, largest_score, num_tiles) +
+                                  4 * kFloatUnit * std::abs(std::log(sum)));
+    }
+  }
+  return bound;
+}
+
+TEST_P(QueryStatisticsParityTest, FindsTheLseOfSampledQueriesItself) {
+  Prompt prompt(GetParam());
+  const TestTensor keys = prompt.AllKeys();
+  const double lse_bound = TakeExactLse(keys, prompt);
+  const auto given = Make(prompt), found = Make(prompt);
+  prompt.AddTo(*given, ctx());
+  prompt.AddTo(*found, ctx(), /*with_lse=*/false);
+  CudaTensor kv(keys, stream());
+  EXPECT_THAT(given->ScoreSamples(kLayer, kv.view(), ctx()),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  ASSERT_THAT(found->ScoreSamples(kLayer, kv.view(), ctx()), IsOk());
+  const int count = prompt.spec().num_queries;
+  const std::vector<float> wanted = Importance(prompt, *given, 0, count);
+  const std::vector<float> got = Importance(prompt, *found, 0, count);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    ASSERT_NEAR(got[i], wanted[i], std::expm1(lse_bound) * wanted[i] + 0x1.0p-120) << i;
+  }
+}
+
+TEST_F(QueryStatisticsTest, HasNoImportanceWithoutLse) {
+  const Prompt prompt({2, 1, 64, kHalf, 40});
+  const auto statistics = Make(prompt);
+  prompt.AddTo(*statistics, ctx(), /*with_lse=*/false);
+  CudaTensor kv(prompt.AllKeys(), stream());
+  DeviceBuffer out = OnDevice(std::vector<float>(40), stream());
+  EXPECT_THAT(statistics->Importance(kLayer, kv.view(), 0, out.As<float>(), ctx()),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(statistics->ScoreSamples(kLayer, KvTensorView(kv.view()).Tokens(0, 39), ctx()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 TEST_P(QueryStatisticsParityTest, MakesTheFeedbackOfTheCpu) {
   const Prompt prompt(GetParam());
   const auto statistics = Make(prompt);
@@ -205,7 +304,7 @@ TEST_P(QueryStatisticsParityTest, MakesTheFeedbackOfTheCpu) {
   const StatisticsSpec& spec = prompt.spec();
   const int64_t num_vectors = statistics->num_vectors(kLayer);
   std::vector<float> moments = Sums(prompt, *statistics);
-  for (float& x : moments) x *= 1.0f / static_cast<float>(num_vectors);
+  for (float& x : moments) x *= 1.0f / static_cast<float>(statistics->moment_weight(kLayer));
   const double damping = 0.01 + static_cast<double>(spec.head_dim) / num_vectors;
   for (const bool is_rotated : {false, true}) {
     if (is_rotated) RotateMoments(moments, spec.head_dim);

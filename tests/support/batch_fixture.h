@@ -5,13 +5,13 @@
 // stored and callers that remember what they were told.
 
 #include <gtest/gtest.h>
-#include <prometheus/registry.h>
 
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "proto/metrics/metric_registry.h"
 #include "tests/support/fake_batch_engine.h"
 #include "tests/support/fake_cache_client.h"
 #include "tests/support/status_matchers.h"

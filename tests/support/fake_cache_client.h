@@ -36,7 +36,7 @@ enum class CacheCall {
 };
 
 // Thread-safe.
-class FakeCacheClient final : public CacheClient {
+class FakeCacheClient : public CacheClient {
  public:
   // Called before each call takes effect, without a lock held, from the caller's thread: may fail
   // the call, or change what is stored (a race, an eviction).

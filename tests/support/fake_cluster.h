@@ -48,6 +48,7 @@ class FakeCluster final : public CacheCluster {
     for (const auto& server : servers_) statuses.push_back({server->address()});
     return statuses;
   }
+  ClientCounters counters() const override { return {}; }
 
  private:
   std::vector<std::unique_ptr<FakeCacheClient>> servers_;  // constant after construction

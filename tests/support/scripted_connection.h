@@ -142,6 +142,7 @@ inline ScriptedCore MakeScriptedCore(const ClientOptions& options = ImpatientOpt
   auto connection = std::make_unique<ScriptedConnection>();
   ScriptedCore result{std::make_shared<ClientCore>(), connection.get()};
   result.core->options = options;
+  result.core->options.statistics = std::make_shared<CallStatistics>();
   result.core->connection = std::move(connection);
   result.core->clock = Clock::Real();
   result.core->shm = std::make_unique<ShmDialer>(result.connection, result.core->clock);

@@ -4,7 +4,6 @@
 // A tiny random model with a byte tokenizer, and the two roles around it over a FakeCacheClient.
 
 #include <gtest/gtest.h>
-#include <prometheus/registry.h>
 
 #include <memory>
 #include <ostream>
@@ -14,6 +13,7 @@
 
 #include "pkv/block/prefix_hash.h"
 #include "proto/base/log.h"
+#include "proto/metrics/metric_registry.h"
 #include "tests/support/fake_cache_client.h"
 #include "tests/support/sentencepiece_writer.h"
 #include "tests/support/status_matchers.h"
@@ -97,8 +97,9 @@ struct Decoded {
   bool has_stats = false;
 };
 
-// The sum of a counter's series, or of a histogram's observations, that have all of `labels`.
-inline double MetricSum(prometheus::Registry& registry, const std::string& name,
+// The sum of a counter's or gauge's series, or of a histogram's observations, that have all of
+// `labels`.
+inline double MetricSum(const prometheus::Collectable& registry, const std::string& name,
                         const std::vector<std::pair<std::string, std::string>>& labels = {}) {
   double sum = 0;
   bool found = false;
@@ -113,7 +114,8 @@ inline double MetricSum(prometheus::Registry& registry, const std::string& name,
       }
       if (!matches) continue;
       found = true;
-      sum += metric.counter.value + static_cast<double>(metric.histogram.sample_count);
+      sum += metric.counter.value + metric.gauge.value +
+             static_cast<double>(metric.histogram.sample_count);
     }
   }
   EXPECT_TRUE(found) << "no series " << name;

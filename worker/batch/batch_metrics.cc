@@ -1,26 +1,12 @@
 #include "worker/batch/batch_metrics.h"
 
-#include <prometheus/counter.h>
-#include <prometheus/gauge.h>
-#include <prometheus/histogram.h>
-#include <prometheus/registry.h>
-
 #include <map>
-#include <string>
 #include <utility>
+
+#include "proto/metrics/metric_registry.h"
 
 namespace pkv {
 namespace {
-
-using Labels = std::map<std::string, std::string>;
-using Buckets = prometheus::Histogram::BucketBoundaries;
-
-// Bounds first, 2 first, 4 first.. up to last.
-Buckets FactorTwoBuckets(double first, double last) {
-  Buckets bounds;
-  for (double bound = first; bound <= last; bound *= 2) bounds.push_back(bound);
-  return bounds;
-}
 
 constexpr std::pair<Refusal, const char*> kRefusals[] = {{Refusal::kInvalid, "invalid"},
                                                          {Refusal::kTooLarge, "too_large"},
@@ -35,60 +21,49 @@ struct BatchMetrics::Series {
   prometheus::Gauge *waiting, *fetching, *running;
   prometheus::Gauge *free_pages, *referenced_pages, *cached_pages;
   prometheus::Counter *evicted_pages, *shared_pages, *steps;
-  prometheus::Histogram *queue_wait, *batch_size, *step_seconds, *inter_token;
+  Histogram *queue_wait, *batch_size, *step_seconds, *inter_token;
   std::map<Refusal, prometheus::Counter*> refusals;
 };
 
-BatchMetrics::BatchMetrics(prometheus::Registry& registry) : series_(std::make_unique<Series>()) {
-  const Labels role = {{"role", "decode"}};
-  const auto gauge = [&](const char* name, const char* help, const Labels& labels) {
-    return &prometheus::BuildGauge().Name(name).Help(help).Labels(role).Register(registry).Add(
-        labels);
-  };
-  const auto counter = [&](const char* name, const char* help, const Labels& labels) {
-    return &prometheus::BuildCounter().Name(name).Help(help).Labels(role).Register(registry).Add(
-        labels);
-  };
-  const auto histogram = [&](const char* name, const char* help, const Labels& labels,
-                             const Buckets& buckets) {
-    return &prometheus::BuildHistogram().Name(name).Help(help).Labels(role).Register(registry).Add(
-        labels, buckets);
-  };
-
-  series_->waiting =
-      gauge("pkv_queue_depth", "Requests that wait for a slot and pages.", {{"queue", "decode"}});
+BatchMetrics::BatchMetrics(MetricRegistry& registry) : series_(std::make_unique<Series>()) {
+  series_->waiting = registry.AddGauge(
+      "pkv_queue_depth", "Requests that wait for a slot and pages.", {{"queue", "decode"}});
   const char* sequences_help =
       "Requests that hold a slot: their prefix is on its way, or decoding.";
-  series_->fetching = gauge("pkv_decode_sequences", sequences_help, {{"state", "fetching"}});
-  series_->running = gauge("pkv_decode_sequences", sequences_help, {{"state", "running"}});
+  series_->fetching =
+      registry.AddGauge("pkv_decode_sequences", sequences_help, {{"state", "fetching"}});
+  series_->running =
+      registry.AddGauge("pkv_decode_sequences", sequences_help, {{"state", "running"}});
   const char* pages_help =
       "Pages of the pool: free, of a request, or kept with a block that a request may ask for.";
-  series_->free_pages = gauge("pkv_decode_pages", pages_help, {{"state", "free"}});
-  series_->referenced_pages = gauge("pkv_decode_pages", pages_help, {{"state", "referenced"}});
-  series_->cached_pages = gauge("pkv_decode_pages", pages_help, {{"state", "cached"}});
+  series_->free_pages = registry.AddGauge("pkv_decode_pages", pages_help, {{"state", "free"}});
+  series_->referenced_pages =
+      registry.AddGauge("pkv_decode_pages", pages_help, {{"state", "referenced"}});
+  series_->cached_pages = registry.AddGauge("pkv_decode_pages", pages_help, {{"state", "cached"}});
 
-  series_->evicted_pages = counter("pkv_evictions_total", "Cached pages taken for other blocks.",
-                                   {{"tier", "page"}, {"reason", "capacity"}});
-  series_->shared_pages =
-      counter("pkv_decode_shared_pages_total", "Blocks found in a page instead of fetched.", {});
-  series_->steps = counter("pkv_decode_steps_total", "Steps of the whole batch.", {});
+  series_->evicted_pages =
+      registry.AddCounter("pkv_evictions_total", "Cached pages taken for other blocks.",
+                          {{"tier", "page"}, {"reason", "capacity"}});
+  series_->shared_pages = registry.AddCounter("pkv_decode_shared_pages_total",
+                                              "Blocks found in a page instead of fetched.");
+  series_->steps = registry.AddCounter("pkv_decode_steps_total", "Steps of the whole batch.");
   for (const auto& [reason, name] : kRefusals) {
-    series_->refusals[reason] =
-        counter("pkv_rpc_rejected_total", "Requests refused before anything was done for them.",
-                {{"reason", name}});
+    series_->refusals[reason] = registry.AddCounter(
+        "pkv_rpc_rejected_total", "Requests refused before anything was done for them.",
+        {{"reason", name}});
   }
 
   series_->queue_wait =
-      histogram("pkv_queue_wait_seconds", "Time from a request to its slot and pages.",
-                {{"queue", "decode"}}, FactorTwoBuckets(1e-4, 7));
-  series_->batch_size =
-      histogram("pkv_decode_batch_size", "Sequences in one step.", {}, FactorTwoBuckets(1, 1024));
-  series_->step_seconds = histogram("pkv_decode_step_duration_seconds",
-                                    "One token for every running sequence, flushes not included.",
-                                    {}, FactorTwoBuckets(1e-4, 7));
+      registry.AddHistogram("pkv_queue_wait_seconds", "Time from a request to its slot and pages.",
+                            {{"queue", "decode"}}, LatencyBounds());
+  series_->batch_size = registry.AddHistogram("pkv_decode_batch_size", "Sequences in one step.", {},
+                                              ExponentialBounds(1, 2, 11));
+  series_->step_seconds = registry.AddHistogram(
+      "pkv_decode_step_duration_seconds",
+      "One token for every running sequence, flushes not included.", {}, LatencyBounds());
   series_->inter_token =
-      histogram("pkv_decode_inter_token_seconds", "Time from one token of a request to its next.",
-                {}, FactorTwoBuckets(1e-4, 7));
+      registry.AddHistogram("pkv_decode_inter_token_seconds",
+                            "Time from one token of a request to its next.", {}, LatencyBounds());
 }
 
 BatchMetrics::~BatchMetrics() = default;

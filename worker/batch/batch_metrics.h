@@ -5,11 +5,9 @@
 
 #include "worker/batch/page_pool.h"
 
-namespace prometheus {
-class Registry;
-}
-
 namespace pkv {
+
+class MetricRegistry;
 
 // Why a decode request was not taken.
 enum class Refusal { kInvalid, kTooLarge, kQueueFull, kDraining, kFailed };
@@ -18,8 +16,8 @@ enum class Refusal { kInvalid, kTooLarge, kQueueFull, kDraining, kFailed };
 // exists from the start. Thread-safe.
 class BatchMetrics {
  public:
-  // Adds the series to `registry`.
-  explicit BatchMetrics(prometheus::Registry& registry);
+  // Adds the series to `registry`, which gives them their role and outlives this.
+  explicit BatchMetrics(MetricRegistry& registry);
   ~BatchMetrics();
 
   void SetSequences(int waiting, int fetching, int running);

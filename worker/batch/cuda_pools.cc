@@ -1,52 +1,27 @@
 #include "worker/batch/cuda_pools.h"
 
-#include <algorithm>
-
 #include <cuda_runtime_api.h>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/cuda_status.h"
 #include "proto/base/status_macros.h"
-#include "proto/block/payload_layout.h"
 #include "worker/batch/window_shift_kernels.h"
 
 namespace pkv {
-namespace {
-
-// Patterns that a bank takes beside the mined ones: one a flushed block, 4,096 generated tokens.
-constexpr int kAppendedPatterns = 32;
-constexpr int64_t kPageAlignment = 128;
-
-}  // namespace
 
 CudaPools::CudaPools(const KvShape& shape, const CodecParams& params, const CudaPoolSizes& sizes)
-    : shape_(shape), sizes_(sizes) {
-  const int64_t rows = 2 * int64_t{shape.num_kv_heads} * shape.head_dim;
-  page_stride_ = (PayloadLayout::OfBlock(shape, params.encoding).page_bytes + kPageAlignment - 1) /
-                 kPageAlignment * kPageAlignment;
-  window_capacity_ = WindowCapacity(params);
-  window_ = rows * window_capacity_;
-  sink_ = rows * params.num_sinks;
-  if (params.encoding.has_patterns) {
-    const int mined = std::max(params.num_patterns_k, params.num_patterns_v);
-    const bool appends = params.append_k || params.append_v;
-    bank_capacity_ = std::min(mined + (appends ? kAppendedPatterns : 0), kMaxPatterns);
-  }
-  bank_ = rows * bank_capacity_;
-}
+    : shape_(shape), sizes_(sizes), layout_(PoolLayout::Of(shape, params)) {}
 
 int CudaPools::WindowCapacity(const CodecParams& params) {
-  return kBlockTokens + (params.window_rule == WindowRule::kRolling ? params.recent_tokens : 0);
+  return PoolLayout::Of({1, 1, 64}, params).window_capacity;
 }
 
 int64_t CudaPools::PageBytes(const KvShape& shape, const CodecParams& params) {
-  return shape.num_layers * CudaPools(shape, params, {}).page_stride_;
+  return PoolLayout::Of(shape, params).PageBytes(shape);
 }
 
 int64_t CudaPools::SlotBytes(const KvShape& shape, const CodecParams& params) {
-  const CudaPools pools(shape, params, {});
-  return shape.num_layers * (pools.window_ + pools.sink_ + pools.bank_) *
-         static_cast<int64_t>(sizeof(uint16_t));
+  return PoolLayout::Of(shape, params).SlotBytes(shape);
 }
 
 absl::StatusOr<CudaPools> CudaPools::Make(const KvShape& shape, const CodecParams& params,
@@ -60,10 +35,11 @@ absl::StatusOr<CudaPools> CudaPools::Make(const KvShape& shape, const CodecParam
   const struct {
     DeviceBuffer& buffer;
     int64_t bytes;
-  } buffers[] = {{pools.pages_, int64_t{shape.num_layers} * sizes.num_pages * pools.page_stride_},
-                 {pools.windows_, slots * pools.window_ * 2},
-                 {pools.sinks_, slots * pools.sink_ * 2},
-                 {pools.banks_, slots * pools.bank_ * 2}};
+  } buffers[] = {
+      {pools.pages_, int64_t{shape.num_layers} * sizes.num_pages * pools.layout_.page_stride},
+      {pools.windows_, slots * pools.layout_.window_values * 2},
+      {pools.sinks_, slots * pools.layout_.sink_values * 2},
+      {pools.banks_, slots * pools.layout_.bank_values * 2}};
   for (const auto& [buffer, bytes] : buffers) {
     absl::StatusOr<DeviceBuffer> made = DeviceBuffer::Make(bytes, stream);
     if (absl::IsResourceExhausted(made.status())) {
@@ -82,34 +58,38 @@ absl::StatusOr<CudaPools> CudaPools::Make(const KvShape& shape, const CodecParam
 }
 
 MutableKvTensorView CudaPools::window(int layer, int slot, int first, int count) {
-  uint16_t* k = windows_.As<uint16_t>() + At(layer, slot) * window_;
+  uint16_t* k = windows_.As<uint16_t>() + At(layer, slot) * layout_.window_values;
   const int64_t at = int64_t{first} * shape_.head_dim;
-  return {k + at, k + window_ / 2 + at, shape_.num_kv_heads,
-          count,  shape_.head_dim,      int64_t{window_capacity_} * shape_.head_dim};
+  return {k + at,
+          k + layout_.window_values / 2 + at,
+          shape_.num_kv_heads,
+          count,
+          shape_.head_dim,
+          int64_t{layout_.window_capacity} * shape_.head_dim};
 }
 
 void CudaPools::SetPools(int layer, DecodeAttentionArgs& args) {
   args.pages = page(layer, 0);
-  args.page_stride = page_stride_;
-  args.windows = windows_.As<uint16_t>() + At(layer, 0) * window_;
-  args.window_stride = window_;
-  args.window_capacity = window_capacity_;
+  args.page_stride = layout_.page_stride;
+  args.windows = windows_.As<uint16_t>() + At(layer, 0) * layout_.window_values;
+  args.window_stride = layout_.window_values;
+  args.window_capacity = layout_.window_capacity;
   args.sinks = sinks(layer, 0);
-  args.sink_stride = sink_;
+  args.sink_stride = layout_.sink_values;
   args.banks = bank(layer, 0);
-  args.bank_stride = bank_;
-  args.bank_capacity = bank_capacity_;
+  args.bank_stride = layout_.bank_values;
+  args.bank_capacity = layout_.bank_capacity;
 }
 
 absl::Status CudaPools::DropFront(const int32_t* slots, const int32_t* num_tokens, int count,
                                   void* stream) {
   WindowShiftArgs args;
   args.windows = windows_.As<uint16_t>();
-  args.layer_stride = (sizes_.num_slots + 1) * window_;
-  args.window_stride = window_;
+  args.layer_stride = (sizes_.num_slots + 1) * layout_.window_values;
+  args.window_stride = layout_.window_values;
   args.num_layers = shape_.num_layers;
   args.num_tensors = 2 * shape_.num_kv_heads;
-  args.capacity = window_capacity_;
+  args.capacity = layout_.window_capacity;
   args.head_dim = shape_.head_dim;
   args.slots = slots;
   args.num_tokens = num_tokens;

@@ -11,6 +11,7 @@
 #include "pkv/kernels/decode_attention.h"
 #include "pkv/kernels/kv_tensor.h"
 #include "pkv/kernels/layer_compressor.h"
+#include "worker/batch/pool_layout.h"
 
 namespace pkv {
 
@@ -43,20 +44,24 @@ class CudaPools {
 
   const KvShape& shape() const { return shape_; }
   const CudaPoolSizes& sizes() const { return sizes_; }
-  int64_t page_stride() const { return page_stride_; }
-  int window_capacity() const { return window_capacity_; }
+  int64_t page_stride() const { return layout_.page_stride; }
+  int window_capacity() const { return layout_.window_capacity; }
   // Patterns that a bank holds: those mined and some that flushed blocks append.
-  int bank_capacity() const { return bank_capacity_; }
+  int bank_capacity() const { return layout_.bank_capacity; }
 
   std::byte* page(int layer, int page) {
-    return pages_.data() + (int64_t{layer} * sizes_.num_pages + page) * page_stride_;
+    return pages_.data() + (int64_t{layer} * sizes_.num_pages + page) * layout_.page_stride;
   }
   // Tokens [first, first + count) of a slot's window.
   MutableKvTensorView window(int layer, int slot, int first, int count);
-  uint16_t* sinks(int layer, int slot) { return sinks_.As<uint16_t>() + At(layer, slot) * sink_; }
-  uint16_t* bank(int layer, int slot) { return banks_.As<uint16_t>() + At(layer, slot) * bank_; }
+  uint16_t* sinks(int layer, int slot) {
+    return sinks_.As<uint16_t>() + At(layer, slot) * layout_.sink_values;
+  }
+  uint16_t* bank(int layer, int slot) {
+    return banks_.As<uint16_t>() + At(layer, slot) * layout_.bank_values;
+  }
   // Elements from K of a bank to its V.
-  int64_t bank_tensor() const { return bank_ / 2; }
+  int64_t bank_tensor() const { return layout_.bank_values / 2; }
 
   // The pools of one layer, as decode attention takes them.
   void SetPools(int layer, DecodeAttentionArgs& args);
@@ -71,9 +76,7 @@ class CudaPools {
 
   KvShape shape_;
   CudaPoolSizes sizes_;
-  int window_capacity_ = 0, bank_capacity_ = 0;
-  int64_t page_stride_ = 0;
-  int64_t window_ = 0, sink_ = 0, bank_ = 0;  // elements of a slot in one layer
+  PoolLayout layout_;
   DeviceBuffer pages_, windows_, sinks_, banks_;
 };
 

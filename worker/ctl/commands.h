@@ -32,6 +32,7 @@ void AddLookupCommand(CLI::App& app, const GlobalFlags& global, int& exit_code);
 void AddGenerateCommand(CLI::App& app, const GlobalFlags& global, int& exit_code);  // generate
 void AddCompareCommand(CLI::App& app, const GlobalFlags& global, int& exit_code);   // compare
 void AddEvalCommand(CLI::App& app, const GlobalFlags& global, int& exit_code);      // eval
+void AddCapacityCommand(CLI::App& app, const GlobalFlags& global, int& exit_code);  // capacity
 
 }  // namespace pkv
 

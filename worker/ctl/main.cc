@@ -55,12 +55,14 @@ int Main(int argc, char** argv) {
       "64\n"
       "  pkvctl lookup --model deploy/models/novella-14m --prompt-file book.txt --preset default\n"
       "  pkvctl eval --model deploy/models/novella-14m --text book.txt --preset pkv2 --preset "
-      "default:clip_v=none --report report.html\n");
+      "default:clip_v=none --report report.html\n"
+      "  pkvctl capacity --shape llama-3.1-8b --preset fp16,default --tokens 32768\n");
   ConfigureLog(LogLevel::kWarning, LogFormat::kText);
   int exit_code = 0;
   AddGenerateCommand(app, global, exit_code);
   AddCompareCommand(app, global, exit_code);
   AddEvalCommand(app, global, exit_code);
+  AddCapacityCommand(app, global, exit_code);
   AddLookupCommand(app, global, exit_code);
   AddObjectCommands(app, global, exit_code);
   return ParseCommandLine(app, argc, argv).value_or(exit_code);

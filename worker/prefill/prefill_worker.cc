@@ -9,6 +9,7 @@
 #include "pkv/block/prefix_hash.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "worker/prefill/error_sample.h"
 #include "worker/sequence/stopwatch.h"
 
 namespace pkv {
@@ -17,6 +18,11 @@ namespace {
 // How often a prompt is computed when other workers store parts of it meanwhile. Each time it
 // starts from what they have stored.
 constexpr int kMaxAttempts = 3;
+
+// K and V of one token as fp16.
+uint64_t LogicalTokenBytes(const KvShape& shape) {
+  return uint64_t{4} * shape.num_layers * shape.num_kv_heads * shape.head_dim;
+}
 
 }  // namespace
 
@@ -32,6 +38,7 @@ struct PrefillWorker::Job {
   v1::HandoffTicket* ticket = nullptr;
   v1::PrefillStats* stats = nullptr;
   bool lost_race = false;  // what was computed could not be stored for what another had stored
+  CodecWork work;
 
   int num_window_tokens() const {
     return static_cast<int>(tokens.size()) - num_blocks * kBlockTokens;
@@ -41,6 +48,8 @@ struct PrefillWorker::Job {
   Digest TailOf(const Digest& profile) const {
     return TailId(profile, parent(), std::span(tokens).subspan(size_t(num_blocks) * kBlockTokens));
   }
+  // Any layer, and the same one for the same prompt.
+  int SampledLayer(int num_layers) const { return parent().bytes[0] % num_layers; }
   ObjectKey BlockKey(int i) const { return {ObjectKind::kBlock, prefix_ids[i], params.variant()}; }
   ObjectKey TableKey(const Digest& id) const { return {ObjectKind::kTable, id, params.variant()}; }
   void AddTable(const Digest& id) {
@@ -60,6 +69,7 @@ absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequ
   job.stats = response.mutable_stats();
   PKV_ASSIGN_OR_RETURN(job.params, PresetByName(request.preset(), host_.config().kv_shape()));
   PKV_RETURN_IF_ERROR(executor_.CheckVariant(job.params));
+  job.work.preset = job.params.name;
   PKV_ASSIGN_OR_RETURN(std::vector<int32_t> prompt, host_.ResolvePrompt(request.prompt()));
   job.tokens.assign(prompt.begin(), prompt.end() - 1);
   job.num_blocks =
@@ -75,10 +85,10 @@ absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequ
   job.ticket->set_num_blocks(job.num_blocks);
   job.ticket->set_num_window_tokens(job.num_window_tokens());
   job.stats->set_prompt_tokens(static_cast<uint32_t>(prompt.size()));
-  job.stats->set_logical_bytes(job.tokens.size() * shape.num_layers * shape.num_kv_heads *
-                               shape.head_dim * 4);
+  job.stats->set_logical_bytes(job.tokens.size() * LogicalTokenBytes(shape));
   PKV_RETURN_IF_ERROR(Run(job, request.ignore_cache()));
-  metrics_.CountPrefill(*job.stats);
+  worker_metrics_.CountPrefill(*job.stats);
+  metrics_.CountCodec(job.work);
   return response;
 }
 
@@ -116,7 +126,7 @@ absl::Status PrefillWorker::ComputeFrom(Job& job, const LookupResult& found) {
     if (status.ok() || !use_cache || absl::IsCancelled(status)) return status;
     Log(LogLevel::kWarning, "cached prefix unusable, computing it",
         {{"reason", status.ToString()}});
-    metrics_.CountRecompute(status);
+    worker_metrics_.CountRecompute(status);
   }
   return absl::OkStatus();
 }
@@ -150,7 +160,7 @@ LookupResult PrefillWorker::Lookup(Job& job) {
   job.stats->set_lookup_seconds(job.stats->lookup_seconds() + stopwatch.Seconds());
   if (found.ok()) return *std::move(found);
   Log(LogLevel::kWarning, "lookup failed", {{"reason", found.status().ToString()}});
-  metrics_.CountRecompute(found.status());
+  worker_metrics_.CountRecompute(found.status());
   // So that the next prompt that begins like this one finds it.
   ChooseServer(job);
   return {};
@@ -296,8 +306,19 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
     on_failure_(computed);
   }
   PKV_RETURN_IF_ERROR(computed);
+  std::optional<ErrorSample> sample =
+      ErrorSample::Take(sequence, job.SampledLayer(host_.config().num_layers));
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
+  if (sample.has_value()) {
+    const absl::StatusOr<RelativeError> error = sample->Measure(sequence);
+    if (error.ok()) metrics_.ObserveRelativeError(error->k, error->v);
+  }
   job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
+  // Work that was done once more is work.
+  job.work.mine_seconds += sequence.mine_seconds();
+  job.work.encode_seconds += sequence.encode_seconds();
+  job.work.input_bytes += (job.tokens.size() - job.stats->cached_tokens()) *
+                          LogicalTokenBytes(host_.config().kv_shape());
 
   if (put != nullptr && put_status.ok()) put_status = CommitAll(job, *put);
   if (put_stopwatch.has_value()) job.stats->set_put_seconds(put_stopwatch->Seconds());
@@ -345,6 +366,7 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
     }
   }
   job.stats->set_put_bytes(put_bytes);
+  job.work.output_bytes += put_bytes;
   return conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job) : absl::OkStatus();
 }
 

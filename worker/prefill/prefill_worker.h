@@ -13,6 +13,7 @@
 #include "pkv/client/cache_client.h"
 #include "pkv/v1/worker_service.pb.h"
 #include "worker/prefill/prefill_executor.h"
+#include "worker/prefill/prefill_metrics.h"
 #include "worker/prefill/prefix_turns.h"
 #include "worker/serve/model_host.h"
 #include "worker/serve/worker_metrics.h"
@@ -40,7 +41,8 @@ class PrefillWorker {
       : host_(*host),
         executor_(*executor),
         cluster_(*cluster),
-        metrics_(*metrics),
+        worker_metrics_(*metrics),
+        metrics_(*metrics->registry()),
         on_failure_(std::move(on_failure)) {}
 
   // Asked after each layer; true ends the request. Null: never.
@@ -54,6 +56,9 @@ class PrefillWorker {
   //   Internal            the device failed
   absl::StatusOr<v1::PrefillResponse> Prefill(const v1::PrefillRequest& request,
                                               const Cancelled& cancelled = nullptr);
+
+  // For the queue before this worker.
+  PrefillMetrics& metrics() { return metrics_; }
 
  private:
   struct Job;
@@ -74,7 +79,8 @@ class PrefillWorker {
   ModelHost& host_;
   PrefillExecutor& executor_;
   CacheCluster& cluster_;
-  WorkerMetrics& metrics_;
+  WorkerMetrics& worker_metrics_;
+  PrefillMetrics metrics_;
   const OnFailure on_failure_;
   PrefixTurns turns_;
 };

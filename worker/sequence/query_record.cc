@@ -12,8 +12,9 @@
 namespace pkv {
 namespace {
 
-// c += rows^T rows. rows: [num_rows][dim].
-void AddOuterProducts(const std::vector<float>& rows, int num_rows, int dim, float* c) {
+// c += weight rows^T rows. rows: [num_rows][dim].
+void AddOuterProducts(const std::vector<float>& rows, int num_rows, int dim, float weight,
+                      float* c) {
   // The rows transposed, so that the product is rows times rows.
   std::vector<float> columns(rows.size());
   for (int r = 0; r < num_rows; ++r) {
@@ -29,6 +30,7 @@ void AddOuterProducts(const std::vector<float>& rows, int num_rows, int dim, flo
                                     .b_stride = num_rows,
                                     .c_stride = dim,
                                     .transpose_b = true,
+                                    .alpha = weight,
                                     .beta = 1},
                                    nullptr);
   PKV_CHECK(status.ok(), status.ToString());
@@ -57,18 +59,24 @@ void QueryRecord::Add(const LayerQkv& qkv, std::span<const float> lse) {
 }
 
 void QueryRecord::AddMoments(const LayerQkv& qkv, Layer& layer) const {
-  const int num_rows = qkv.num_tokens * group_;
+  const auto runs = MomentSample::Of(qkv.first_token, qkv.first_token + qkv.num_tokens);
   const int64_t token_elements = int64_t{num_kv_heads_} * group_ * head_dim_;
-  std::vector<float> rows(size_t(num_rows) * head_dim_);
-  for (int head = 0; head < num_kv_heads_; ++head) {
-    for (int i = 0; i < qkv.num_tokens; ++i) {
-      const float* q = qkv.q + i * token_elements + int64_t{head} * group_ * head_dim_;
-      std::copy_n(q, group_ * head_dim_, rows.data() + int64_t{i} * group_ * head_dim_);
+  for (const MomentSample::Run& run : {runs.all, runs.rest}) {
+    if (run.count == 0) continue;
+    const int num_rows = static_cast<int>(run.count) * group_;
+    std::vector<float> rows(size_t(num_rows) * head_dim_);
+    for (int head = 0; head < num_kv_heads_; ++head) {
+      for (int64_t i = 0; i < run.count; ++i) {
+        const int64_t token = run.first + i * run.stride - qkv.first_token;
+        const float* q = qkv.q + token * token_elements + int64_t{head} * group_ * head_dim_;
+        std::copy_n(q, group_ * head_dim_, rows.data() + i * group_ * head_dim_);
+      }
+      AddOuterProducts(rows, num_rows, head_dim_, static_cast<float>(run.stride),
+                       layer.moment_sums.data() + size_t(head) * head_dim_ * head_dim_);
     }
-    AddOuterProducts(rows, num_rows, head_dim_,
-                     layer.moment_sums.data() + size_t(head) * head_dim_ * head_dim_);
   }
-  layer.num_vectors += num_rows;
+  layer.num_vectors += runs.count() * group_;
+  layer.moment_weight += runs.weight() * group_;
 }
 
 void QueryRecord::AddSample(const LayerQkv& qkv, std::span<const float> lse, int token,
@@ -103,7 +111,7 @@ void QueryRecord::ThinOut(Layer& layer) const {
 
 std::vector<float> QueryRecord::Moments(int layer) const {
   std::vector<float> moments = layers_[layer].moment_sums;
-  const float scale = 1.0f / static_cast<float>(std::max<int64_t>(num_vectors(layer), 1));
+  const float scale = 1.0f / static_cast<float>(std::max<int64_t>(layers_[layer].moment_weight, 1));
   for (float& value : moments) value *= scale;
   return moments;
 }

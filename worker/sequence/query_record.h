@@ -27,10 +27,10 @@ class QueryRecord {
   // sum of exp of each query's scores.
   void Add(const LayerQkv& qkv, std::span<const float> lse);
 
-  // Query vectors of each kv head so far.
+  // Query vectors of each kv head so far that count in its moments (MomentSample).
   int64_t num_vectors(int layer) const { return layers_[layer].num_vectors; }
-  // Mean of q q^T over the query vectors of each kv head: [kv_head][head_dim][head_dim]; zeros
-  // without any.
+  // Mean of q q^T over those of each kv head, by their weights: [kv_head][head_dim][head_dim];
+  // zeros without any.
   std::vector<float> Moments(int layer) const;
   // The attention that each of 128 tokens received, summed over the sampled queries that came at
   // least 128 positions after it: [kv_head][128]. block: their K, fp16, not rotated; first_token:
@@ -40,7 +40,7 @@ class QueryRecord {
  private:
   struct Layer {
     std::vector<float> moment_sums;  // [kv_head][head_dim][head_dim]
-    int64_t num_vectors = 0;
+    int64_t num_vectors = 0, moment_weight = 0;
     QuerySample sample;
     std::vector<std::vector<float>> q;    // [kv_head] -> [sample][group][head_dim]
     std::vector<std::vector<float>> lse;  // [kv_head] -> [sample][group]

@@ -12,9 +12,11 @@
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "proto/config/configuration.h"
+#include "proto/metrics/metric_registry.h"
 #include "proto/metrics/reload_metrics.h"
 #include "proto/serving/health_server.h"
 #include "proto/transport/nccl/nccl_port.h"
+#include "worker/serve/client_collector.h"
 #include "worker/serve/member_collector.h"
 
 namespace pkv {
@@ -165,6 +167,7 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   const absl::StatusOr<Transport> transport = ParseTransport(flags.transport);
   if (!transport.ok()) return ExitCode(transport.status());
   client_options.transport = *transport;
+  client_options.statistics = std::make_shared<CallStatistics>();
   client_options.put_deadline = flags.put_deadline;
   const absl::StatusOr<std::optional<NcclPort>> gpu = OpenGpu(role, flags, *transport);
   if (!gpu.ok()) return ExitCode(gpu.status());
@@ -174,6 +177,9 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   Log(LogLevel::kInfo, "model loaded",
       {{"profile", host.profile().ToShortHex()}, {"layers", host.config().num_layers}});
   WorkerMetrics metrics(role.name);
+  metrics.registry()->AddCollectable(
+      std::make_shared<ClientCollector>(role.name, cluster->get(), client_options.statistics));
+  metrics.registry()->AddCollectable(std::make_shared<MemberCollector>(role.name, cluster->get()));
   ServingFault fault;
   const absl::StatusOr<ServedWorker> served =
       role.make_worker({**model, **cluster, metrics, flags,
@@ -182,14 +188,15 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   ServerHostOptions server = flags.server;
   server.on_drain = served->drain;
   ReloadMetrics reloads(*metrics.registry());
+  reloads.SetHash(config.Hash());
   server.on_hangup = [&] {
-    reloads.Count(config.Reload());
+    const ReloadResult result = config.Reload();
+    reloads.SetHash(config.Hash());
+    reloads.Count(result);
     SetLogLevel(flags.log.level);
     served->set_max_waiting(flags.queue.max_waiting);
     return flags.server.drain_timeout;
   };
-  const auto members = std::make_shared<MemberCollector>(role.name, cluster->get());
-  server.collectables = {members};
   server.fault = &fault;
   server.health = health->get();
   return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));

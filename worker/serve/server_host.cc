@@ -4,7 +4,6 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <prometheus/exposer.h>
-#include <prometheus/registry.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -122,7 +121,7 @@ absl::Status CheckListenAddresses(const ServerHostOptions& options) {
 
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
-                              const std::shared_ptr<prometheus::Registry>& registry) {
+                              const std::shared_ptr<prometheus::Collectable>& metrics) {
   PKV_RETURN_IF_ERROR(CheckListenAddresses(options));
   std::optional<prometheus::Exposer> exposer;
   auto process = std::make_shared<ProcessCollector>();
@@ -134,9 +133,8 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
       return absl::UnavailableError(
           absl::StrCat("cannot serve metrics on ", options.metrics_listen, ": ", error.what()));
     }
-    exposer->RegisterCollectable(registry);
+    exposer->RegisterCollectable(metrics);
     exposer->RegisterCollectable(process);
-    for (const auto& collectable : options.collectables) exposer->RegisterCollectable(collectable);
     metrics_port = exposer->GetListeningPorts().front();
   }
 

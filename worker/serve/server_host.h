@@ -15,8 +15,7 @@ class Service;
 }
 namespace prometheus {
 class Collectable;
-class Registry;
-}  // namespace prometheus
+}
 
 namespace pkv {
 
@@ -40,8 +39,6 @@ class ServingFault {
 struct ServerHostOptions {
   std::string listen = "127.0.0.1:7441";  // host:port (port 0 picks one) or unix:/path
   std::string metrics_listen;             // host:port; empty: no metrics
-  // What /metrics shows besides the registry.
-  std::vector<std::shared_ptr<prometheus::Collectable>> collectables;  // shared with the exposer
   // Written as "port metrics_port\n", with the port of `health` third if there is one, once
   // serving; empty: none.
   std::string port_file;
@@ -64,7 +61,7 @@ struct ServerHostOptions {
 //   and what was reported to options.fault
 absl::Status ServeUntilSignal(const ServerHostOptions& options,
                               const std::vector<grpc::Service*>& services,
-                              const std::shared_ptr<prometheus::Registry>& registry);
+                              const std::shared_ptr<prometheus::Collectable>& metrics);
 
 // Checks both addresses as ServeUntilSignal does.
 absl::Status CheckListenAddresses(const ServerHostOptions& options);

@@ -1,23 +1,16 @@
 #include "worker/serve/worker_metrics.h"
 
-#include <prometheus/counter.h>
-#include <prometheus/histogram.h>
-#include <prometheus/registry.h>
+#include <grpcpp/grpcpp.h>
 
 #include <map>
 #include <string>
-#include <utility>
 #include <vector>
+
+#include "proto/metrics/build_info.h"
+#include "proto/metrics/metric_registry.h"
 
 namespace pkv {
 namespace {
-
-// Factor-2 buckets from 0.1 ms to 6.5 s.
-prometheus::Histogram::BucketBoundaries LatencyBuckets() {
-  prometheus::Histogram::BucketBoundaries bounds;
-  for (double bound = 1e-4; bound < 7; bound *= 2) bounds.push_back(bound);
-  return bounds;
-}
 
 // Reasons are a closed set: the status codes a fetch ends with; UNKNOWN stands for any other.
 constexpr absl::StatusCode kReasons[] = {absl::StatusCode::kNotFound,
@@ -45,83 +38,70 @@ void Count(const CountersByCode& counters, absl::StatusCode code) {
   (it != counters.end() ? it->second : counters.at(absl::StatusCode::kUnknown))->Increment();
 }
 
+// 1 ms .. 524 s in 20 steps of two: a whole request lasts as long as its text.
+std::vector<double> LongBounds() { return ExponentialBounds(1e-3, 2, 20); }
+
 }  // namespace
 
 struct WorkerMetrics::Series {
-  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+  std::shared_ptr<MetricRegistry> registry;
   CountersByCode requests, recomputes;  // constant after construction
+  prometheus::Gauge* inflight;
   prometheus::Counter *prompt_tokens, *saved_tokens, *generated_tokens;
-  prometheus::Counter *codec_input_bytes, *codec_output_bytes;
-  prometheus::Histogram *fetch_seconds, *first_token_seconds, *encode_seconds;
+  Histogram *request_seconds, *fetch_seconds, *first_token_seconds;
 };
 
 WorkerMetrics::WorkerMetrics(absl::string_view role) : series_(std::make_unique<Series>()) {
-  prometheus::Registry& registry = *series_->registry;
-  const std::map<std::string, std::string> labels = {{"role", std::string(role)}};
-  const auto counter = [&](const char* name, const char* help) -> prometheus::Counter* {
-    return &prometheus::BuildCounter().Name(name).Help(help).Labels(labels).Register(registry).Add(
-        {});
-  };
-  const auto histogram = [&](const char* name, const char* help) -> prometheus::Histogram* {
-    return &prometheus::BuildHistogram()
-                .Name(name)
-                .Help(help)
-                .Labels(labels)
-                .Register(registry)
-                .Add({}, LatencyBuckets());
-  };
-  auto& requests = prometheus::BuildCounter()
-                       .Name("pkv_worker_requests_total")
-                       .Help("Requests that ended, by status code.")
-                       .Labels(labels)
-                       .Register(registry);
+  series_->registry =
+      std::make_shared<MetricRegistry>(MetricRegistry::Labels{{"role", std::string(role)}});
+  MetricRegistry& registry = *series_->registry;
+  RegisterBuildInfo(registry, {{"grpc_version", grpc::Version()}});
   for (const absl::StatusCode code : kRequestCodes) {
-    series_->requests[code] = &requests.Add({{"code", absl::StatusCodeToString(code)}});
+    series_->requests[code] =
+        registry.AddCounter("pkv_worker_requests_total", "Requests that ended, by status code.",
+                            {{"code", absl::StatusCodeToString(code)}});
   }
-  auto& recomputes = prometheus::BuildCounter()
-                         .Name("pkv_client_fallback_recompute_total")
-                         .Help("Prompts computed because the cache did not deliver, by reason.")
-                         .Labels(labels)
-                         .Register(registry);
+  series_->inflight = registry.AddGauge("pkv_worker_requests_inflight",
+                                        "Requests that have begun and not ended, queued included.");
+  series_->request_seconds =
+      registry.AddHistogram("pkv_worker_request_duration_seconds",
+                            "From a request to its status, queueing included.", {}, LongBounds());
   for (const absl::StatusCode code : kReasons) {
-    series_->recomputes[code] = &recomputes.Add({{"reason", absl::StatusCodeToString(code)}});
+    series_->recomputes[code] =
+        registry.AddCounter("pkv_client_fallback_recompute_total",
+                            "Prompts computed because the cache did not deliver, by reason.",
+                            {{"reason", absl::StatusCodeToString(code)}});
   }
   series_->prompt_tokens =
-      counter("pkv_worker_prompt_tokens_total", "Prompt tokens of ended requests.");
-  series_->saved_tokens = counter("pkv_client_saved_prefill_tokens_total",
-                                  "Prompt tokens served by the cache instead of computed.");
-  series_->generated_tokens = counter("pkv_worker_generated_tokens_total", "Tokens generated.");
-  series_->codec_input_bytes = counter("pkv_codec_input_bytes_total",
-                                       "fp16 bytes of K and V that were handed to the encoder.");
-  series_->codec_output_bytes =
-      counter("pkv_codec_output_bytes_total", "Bytes of blocks, tables and windows put.");
-  series_->fetch_seconds = histogram("pkv_client_fetch_duration_seconds",
-                                     "Time from a decode request to its last layer.");
-  series_->first_token_seconds = histogram("pkv_worker_time_to_first_token_seconds",
-                                           "Time from a decode request to its first token.");
-  series_->encode_seconds =
-      histogram("pkv_codec_duration_seconds",
-                "Mining, assigning and encoding of one prompt, summed over layers.");
+      registry.AddCounter("pkv_worker_prompt_tokens_total", "Prompt tokens of ended requests.");
+  series_->saved_tokens =
+      registry.AddCounter("pkv_client_saved_prefill_tokens_total",
+                          "Prompt tokens served by the cache instead of computed.");
+  series_->generated_tokens =
+      registry.AddCounter("pkv_worker_generated_tokens_total", "Tokens generated.");
+  series_->fetch_seconds =
+      registry.AddHistogram("pkv_client_fetch_duration_seconds",
+                            "Time from a decode request to its last layer.", {}, LatencyBounds());
+  series_->first_token_seconds =
+      registry.AddHistogram("pkv_worker_time_to_first_token_seconds",
+                            "Time from a decode request to its first token.", {}, LatencyBounds());
 }
 
 WorkerMetrics::~WorkerMetrics() = default;
 
-std::shared_ptr<prometheus::Registry> WorkerMetrics::registry() const { return series_->registry; }
+std::shared_ptr<MetricRegistry> WorkerMetrics::registry() const { return series_->registry; }
 
-void WorkerMetrics::CountRequest(const absl::Status& status) {
+void WorkerMetrics::RequestBegan() { series_->inflight->Increment(); }
+
+void WorkerMetrics::RequestEnded(const absl::Status& status, double seconds) {
   Count(series_->requests, status.code());
+  series_->request_seconds->Observe(seconds);
+  series_->inflight->Decrement();
 }
 
 void WorkerMetrics::CountPrefill(const v1::PrefillStats& stats) {
   series_->prompt_tokens->Increment(stats.prompt_tokens());
   series_->saved_tokens->Increment(stats.cached_tokens());
-  series_->codec_output_bytes->Increment(static_cast<double>(stats.put_bytes()));
-  if (stats.compute_seconds() > 0) {
-    const double computed = stats.prompt_tokens() - 1.0 - stats.cached_tokens();
-    series_->codec_input_bytes->Increment(static_cast<double>(stats.logical_bytes()) * computed /
-                                          (stats.prompt_tokens() - 1.0));
-    series_->encode_seconds->Observe(stats.encode_seconds());
-  }
 }
 
 void WorkerMetrics::CountDecode(const v1::DecodeStats& stats, int num_tokens) {

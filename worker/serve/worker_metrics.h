@@ -7,13 +7,12 @@
 #include "absl/strings/string_view.h"
 #include "pkv/v1/worker_service.pb.h"
 
-namespace prometheus {
-class Registry;
-}
-
 namespace pkv {
 
-// What a worker exports besides process_*: names and meanings are listed in worker/README.md.
+class MetricRegistry;
+
+// What workers of both roles export besides process_*: names and meanings are listed in
+// worker/README.md.
 //
 // Every series exists from the start, so that rates see the first event.
 // Thread-safe.
@@ -23,9 +22,12 @@ class WorkerMetrics {
   explicit WorkerMetrics(absl::string_view role);
   ~WorkerMetrics();
 
-  std::shared_ptr<prometheus::Registry> registry() const;
+  // Its series all have the label `role`.
+  std::shared_ptr<MetricRegistry> registry() const;
 
-  void CountRequest(const absl::Status& status);
+  // Each call of the service, those that are refused included.
+  void RequestBegan();
+  void RequestEnded(const absl::Status& status, double seconds);
   void CountPrefill(const v1::PrefillStats& stats);
   void CountDecode(const v1::DecodeStats& stats, int num_tokens);
   // The cache did not deliver and the prompt was computed instead.

@@ -12,6 +12,7 @@
 #include "proto/transport/convert.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/prefill/prefill_worker.h"
+#include "worker/sequence/stopwatch.h"
 
 namespace pkv {
 namespace {
@@ -20,18 +21,23 @@ namespace {
 // Thread-safe.
 class RequestQueue {
  public:
-  explicit RequestQueue(const QueueLimits* limits)
-      : limits_(*limits), pool_(limits->max_running()) {}
+  // Both outlive the queue.
+  RequestQueue(const QueueLimits* limits, PrefillMetrics* metrics)
+      : limits_(*limits), metrics_(*metrics), pool_(limits->max_running()) {}
 
   // ResourceExhausted when the queue is full; then `run` is not called.
   absl::Status Add(std::function<void()> run) {
     const int limit = limits_.max_running() + limits_.max_waiting();
     if (pending_.fetch_add(1) >= limit) {
       pending_.fetch_sub(1);
+      metrics_.CountQueueFull();
       return absl::ResourceExhaustedError(
           absl::StrCat(limit, " requests are running or waiting already"));
     }
-    pool_.Schedule([this, run = std::move(run)] {
+    metrics_.AddWaiting(1);
+    pool_.Schedule([this, run = std::move(run), waiting = Stopwatch()] {
+      metrics_.AddWaiting(-1);
+      metrics_.ObserveQueueWait(waiting.Seconds());
       run();
       pending_.fetch_sub(1);
     });
@@ -40,6 +46,7 @@ class RequestQueue {
 
  private:
   const QueueLimits& limits_;
+  PrefillMetrics& metrics_;
   std::atomic<int> pending_{0};
   ThreadPool pool_;
 };
@@ -47,25 +54,28 @@ class RequestQueue {
 class PrefillService final : public v1::Prefill::CallbackService {
  public:
   PrefillService(PrefillWorker* worker, WorkerMetrics* metrics, const QueueLimits* limits)
-      : worker_(*worker), metrics_(*metrics), queue_(limits) {}
+      : worker_(*worker), metrics_(*metrics), queue_(limits, &worker->metrics()) {}
 
   grpc::ServerUnaryReactor* Prefill(grpc::CallbackServerContext* context,
                                     const v1::PrefillRequest* request,
                                     v1::PrefillResponse* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const absl::Status queued = queue_.Add([this, context, request, response, reactor] {
-      absl::Status status = absl::CancelledError("the caller went away");
-      if (!context->IsCancelled()) {
-        absl::StatusOr<v1::PrefillResponse> result =
-            worker_.Prefill(*request, [context] { return context->IsCancelled(); });
-        status = result.status();
-        if (result.ok()) *response = *std::move(result);
-      }
-      metrics_.CountRequest(status);
-      reactor->Finish(ToGrpc(status));
-    });
+    metrics_.RequestBegan();
+    const Stopwatch since_request;
+    const absl::Status queued =
+        queue_.Add([this, context, request, response, reactor, since_request] {
+          absl::Status status = absl::CancelledError("the caller went away");
+          if (!context->IsCancelled()) {
+            absl::StatusOr<v1::PrefillResponse> result =
+                worker_.Prefill(*request, [context] { return context->IsCancelled(); });
+            status = result.status();
+            if (result.ok()) *response = *std::move(result);
+          }
+          metrics_.RequestEnded(status, since_request.Seconds());
+          reactor->Finish(ToGrpc(status));
+        });
     if (!queued.ok()) {
-      metrics_.CountRequest(queued);
+      metrics_.RequestEnded(queued, since_request.Seconds());
       reactor->Finish(ToGrpc(queued));
     }
     return reactor;
@@ -160,8 +170,9 @@ class DecodeService final : public v1::Decode::CallbackService {
   grpc::ServerWriteReactor<v1::DecodeEvent>* Decode(grpc::CallbackServerContext* /*context*/,
                                                     const v1::DecodeRequest* request) override {
     auto* call = new DecodeCall(&worker_);
-    const auto end = [this, call](const absl::Status& status) {
-      metrics_.CountRequest(status);
+    metrics_.RequestBegan();
+    const auto end = [this, call, since_request = Stopwatch()](const absl::Status& status) {
+      metrics_.RequestEnded(status, since_request.Seconds());
       call->End(status);
     };
     const absl::StatusOr<uint64_t> id = worker_.Start(

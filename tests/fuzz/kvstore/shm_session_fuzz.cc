@@ -74,7 +74,7 @@ struct World {
   }
 
   FakeClock clock;
-  prometheus::Registry registry;
+  MetricRegistry registry;
   ServiceMetrics metrics{registry};
   std::vector<SealedObject> objects;
   std::unique_ptr<BlockStore> store;

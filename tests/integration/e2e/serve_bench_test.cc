@@ -83,14 +83,21 @@ TEST_F(ServeBenchTest, AClosedLoopsCountsAreThoseOfTheProcesses) {
   EXPECT_EQ(Counted(report, "prefill", "pkv_client_saved_prefill_tokens_total{role=\"prefill\"}"),
             report["tokens"]["cached"]);
   EXPECT_EQ(Counted(report, "decode", "pkv_worker_generated_tokens_total{role=\"decode\"}"), 24);
-  EXPECT_EQ(Counted(report, "decode", "pkv_worker_requests_total{role=\"decode\",code=\"OK\"}"), 6);
+  EXPECT_EQ(Counted(report, "decode", "pkv_worker_requests_total{code=\"OK\",role=\"decode\"}"), 6);
   const double fetched =
       double(report["bytes"]["fetched_by_prefill"]) + double(report["bytes"]["fetched_by_decode"]);
   EXPECT_EQ(
       Counted(report, "cache", "pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}"),
       fetched);
-  // In and out, over gRPC, shm and NCCL.
-  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 6);
+  const auto fetched_by = [&report](const std::string& role) {
+    return Counted(report, role,
+                   "pkv_client_payload_bytes_total{direction=\"in\",role=\"" + role +
+                       "\",transport=\"grpc\"}");
+  };
+  EXPECT_EQ(fetched_by("prefill"), report["bytes"]["fetched_by_prefill"]);
+  EXPECT_EQ(fetched_by("decode"), report["bytes"]["fetched_by_decode"]);
+  // Of pkvd in and out, over gRPC, shm and NCCL; of each worker the same, but out over gRPC alone.
+  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 6 + 2 * 4);
   EXPECT_EQ(report["metrics"]["absent"], nlohmann::json({"pkv_unknown"}));
   EXPECT_EQ(nlohmann::json::parse(ChildProcess::Read(out), nullptr, false), report);
 }

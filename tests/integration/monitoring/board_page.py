@@ -19,14 +19,14 @@ MAIN_PANELS = {
     ],
     "cache.json": [
         "Bytes as fp16 and on the wire",
-        "Compression ratio",
+        "Compression ratio by preset",
         "Evictions",
         "Age of what is evicted",
     ],
     "inference.json": [
         "Tokens per second",
         "Time to first token, and our share",
-        "Time between tokens",
+        "Duration of a cache call",
         "Wait in the queue",
     ],
 }

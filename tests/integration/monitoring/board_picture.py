@@ -6,6 +6,9 @@ Starts the fleet of the monitoring test and a real Prometheus, loads them in thr
 the boards' expressions over that time, writes the page of board_page.py, and has a headless
 Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core) photograph it.
 Without --png no Chromium is needed.
+
+What else runs shows: under a compiler of higher priority throughput falls to a tenth, the workers'
+threads being ready to run and not running (/proc/PID/task/*/schedstat).
 """
 
 import argparse

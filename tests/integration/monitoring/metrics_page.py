@@ -32,6 +32,9 @@ every Prometheus client; `exposer_*` come from prometheus-cpp.
 |---|---|---|---|---|
 """
 
+# What an operator of caches may look for.
+NOT_EXPORTED = Path(__file__).resolve().with_name("not_exported.md")
+
 
 @dataclass
 class Family:
@@ -96,7 +99,7 @@ def render(pages):
         f"| `{name}` | {kind} | {labels} | {', '.join(roles)} | {text} |\n"
         for (name, kind, labels, text), roles in sorted(rows.items())
     ]
-    return HEAD + "".join(lines)
+    return HEAD + "".join(lines) + "\n" + NOT_EXPORTED.read_text(encoding="utf-8")
 
 
 def main():

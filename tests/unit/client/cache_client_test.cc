@@ -68,9 +68,16 @@ class CacheClientTest : public testing::Test {
   CacheClientTest() {
     auto connection = std::make_unique<ScriptedConnection>();
     connection_ = connection.get();
-    client_ = MakeCacheClient(ImpatientOptions(), std::move(connection));
+    ClientOptions options = ImpatientOptions();
+    options.statistics = statistics_;
+    client_ = MakeCacheClient(options, std::move(connection));
   }
 
+  uint64_t Ended(CallMethod method, absl::StatusCode code) const {
+    return statistics_->Read(method).ended[static_cast<size_t>(code)];
+  }
+
+  const std::shared_ptr<CallStatistics> statistics_ = std::make_shared<CallStatistics>();
   ScriptedConnection* connection_;
   std::unique_ptr<CacheClient> client_;
   const std::vector<Digest> ids_ = {TestDigest(1), TestDigest(2), TestDigest(3)};
@@ -145,6 +152,8 @@ TEST_F(CacheClientTest, RetriesWhatIsSafeToRepeat) {
   EXPECT_THAT(client_->Delete({&key, 1}), IsOkAndHolds(1));
   EXPECT_EQ(client_->counters().retries, 2u);
   EXPECT_EQ(client_->counters().failures, 0u);
+  EXPECT_EQ(statistics_->Read(CallMethod::kDelete).retries, 2u);
+  EXPECT_EQ(Ended(CallMethod::kDelete, absl::StatusCode::kOk), 1u);
 }
 
 TEST_F(CacheClientTest, EveryCallFailsWithUnavailableWhenTheServerIsAway) {
@@ -160,6 +169,12 @@ TEST_F(CacheClientTest, EveryCallFailsWithUnavailableWhenTheServerIsAway) {
   EXPECT_THAT(client_->StartPut({&descriptor, 1}), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_EQ(connection_->num_calls, 7 * attempts);
   EXPECT_EQ(client_->counters().failures, 7u);
+  for (int m = 0; m < kNumCallMethods; ++m) {
+    const auto method = static_cast<CallMethod>(m);
+    EXPECT_EQ(Ended(method, absl::StatusCode::kUnavailable), 1u) << CallMethodName(method);
+    EXPECT_EQ(statistics_->Read(method).in_flight, 0u) << CallMethodName(method);
+    EXPECT_EQ(statistics_->Read(method).retries, static_cast<uint64_t>(attempts - 1));
+  }
 }
 
 TEST_F(CacheClientTest, StatReturnsOneAnswerPerKey) {

@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -99,6 +102,7 @@ class CacheClusterTest : public testing::Test {
     }
     ClientOptions options = ImpatientOptions();
     options.probe_interval = absl::Milliseconds(1);
+    options.statistics = statistics_;
     cluster_ = MakeCacheCluster(options, std::move(servers));
   }
 
@@ -121,6 +125,7 @@ class CacheClusterTest : public testing::Test {
   const std::vector<std::string> addresses_ = {"a:1", "b:1", "c:1"};
   const std::vector<Digest> chain_ = {TestDigest(1), TestDigest(2), TestDigest(3)};
   const std::vector<int> ranking_ = RankServers(AnchorOf(chain_), addresses_);
+  const std::shared_ptr<CallStatistics> statistics_ = std::make_shared<CallStatistics>();
   Mutex mu_;
   CondVar changed_;
   std::vector<ServerState> states_ ABSL_GUARDED_BY(mu_) = {3, ServerState::kReady};
@@ -166,6 +171,38 @@ TEST_F(CacheClusterTest, SaysHowItsServersAre) {
   EXPECT_EQ(servers[1].state, ServerState::kDraining);
   EXPECT_EQ(servers[2].state, ServerState::kAway);
   EXPECT_EQ(servers[2].address, "c:1");
+}
+
+TEST_F(CacheClusterTest, CountsTheCallsOfAllServersTogetherAndItsOwnQuestionsNowhere) {
+  const Variant variants[] = {{"default", 1}};
+  for (const std::string& address : addresses_) {
+    ASSERT_THAT(cluster_->ServerFor({}, address).Lookup(chain_, variants), IsOk());
+  }
+  Set(2, ServerState::kReady);
+  const MethodStatistics lookups = statistics_->Read(CallMethod::kLookup);
+  EXPECT_EQ(lookups.ended[static_cast<size_t>(absl::StatusCode::kOk)], 3u);
+  EXPECT_EQ(statistics_->Read(CallMethod::kStats).in_flight, 0u);
+  EXPECT_EQ(statistics_->Read(CallMethod::kStats).ended, MethodStatistics().ended);
+  EXPECT_EQ(cluster_->counters().lookups, 3u);
+}
+
+TEST_F(CacheClusterTest, CountersAreThoseOfAllServers) {
+  for (const std::string& address : addresses_) {
+    const ObjectKey key = {ObjectKind::kBlock, TestDigest(1), {"default", 1}};
+    EXPECT_FALSE(cluster_->ServerFor({}, address).StartGet({&key, 1})->WaitForManifest().ok());
+  }
+  EXPECT_EQ(cluster_->counters().gets, 3u);
+  EXPECT_EQ(cluster_->counters().failures, 3u);
+}
+
+TEST(ClientCountersTest, EveryOneIsAdded) {
+  using Fields = std::array<uint64_t, sizeof(ClientCounters) / sizeof(uint64_t)>;
+  Fields fields{};
+  std::iota(fields.begin(), fields.end(), uint64_t{1});
+  ClientCounters sum = std::bit_cast<ClientCounters>(fields);
+  sum += sum;
+  for (uint64_t& field : fields) field *= 2;
+  EXPECT_EQ(std::bit_cast<Fields>(sum), fields);
 }
 
 // Two servers with a GPU each, which are fakes as ours is: both hold every object.

@@ -29,7 +29,8 @@ class GetCallTest : public testing::Test {
   std::unique_ptr<GetCall> StartCall() {
     return std::make_unique<GetCall>(
         scripted_.core, keys_,
-        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline,
+        scripted_.core->Record(CallMethod::kGet));
   }
 
   // A server that sends `frames` and ends with `status`; keeps the request.
@@ -48,7 +49,7 @@ class GetCallTest : public testing::Test {
     counters.retries = scripted_.core->counters.retries;
     counters.failures = scripted_.core->counters.failures;
     counters.integrity_failures = scripted_.core->counters.integrity_failures;
-    counters.get_bytes = scripted_.core->counters.get_bytes;
+    counters.get_bytes = scripted_.core->counters.grpc_get_bytes;
     return counters;
   }
 
@@ -115,6 +116,26 @@ TEST_F(GetCallTest, DoesNotRetryWhatWillNotPass) {
   }
 }
 
+TEST_F(GetCallTest, IsCountedOkWithItsLastLayerAndCancelledWithoutIt) {
+  const auto ended = [this](absl::StatusCode code) {
+    return scripted_.core->options.statistics->Read(CallMethod::kGet)
+        .ended[static_cast<size_t>(code)];
+  };
+  for (const bool reads_all : {true, false}) {
+    scripted_.connection->scripts.push_back(
+        Sends(GetFrames(objects_, kMessageBytes), absl::OkStatus()));
+    auto call = StartCall();
+    ASSERT_THAT(call->WaitForLayer(0), IsOk());
+    EXPECT_EQ(scripted_.core->options.statistics->Read(CallMethod::kGet).in_flight, 1u);
+    if (reads_all) {
+      ASSERT_THAT(call->WaitForLayer(1), IsOk());
+      EXPECT_EQ(ended(absl::StatusCode::kOk), 1u);
+    }
+  }
+  EXPECT_EQ(ended(absl::StatusCode::kOk), 1u);
+  EXPECT_EQ(ended(absl::StatusCode::kCancelled), 1u);
+}
+
 TEST_F(GetCallTest, MissIsNotFoundAndNoFailure) {
   v1::DataFrame manifest = ManifestFrame(objects_);
   manifest.mutable_control()->mutable_manifest()->set_heads(0, "");
@@ -123,6 +144,8 @@ TEST_F(GetCallTest, MissIsNotFoundAndNoFailure) {
   EXPECT_THAT(call->WaitForManifest(),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("object 0")));
   EXPECT_EQ(Counted().failures, 0u);
+  const MethodStatistics statistics = scripted_.core->options.statistics->Read(CallMethod::kGet);
+  EXPECT_EQ(statistics.ended[static_cast<size_t>(absl::StatusCode::kNotFound)], 1u);
 }
 
 // Every layer before the damaged one may be used; the damaged one is refused and counted once.

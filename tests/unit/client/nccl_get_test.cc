@@ -39,7 +39,8 @@ class NcclGetTest : public testing::Test {
     scripted_.core->options.transport = transport;
     return std::make_unique<NcclGet>(
         scripted_.core, keys_,
-        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline,
+        scripted_.core->Record(CallMethod::kGet));
   }
   // As Start(kAuto), with the pair there.
   std::unique_ptr<NcclGet> StartPaired() {
@@ -67,6 +68,9 @@ class NcclGetTest : public testing::Test {
     }
   }
   const CounterSet& counters() const { return scripted_.core->counters; }
+  MethodStatistics Counted() const {
+    return scripted_.core->options.statistics->Read(CallMethod::kGet);
+  }
 
   ScriptedPairHolder holder_;
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(holder_.link, nullptr);
@@ -97,7 +101,9 @@ TEST_F(NcclGetTest, BringsFramesToThePlacesNamedAndTheOthersAnywhere) {
   EXPECT_EQ(get->received_bytes(), 2 * kLayers * kFrameBytes);
   EXPECT_EQ(counters().nccl_gets, 1u);
   EXPECT_EQ(counters().nccl_get_bytes, 2 * kLayers * kFrameBytes);
-  EXPECT_EQ(counters().get_bytes, 2 * kLayers * kFrameBytes);
+  EXPECT_EQ(counters().grpc_get_bytes, 0u);
+  EXPECT_EQ(Counted().ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
+  EXPECT_EQ(Counted().in_flight, 0u);
   EXPECT_EQ(counters().nccl_fallbacks, 0u);
 }
 
@@ -121,7 +127,7 @@ TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
   EXPECT_THAT(holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
   // As when its process ends: the control connection breaks too.
   holder_.stream->End(absl::UnavailableError("killed"));
-  EXPECT_THAT(get->WaitForLayer(kLayers - 1), IsOk());
+  for (int layer = 2; layer < kLayers; ++layer) EXPECT_THAT(get->WaitForLayer(layer), IsOk());
   EXPECT_TRUE(get->is_on_device(1));
   EXPECT_FALSE(get->is_on_device(2));
   EXPECT_EQ(grpc_first_layer_, 2);
@@ -129,6 +135,8 @@ TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
   EXPECT_THAT(get->WaitForLayer(0), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
   EXPECT_EQ(counters().nccl_gets, 0u);
+  EXPECT_EQ(Counted().ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
+  EXPECT_EQ(Counted().in_flight, 0u);
 }
 
 TEST_F(NcclGetTest, WhatWasReplacedBeforeGrpcWentOnIsAborted) {

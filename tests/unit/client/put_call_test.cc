@@ -81,9 +81,12 @@ TEST_F(PutCallTest, StoresTheBytesThatWereWritten) {
 
 TEST_F(PutCallTest, ObjectNeverCommittedIsCancelled) {
   auto call = StartOrDie();
+  call->CountIn(scripted_.core->Record(CallMethod::kPut));
   WriteAll(*call);
   EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
   const std::vector<PutOutcome> outcomes = call->Finish();
+  const MethodStatistics counted = scripted_.core->options.statistics->Read(CallMethod::kPut);
+  EXPECT_EQ(counted.ended[static_cast<size_t>(absl::StatusCode::kCancelled)], 1u);
   EXPECT_THAT(outcomes[0].status, StatusIs(absl::StatusCode::kCancelled));
   EXPECT_THAT(outcomes[1].status, IsOk());
   EXPECT_EQ(server_.stored.size(), 1u);

@@ -64,6 +64,10 @@ TEST_F(PutObjectsTest, TriesAgainWhenTheServerComesBack) {
   EXPECT_THAT(Put()[0].status, IsOk());
   EXPECT_EQ(scripted_.core->counters.retries, 1u);
   EXPECT_EQ(scripted_.core->counters.failures, 0u);
+  const MethodStatistics counted = scripted_.core->options.statistics->Read(CallMethod::kPut);
+  EXPECT_EQ(counted.ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
+  EXPECT_EQ(counted.retries, 1u);
+  EXPECT_EQ(counted.backing_off, 0u);
 }
 
 TEST_F(PutObjectsTest, GivesUpAfterMaxAttempts) {

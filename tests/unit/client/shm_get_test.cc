@@ -38,7 +38,14 @@ class ShmGetTest : public testing::Test {
     scripted_.core->options.transport = transport;
     return std::make_unique<ShmGet>(
         scripted_.core, keys_,
-        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline);
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline,
+        scripted_.core->Record(CallMethod::kGet));
+  }
+
+  // Gets that ended with `code`.
+  uint64_t Ended(absl::StatusCode code) const {
+    return scripted_.core->options.statistics->Read(CallMethod::kGet)
+        .ended[static_cast<size_t>(code)];
   }
 
   // gRPC serves the objects from now on.
@@ -79,13 +86,14 @@ TEST_F(ShmGetTest, ReadsInPlaceAndGivesBackWhenDestroyed) {
     frame_bytes += object.bytes().size() - object.head().size();
   EXPECT_EQ(get->received_bytes(), frame_bytes);
   EXPECT_EQ(counters().shm_get_bytes, frame_bytes);
-  EXPECT_EQ(counters().get_bytes, frame_bytes);
+  EXPECT_EQ(counters().grpc_get_bytes, 0u);
   EXPECT_EQ(counters().shm_gets, 1u);
   EXPECT_EQ(counters().shm_fallbacks, 0u);
   EXPECT_EQ(scripted_.connection->num_calls, 0) << "gRPC carried payload";
   EXPECT_EQ(server_.Count(v1::ShmMessage::kUnpin), 0);
   get.reset();
   EXPECT_TRUE(server_.WaitFor(v1::ShmMessage::kUnpin, 1));
+  EXPECT_EQ(Ended(absl::StatusCode::kOk), 1u);
 }
 
 TEST_F(ShmGetTest, FramesPointIntoTheArena) {
@@ -109,6 +117,7 @@ TEST_F(ShmGetTest, AWrongByteIsDataLossAndReported) {
   EXPECT_EQ(counters().integrity_failures, 2u);
   EXPECT_TRUE(server_.WaitFor(v1::ShmMessage::kDamaged, 2));
   EXPECT_TRUE(server_.WaitFor(v1::ShmMessage::kUnpin, 2));
+  EXPECT_EQ(Ended(absl::StatusCode::kDataLoss), 2u);
 }
 
 TEST_F(ShmGetTest, ADamagedHeadIsDataLoss) {
@@ -150,6 +159,9 @@ TEST_F(ShmGetTest, AutoGoesOverGrpcWhenPinningIsRefused) {
   ExpectAllBytes(*get);
   EXPECT_EQ(counters().shm_fallbacks, 1u);
   EXPECT_EQ(counters().shm_gets, 0u);
+  get.reset();
+  EXPECT_EQ(Ended(absl::StatusCode::kOk), 1u) << "one call, whatever it went over";
+  EXPECT_EQ(Ended(absl::StatusCode::kCancelled), 0u);
 }
 
 TEST_F(ShmGetTest, AutoGoesOverGrpcWithoutAnOffer) {

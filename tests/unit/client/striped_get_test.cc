@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -45,9 +46,20 @@ class StripedGetTest : public testing::Test {
         });
   }
   std::unique_ptr<StripedGet> Start(int first_layer = 0) {
-    return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams,
-                                        scripted_.core->clock->MonotonicNow() + absl::Seconds(5),
+    return std::make_unique<StripedGet>(scripted_.core, keys_, kStreams, Deadline(), Record(),
                                         first_layer);
+  }
+  absl::Time Deadline() const { return scripted_.core->clock->MonotonicNow() + absl::Seconds(5); }
+  CallRecord Record() const { return scripted_.core->Record(CallMethod::kGet); }
+  MethodStatistics Counted() const {
+    return scripted_.core->options.statistics->Read(CallMethod::kGet);
+  }
+  uint64_t NumEnded(absl::StatusCode code) const {
+    return Counted().ended[static_cast<size_t>(code)];
+  }
+  uint64_t NumEnded() const {
+    const MethodStatistics counted = Counted();
+    return std::accumulate(counted.ended.begin(), counted.ended.end(), uint64_t{0});
   }
 
   ScriptedCore scripted_ = MakeScriptedCore();
@@ -96,6 +108,33 @@ TEST_F(StripedGetTest, EveryStreamBeginsWithTheFirstLayerThatIsWanted) {
     }
   }
   EXPECT_EQ(get->received_bytes(), bytes);
+  EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u) << "layer 0 is nobody's";
+}
+
+TEST_F(StripedGetTest, IsOneCallThatEndsWithTheLastLayerOfAllStreams) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500));
+  const auto get = Start();
+  EXPECT_EQ(Counted().in_flight, 1u);
+  ASSERT_THAT(get->WaitForLayer(0), IsOk());
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_EQ(Counted().in_flight, 1u) << "two streams have all of theirs";
+  ASSERT_THAT(get->WaitForLayer(2), IsOk());
+  EXPECT_EQ(Counted().in_flight, 0u);
+  EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
+  EXPECT_EQ(scripted_.core->counters.grpc_get_bytes, get->received_bytes());
+}
+
+TEST_F(StripedGetTest, IsOneCallThatIsCancelledWhenItIsGivenUp) {
+  for (const auto& part : parts_) Answer(GetFrames(part, 1500));
+  {
+    const auto get = Start();
+    ASSERT_THAT(get->WaitForLayer(0), IsOk());
+    get->Cancel();
+  }
+  EXPECT_EQ(NumEnded(absl::StatusCode::kCancelled), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
+  EXPECT_EQ(Counted().in_flight, 0u);
 }
 
 TEST_F(StripedGetTest, NamesAnObjectByItsPlaceInTheWholeList) {
@@ -123,39 +162,40 @@ TEST_F(StripedGetTest, EndsAllStreamsWithOne) {
   EXPECT_TRUE(held->cancelled());
   EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kDataLoss)) << "for good";
   EXPECT_EQ(scripted_.core->counters.failures, 1u);
+  EXPECT_EQ(NumEnded(absl::StatusCode::kDataLoss), 1u);
+  EXPECT_EQ(NumEnded(), 1u);
 }
 
 TEST_F(StripedGetTest, StartsAsManyStreamsAsTheObjectsAreWorth) {
-  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
   for (const auto& [num_objects, num_streams] : {std::pair(1, 1), {7, 1}, {8, 2}, {11, 2}}) {
     scripted_.connection->num_calls = 0;
-    const auto get =
-        StartGrpcGet(scripted_.core, {keys_.begin(), keys_.begin() + num_objects}, deadline);
+    const auto get = StartGrpcGet(scripted_.core, {keys_.begin(), keys_.begin() + num_objects},
+                                  Deadline(), Record());
+    EXPECT_EQ(Counted().in_flight, 1u) << num_objects;
     EXPECT_EQ(scripted_.connection->num_calls, num_streams) << num_objects;
   }
   scripted_.core->options.num_get_streams = 1;
   scripted_.connection->num_calls = 0;
-  const auto get = StartGrpcGet(scripted_.core, keys_, deadline);
+  const auto get = StartGrpcGet(scripted_.core, keys_, Deadline(), Record());
   EXPECT_EQ(scripted_.connection->num_calls, 1);
 }
 
 TEST_F(StripedGetTest, OneStreamOrSeveralBeginWithTheFirstLayerThatIsWanted) {
-  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
   for (const int max_streams : {1, 2}) {
     scripted_.core->options.num_get_streams = max_streams;
     for (int i = 0; i < max_streams; ++i) Answer({});
-    const auto get = StartGrpcGet(scripted_.core, keys_, deadline, /*first_layer=*/1);
+    const auto get = StartGrpcGet(scripted_.core, keys_, Deadline(), Record(), /*first_layer=*/1);
   }
   EXPECT_THAT(first_layers_, ElementsAre(1, 1, 1));
 }
 
 TEST_F(StripedGetTest, RefusesTooManyObjectsAndNone) {
-  const absl::Time deadline = scripted_.core->clock->MonotonicNow() + absl::Seconds(5);
   for (const size_t count : {size_t{0}, size_t{5000}}) {
     const auto get =
-        StartGrpcGet(scripted_.core, std::vector<ObjectKey>(count, keys_[0]), deadline);
+        StartGrpcGet(scripted_.core, std::vector<ObjectKey>(count, keys_[0]), Deadline(), Record());
     EXPECT_THAT(get->WaitForManifest(), StatusIs(absl::StatusCode::kInvalidArgument));
   }
+  EXPECT_EQ(NumEnded(absl::StatusCode::kInvalidArgument), 2u);
 }
 
 }  // namespace

@@ -50,7 +50,8 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* 
         "max_tokens ", given.max_tokens, ", chunk_tokens ", given.chunk_tokens,
         ": the first must be a positive multiple of ", kBlockTokens, ", the second positive"));
   }
-  PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make());
+  // Compression takes what the model's kernels leave when they end.
+  PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make(Stream::Priority::kHigh));
   PKV_ASSIGN_OR_RETURN(Stream compress, Stream::Make());
   auto prefill = std::unique_ptr<CudaPrefill>(
       new CudaPrefill(model, params, options, std::move(compute), std::move(compress)));
@@ -87,14 +88,12 @@ absl::Status CudaPrefill::Allocate() {
     PKV_ASSIGN_OR_RETURN(
         lse_,
         DeviceBuffer::Make(size_t(options_.chunk_tokens) * config.num_qo_heads * 4, stream()));
+    PKV_ASSIGN_OR_RETURN(
+        importance_,
+        DeviceBuffer::Make(size_t(config.num_kv_heads) * options_.max_tokens * 4, stream()));
   }
   for (int i = 0; i < 2; ++i) {
     PKV_ASSIGN_OR_RETURN(kv_[i], DeviceBuffer::Make(kv_bytes, stream()));
-    if (wants_statistics()) {
-      PKV_ASSIGN_OR_RETURN(
-          importance_[i],
-          DeviceBuffer::Make(size_t(config.num_kv_heads) * options_.max_tokens * 4, stream()));
-    }
     PKV_ASSIGN_OR_RETURN(ready_[i], Event::Make());
     PKV_ASSIGN_OR_RETURN(released_[i], Event::Make());
   }
@@ -113,27 +112,32 @@ MutableKvTensorView CudaPrefill::kv(int layer, int num_tokens) {
           head_stride};
 }
 
-absl::Status CudaPrefill::AttendChunk(const PrefillRequest& request, int layer, int first,
-                                      int rows) {
+absl::Status CudaPrefill::AttendChunk(int layer, int first, int rows) {
   const ModelConfig& config = model_.config();
   const ComputeContext ctx = {Device::kCuda, nullptr, stream()};
-  PrefillAttentionArgs args;
-  args.num_queries = rows;
-  args.sm_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
-  args.q = pass_->q();
-  args.q_stride = args.out_stride = int64_t{config.num_qo_heads} * config.head_dim;
-  args.kv = kv(layer, first + rows);
-  args.out = pass_->attention();
-  args.lse = wants_statistics() ? lse_.As<float>() : nullptr;
-  PKV_RETURN_IF_ERROR(attention_->Run(args, ctx));
+  const int64_t q_stride = int64_t{config.num_qo_heads} * config.head_dim;
+  // Nothing reads what the last layer's attention gives.
+  const bool attends = layer + 1 < config.num_layers;
+  float* lse = wants_statistics() && attends ? lse_.As<float>() : nullptr;
+  if (attends) {
+    PrefillAttentionArgs args;
+    args.num_queries = rows;
+    args.sm_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
+    args.q = pass_->q();
+    args.q_stride = args.out_stride = q_stride;
+    args.kv = kv(layer, first + rows);
+    args.out = pass_->attention();
+    args.lse = lse;
+    PKV_RETURN_IF_ERROR(attention_->Run(args, ctx));
+  }
   if (!wants_statistics()) return absl::OkStatus();
   QueryChunk chunk;
   chunk.layer = layer;
   chunk.first_token = first;
   chunk.num_queries = rows;
   chunk.q = pass_->q();
-  chunk.q_stride = args.q_stride;
-  chunk.lse = lse_.As<float>();
+  chunk.q_stride = q_stride;
+  chunk.lse = lse;
   return statistics_->Add(chunk, ctx);
 }
 
@@ -160,45 +164,47 @@ absl::Status CudaPrefill::ComputeLayer(const PrefillRequest& request, int layer)
     to.kv_row_stride = config.head_dim;
     to.not_finite = not_finite_.As<int32_t>();
     PKV_RETURN_IF_ERROR(pass_->Project(layer, row, rows, to));
-    // Nothing reads what the last layer's attention gives, but who looks at its queries.
-    if (is_last && !wants_statistics()) continue;
-    PKV_RETURN_IF_ERROR(AttendChunk(request, layer, first, rows));
+    PKV_RETURN_IF_ERROR(AttendChunk(layer, first, rows));
     if (!is_last) PKV_RETURN_IF_ERROR(pass_->Finish(layer, row, rows));
   }
   return absl::OkStatus();
 }
 
-absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer) {
+absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
+                                     LayerCompression& compression) {
   const ModelConfig& config = model_.config();
-  const ComputeContext compute = {Device::kCuda, nullptr, stream()};
-  const ComputeContext compress = {Device::kCuda, nullptr, compress_stream()};
-  const int block_tokens = request.num_blocks * kBlockTokens;
-  const int count = block_tokens - request.first_token;
-  const KvTensorView all = kv(layer, static_cast<int>(request.tokens.size()));
-  LayerCompression compression;
-  compression.kv = all.Tokens(request.first_token, count);
-  if (wants_statistics() && count > 0) {
-    // The previous layer's compression has read what the statistics wrote for it.
-    PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(stream()));
-    if (params_.encoding.k_fine_tokens > 0) {
-      float* importance = importance_[layer % 2].As<float>();
-      PKV_RETURN_IF_ERROR(
-          statistics_->Importance(layer, compression.kv, request.first_token, importance, compute));
-      compression.importance = importance;
+  const ComputeContext ctx = {Device::kCuda, nullptr, compress_stream()};
+  if (params_.encoding.k_fine_tokens > 0) {
+    if (layer + 1 == config.num_layers) {  // without attention
+      PKV_RETURN_IF_ERROR(statistics_->ScoreSamples(
+          layer, kv(layer, static_cast<int>(request.tokens.size())), ctx));
     }
-    if (params_.feedback_k && statistics_->num_vectors(layer) > 0) {
-      const double shrinkage =
-          static_cast<double>(config.head_dim) / statistics_->num_vectors(layer);
-      PKV_ASSIGN_OR_RETURN(compression.feedback,
-                           statistics_->Feedback(layer, params_.encoding.rotated,
-                                                 params_.feedback_damping + shrinkage, compute));
-    }
+    float* importance = importance_.As<float>();
+    PKV_RETURN_IF_ERROR(
+        statistics_->Importance(layer, compression.kv, request.first_token, importance, ctx));
+    compression.importance = importance;
   }
+  const int64_t num_vectors = statistics_->num_vectors(layer);
+  if (!params_.feedback_k || num_vectors == 0) return absl::OkStatus();
+  const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;
+  PKV_ASSIGN_OR_RETURN(compression.feedback,
+                       statistics_->Feedback(layer, params_.encoding.rotated,
+                                             params_.feedback_damping + shrinkage, ctx));
+  return absl::OkStatus();
+}
+
+absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer) {
   PKV_RETURN_IF_ERROR(ready_[layer % 2].Record(stream()));
   if (!options_.compress) return released_[layer % 2].Record(stream());
   PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(compress_stream()));
+  const int block_tokens = request.num_blocks * kBlockTokens;
+  const int count = block_tokens - request.first_token;
+  const KvTensorView all = kv(layer, static_cast<int>(request.tokens.size()));
   PKV_ASSIGN_OR_RETURN(const PrefillTarget target, request.target(layer));
   if (count > 0) {
+    LayerCompression compression;
+    compression.kv = all.Tokens(request.first_token, count);
+    if (wants_statistics()) PKV_RETURN_IF_ERROR(AskQueries(request, layer, compression));
     compression.at_start = request.first_token == 0;
     compression.mine = target.mine;
     compression.bank = target.bank;
@@ -206,7 +212,8 @@ absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer
     compression.page_stride = target.page_stride;
     compression.page_ids = target.page_ids;
     compression.sinks = target.sinks;
-    PKV_RETURN_IF_ERROR(compressor_->Compress(compression, compress));
+    PKV_RETURN_IF_ERROR(
+        compressor_->Compress(compression, {Device::kCuda, nullptr, compress_stream()}));
   }
   const KvTensorView window = all.Tokens(block_tokens, all.num_tokens - block_tokens);
   PKV_RETURN_IF_ERROR(request.on_compressed(layer, target, window, compress_stream()));

@@ -88,8 +88,10 @@ class CudaPrefill {
   absl::Status Allocate();
   absl::Status RunLayers(const PrefillRequest& request);
   absl::Status ComputeLayer(const PrefillRequest& request, int layer);
-  absl::Status AttendChunk(const PrefillRequest& request, int layer, int first, int rows);
+  absl::Status AttendChunk(int layer, int first, int rows);
   absl::Status CompressLayer(const PrefillRequest& request, int layer);
+  // What the queries say to the layer's encoder.
+  absl::Status AskQueries(const PrefillRequest& request, int layer, LayerCompression& compression);
   // K and V of all tokens of the layer, whose buffer is used by every other one.
   MutableKvTensorView kv(int layer, int num_tokens);
   // The encoder asks what the queries were.
@@ -104,8 +106,8 @@ class CudaPrefill {
   std::unique_ptr<QueryStatistics> statistics_;
   std::unique_ptr<LayerCompressor> compressor_;
   DeviceBuffer tokens_, lse_, not_finite_;
-  std::array<DeviceBuffer, 2> kv_;          // by layer mod 2
-  std::array<DeviceBuffer, 2> importance_;  // [kv_head][token] fp32
+  DeviceBuffer importance_;         // [kv_head][token] fp32
+  std::array<DeviceBuffer, 2> kv_;  // by layer mod 2
   // By layer mod 2: K and V are complete; whoever reads them is through.
   std::array<Event, 2> ready_, released_;
 };

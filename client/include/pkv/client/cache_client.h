@@ -158,18 +158,6 @@ class GetStream {
   virtual void Cancel() = 0;
 };
 
-// Counters since creation, for metrics: client side of the same story pkvd tells.
-struct ClientCounters {
-  uint64_t lookups = 0, gets = 0, puts = 0, retries = 0, failures = 0;
-  uint64_t get_bytes = 0, put_bytes = 0, integrity_failures = 0;
-  uint64_t shm_gets = 0;        // those that read in place
-  uint64_t shm_get_bytes = 0;   // part of get_bytes
-  uint64_t shm_fallbacks = 0;   // gets that went over gRPC although the server offers shm
-  uint64_t nccl_gets = 0;       // those that came to the GPU whole
-  uint64_t nccl_get_bytes = 0;  // part of get_bytes
-  uint64_t nccl_fallbacks = 0;  // gets that a pair began, or refused, and gRPC finished
-};
-
 // A connection to one pkvd. No gRPC type shows. It is a cluster of one, whose state it does not
 // know.
 //
@@ -215,8 +203,6 @@ class CacheClient : public CacheCluster {
   virtual absl::StatusOr<int> Delete(std::span<const ObjectKey> keys) = 0;
   virtual absl::StatusOr<ServerStats> Stats() = 0;
   virtual absl::Status Drain() = 0;
-
-  virtual ClientCounters counters() const = 0;
 };
 
 }  // namespace pkv

@@ -3,6 +3,7 @@
 
 // Several pkvd side by side: which of them keeps what, and which of them are there.
 
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,6 +28,20 @@ enum class ServerState {
 struct ServerStatus {
   std::string address;  // as it was given
   ServerState state = ServerState::kReady;
+};
+
+// Counters since creation, for metrics: client side of the same story pkvd tells.
+struct ClientCounters {
+  uint64_t lookups = 0, gets = 0, puts = 0, retries = 0, failures = 0;
+  uint64_t get_bytes = 0, put_bytes = 0, integrity_failures = 0;
+  uint64_t shm_gets = 0;        // those that read in place
+  uint64_t shm_get_bytes = 0;   // part of get_bytes
+  uint64_t shm_fallbacks = 0;   // gets that went over gRPC although the server offers shm
+  uint64_t nccl_gets = 0;       // those that came to the GPU whole
+  uint64_t nccl_get_bytes = 0;  // part of get_bytes
+  uint64_t nccl_fallbacks = 0;  // gets that a pair began, or refused, and gRPC finished
+
+  ClientCounters& operator+=(const ClientCounters& other);  // of several clients
 };
 
 // One pkvd, or several, each of which keeps whole chains: blocks, the tables they refer to and the
@@ -75,6 +90,9 @@ class CacheCluster {
 
   // All servers, in the order given.
   virtual std::vector<ServerStatus> servers() const = 0;
+
+  // Of all servers' clients together. Calls are in ClientOptions::statistics.
+  virtual ClientCounters counters() const = 0;
 };
 
 }  // namespace pkv

@@ -2,11 +2,13 @@
 #define PKV_CLIENT_CLIENT_OPTIONS_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "pkv/client/call_statistics.h"
 
 namespace pkv {
 
@@ -55,6 +57,10 @@ struct ClientOptions {
   absl::Duration max_backoff = absl::Seconds(1);
 
   uint32_t message_bytes = 512 << 10;  // target payload of one message, 4 KiB..1 MiB
+
+  // Where calls are counted; null: nowhere that anybody looks. shared_ptr: several clients may
+  // count in one, and their streams may outlive them.
+  std::shared_ptr<CallStatistics> statistics;
 };
 
 }  // namespace pkv

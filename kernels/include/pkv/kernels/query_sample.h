@@ -1,6 +1,7 @@
 #ifndef PKV_KERNELS_QUERY_SAMPLE_H_
 #define PKV_KERNELS_QUERY_SAMPLE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -15,7 +16,7 @@ class QuerySample {
   // Positions p with p mod kStride = kStride - 1 are sampled. At kMaxSamples the older half of the
   // samples is thinned out to a wider stride, until a quarter of the room is free.
   static constexpr int kStride = 8;
-  static constexpr int kMaxSamples = 512;
+  static constexpr int kMaxSamples = 256;
 
   static bool IsSampled(int64_t position) { return (position + 1) % kStride == 0; }
 
@@ -33,6 +34,32 @@ class QuerySample {
   std::vector<int64_t> positions_;
   std::vector<int> kept_;
   int64_t old_stride_ = 2 * kStride;  // to which older samples are thinned out
+};
+
+// Which queries count in the sums of second moments: the first kAll of a sequence, and behind them,
+// kStride times as much, those at the positions that QuerySample may take. A mean over thousands of
+// vectors changes little when most are left out (kernels/FIDELITY.md), and its cost does.
+struct MomentSample {
+  static constexpr int64_t kAll = 2048, kStride = QuerySample::kStride;
+  static_assert(kAll % kStride == 0);
+
+  // Of the positions [begin, end), all before kAll or none: those that count. The i-th is at
+  // first + i * stride.
+  struct Run {
+    int64_t first = 0, count = 0;
+    int stride = 1;  // and what each weighs
+  };
+  struct Runs {
+    Run all, rest;
+    int64_t count() const { return all.count + rest.count; }
+    int64_t weight() const { return all.count + kStride * rest.count; }
+  };
+  static Runs Of(int64_t begin, int64_t end) {
+    const int64_t from = std::max(begin, kAll);
+    const int64_t count = std::max<int64_t>(0, end / kStride - from / kStride);
+    return {{begin, std::max<int64_t>(0, std::min(end, kAll) - begin)},
+            {from / kStride * kStride + kStride - 1, count, static_cast<int>(kStride)}};
+  }
 };
 
 // The sample once the queries at [first, end) were taken, one after another.

@@ -29,7 +29,9 @@ struct QueryChunk {
   // As PrefillAttentionArgs has them.
   const void* q = nullptr;
   int64_t q_stride = 0;
-  const float* lse = nullptr;  // [num_queries][num_qo_heads], as PrefillAttention wrote them
+  // [num_queries][num_qo_heads], as PrefillAttention wrote them; null in all chunks of a layer
+  // whose attention nobody computes: ScoreSamples() finds what is needed.
+  const float* lse = nullptr;
 };
 
 // What the encoder of one prompt needs to know of its queries, on the device: the sums of their
@@ -38,8 +40,9 @@ struct QueryChunk {
 // query_sample.h.
 //
 // Nothing waits for the host: calls enqueue on ctx.stream and return, and equal inputs give equal
-// bits. Owns its results and scratch. Thread-compatible; calls of one object must follow each other
-// on one stream.
+// bits. Owns its results and scratch. Thread-compatible. Start() and Add() must follow each other
+// on one stream, and so must ScoreSamples(), Importance() and Feedback(); where the latter is
+// another stream, it waits for the layer's last Add(), and the next Start() waits for it.
 class QueryStatistics {
  public:
   virtual ~QueryStatistics() = default;
@@ -61,18 +64,30 @@ class QueryStatistics {
   //   Internal         a launch failed
   virtual absl::Status Add(const QueryChunk& chunk, const ComputeContext& ctx) = 0;
 
-  // Query vectors of each kv head so far.
+  // Query vectors of each kv head so far that count in its moments (MomentSample).
   virtual int64_t num_vectors(int layer) const = 0;
-  // [kv_head][head_dim][head_dim]: sums of q q^T, in the order of calls. Valid until the next call
-  // of Start().
+  // What they weigh together.
+  virtual int64_t moment_weight(int layer) const = 0;
+  // [kv_head][head_dim][head_dim]: weighted sums of q q^T over those, in the order of calls. Valid
+  // until the next call of Start().
   virtual const float* moment_sums(int layer) const = 0;
+
+  // Of a layer whose chunks came without lse: finds that of the sampled queries. kv holds the
+  // tokens from position 0 to the layer's last query, K neither rotated nor arranged; V is not
+  // read. REQUIRES: the layer's last chunk was added.
+  //   InvalidArgument     kv of another shape or misaligned, or too short
+  //   FailedPrecondition  chunks came with lse
+  //   Internal            a launch failed
+  virtual absl::Status ScoreSamples(int layer, const KvTensorView& kv,
+                                    const ComputeContext& ctx) = 0;
 
   // Writes what the tokens of kv, the first of which stands at position first_token, received of
   // attention from the sampled queries that came at least 128 positions after them: importance
   // [kv_head][kv.num_tokens] fp32, as LayerCompression takes it. K neither rotated nor arranged; V
   // is not read. REQUIRES: the layer's last chunk was added.
-  //   InvalidArgument  kv of another shape or misaligned, missing pointer
-  //   Internal         a launch failed
+  //   InvalidArgument     kv of another shape or misaligned, missing pointer
+  //   FailedPrecondition  chunks came without lse, and ScoreSamples() was not called
+  //   Internal            a launch failed
   virtual absl::Status Importance(int layer, const KvTensorView& kv, int64_t first_token,
                                   float* importance, const ComputeContext& ctx) = 0;
 

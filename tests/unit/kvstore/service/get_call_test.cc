@@ -65,6 +65,9 @@ TEST_F(GetCallTest, SendsManifestPiecesAndTrailer) {
   EXPECT_EQ(Metric("pkv_block_gets_total{result=\"hit\"}"), 1);
   EXPECT_EQ(Metric("pkv_block_gets_total{result=\"miss\"}"), 1);
   EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}"), 20480);
+  EXPECT_EQ(Metric("pkv_transfer_bytes_count{direction=\"out\"}"), 1);
+  EXPECT_EQ(Metric("pkv_transfer_bytes_sum{direction=\"out\"}"), 20480);
+  EXPECT_GT(Metric("pkv_stall_seconds_total{cause=\"peer_flow_control\"}"), 0);
 }
 
 TEST_F(GetCallTest, AnswersDataLossForAFlippedBitAndDropsTheObject) {

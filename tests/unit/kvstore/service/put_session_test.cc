@@ -96,6 +96,8 @@ TEST_F(PutSessionTest, StoresWhatIsBegunSentAndCommitted) {
   EXPECT_EQ(Metric(kStored), 1);
   EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"grpc\"}"), 512);
   EXPECT_EQ(Metric("pkv_logical_bytes_total{direction=\"in\"}"), 512);
+  session_.reset();
+  EXPECT_EQ(Metric("pkv_transfer_bytes_sum{direction=\"in\"}"), 512);
 }
 
 TEST_F(PutSessionTest, WantsNothingThatIsStored) {

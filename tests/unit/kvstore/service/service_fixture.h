@@ -1,7 +1,6 @@
 #ifndef PKV_TESTS_UNIT_KVSTORE_SERVICE_SERVICE_FIXTURE_H_
 #define PKV_TESTS_UNIT_KVSTORE_SERVICE_SERVICE_FIXTURE_H_
 
-#include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
 #include <atomic>
@@ -38,7 +37,7 @@ class ServiceFixture : public StoreFixture {
     return -1;
   }
 
-  prometheus::Registry registry_;
+  MetricRegistry registry_;
   ServiceMetrics metrics_{registry_};
   StallWatchdog watchdog_{&clock_, absl::Seconds(10),
                           [this] { metrics_.Rejected(RejectReason::kStalled); }};

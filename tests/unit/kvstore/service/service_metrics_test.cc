@@ -15,20 +15,27 @@ class ServiceMetricsTest : public ServiceFixture {
 };
 
 TEST_F(ServiceMetricsTest, ShowsEverySeriesAtZeroFromTheStart) {
-  for (const char* series :
-       {"pkv_rpc_requests_total{code=\"OK\",method=\"Get\"}",
-        "pkv_rpc_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Put\"}",
-        "pkv_rpc_duration_seconds_count{method=\"Lookup\"}", "pkv_rpc_inflight{method=\"Put\"}",
-        "pkv_rpc_rejected_total{reason=\"draining\"}", "pkv_block_puts_total{result=\"conflict\"}",
-        "pkv_block_gets_total{result=\"corrupt\"}", "pkv_lookup_tokens_total",
-        "pkv_lookup_hit_tokens_total",
-        "pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}",
-        "pkv_logical_bytes_total{direction=\"in\"}", "pkv_tier_hits_total{tier=\"dram\"}",
-        "pkv_evictions_total{reason=\"capacity\",tier=\"dram\"}",
-        "pkv_evicted_bytes_total{reason=\"integrity\",tier=\"dram\"}",
-        "pkv_eviction_age_seconds_count{tier=\"dram\"}",
-        "pkv_integrity_failures_total{stage=\"dram\"}", "pkv_accept_errors_total",
-        "pkv_draining"}) {
+  for (const char* series : {"pkv_rpc_requests_total{code=\"OK\",method=\"Get\"}",
+                             "pkv_rpc_requests_total{code=\"DEADLINE_EXCEEDED\",method=\"Put\"}",
+                             "pkv_rpc_duration_seconds_count{method=\"Lookup\"}",
+                             "pkv_rpc_inflight{method=\"Put\"}",
+                             "pkv_rpc_rejected_total{reason=\"draining\"}",
+                             "pkv_block_puts_total{result=\"conflict\"}",
+                             "pkv_block_gets_total{result=\"corrupt\"}",
+                             "pkv_lookup_tokens_total",
+                             "pkv_lookup_hit_tokens_total",
+                             "pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}",
+                             "pkv_logical_bytes_total{direction=\"in\"}",
+                             "pkv_transfer_bytes_count{direction=\"in\"}",
+                             "pkv_transfer_bytes_sum{direction=\"out\"}",
+                             "pkv_stall_seconds_total{cause=\"peer_flow_control\"}",
+                             "pkv_tier_hits_total{tier=\"dram\"}",
+                             "pkv_evictions_total{reason=\"capacity\",tier=\"dram\"}",
+                             "pkv_evicted_bytes_total{reason=\"integrity\",tier=\"dram\"}",
+                             "pkv_eviction_age_seconds_count{tier=\"dram\"}",
+                             "pkv_integrity_failures_total{stage=\"dram\"}",
+                             "pkv_accept_errors_total",
+                             "pkv_draining"}) {
     EXPECT_EQ(Metric(series), 0) << series;
   }
 }
@@ -47,6 +54,16 @@ TEST_F(ServiceMetricsTest, ShowsAnUnexpectedCodeAsInternal) {
   metrics_.CallBegan(RpcMethod::kStat);
   metrics_.CallEnded(RpcMethod::kStat, absl::StatusCode::kOutOfRange, absl::ZeroDuration());
   EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"INTERNAL\",method=\"Stat\"}"), 1);
+}
+
+TEST_F(ServiceMetricsTest, ObservesWhatACallMovedAndNotThatItMovedNothing) {
+  metrics_.Transferred(Direction::kOut, 5000);
+  metrics_.Transferred(Direction::kOut, 0);
+  metrics_.WaitedForReader(absl::Milliseconds(250));
+  EXPECT_EQ(Metric("pkv_transfer_bytes_count{direction=\"out\"}"), 1);
+  EXPECT_EQ(Metric("pkv_transfer_bytes_sum{direction=\"out\"}"), 5000);
+  EXPECT_EQ(Metric("pkv_transfer_bytes_count{direction=\"in\"}"), 0);
+  EXPECT_EQ(Metric("pkv_stall_seconds_total{cause=\"peer_flow_control\"}"), 0.25);
 }
 
 TEST_F(ServiceMetricsTest, ObservesTheAgeOfWhatIsEvictedForRoom) {

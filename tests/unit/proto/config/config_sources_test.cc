@@ -117,6 +117,17 @@ TEST_F(ConfigSourcesTest, EveryOptionHasARowInTheReference) {
                               "| answer \\| not |\n"));
 }
 
+TEST_F(ConfigSourcesTest, HashIsOfTheValuesAndNotOfWhereTheyCameFrom) {
+  const uint32_t hash = ConfigHash(table_);
+  LoadConfig(table_, {.environment = {{"PKV_CAPACITY", "2GiB"}}});
+  const uint32_t changed = ConfigHash(table_);
+  EXPECT_NE(changed, hash);
+  values_.capacity = 1 << 30;
+  EXPECT_EQ(ConfigHash(table_), hash);
+  LoadConfig(table_, {.flags = {{"capacity", "2048MiB"}}});
+  EXPECT_EQ(ConfigHash(table_), changed);
+}
+
 class TakeOverTest : public ConfigSourcesTest {
  protected:
   TakeOverTest() { fresh_.Declare(fresh_table_); }

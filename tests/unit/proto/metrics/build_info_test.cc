@@ -13,7 +13,7 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(BuildInfoTest, NamesTheVersionAndWhatTheCallerAdds) {
-  prometheus::Registry registry;
+  MetricRegistry registry;
   RegisterBuildInfo(registry, {{"grpc_version", "1.51.1"}});
   const std::string text = prometheus::TextSerializer().Serialize(registry.Collect());
   EXPECT_THAT(text, HasSubstr("pkv_build_info{compiler="));

@@ -15,7 +15,7 @@ class ReloadMetricsTest : public testing::Test {
  protected:
   std::string Page() const { return prometheus::TextSerializer().Serialize(registry_.Collect()); }
 
-  prometheus::Registry registry_;
+  MetricRegistry registry_;
   ReloadMetrics metrics_{registry_};
 };
 
@@ -23,7 +23,13 @@ TEST_F(ReloadMetricsTest, SeriesAreThereFromTheStart) {
   EXPECT_THAT(Page(), AllOf(HasSubstr("pkv_config_reloads_total{result=\"success\"} 0\n"),
                             HasSubstr("pkv_config_reloads_total{result=\"partial\"} 0\n"),
                             HasSubstr("pkv_config_reloads_total{result=\"failure\"} 0\n"),
-                            HasSubstr("pkv_config_last_reload_successful 1\n")));
+                            HasSubstr("pkv_config_last_reload_successful 1\n"),
+                            HasSubstr("pkv_config_hash 0\n")));
+}
+
+TEST_F(ReloadMetricsTest, ShowsAllBitsOfAHash) {
+  metrics_.SetHash(0xfffffffe);
+  EXPECT_THAT(Page(), HasSubstr("pkv_config_hash 4294967294\n"));
 }
 
 TEST_F(ReloadMetricsTest, TheLastReloadIsAFailureUntilOneIsNot) {

@@ -1,10 +1,11 @@
 #include "worker/batch/batch_metrics.h"
 
 #include <gtest/gtest.h>
-#include <prometheus/registry.h>
 
 #include <map>
 #include <string>
+
+#include "proto/metrics/metric_registry.h"
 
 namespace pkv {
 namespace {
@@ -34,7 +35,7 @@ class BatchMetricsTest : public testing::Test {
     return series;
   }
 
-  prometheus::Registry registry_;
+  MetricRegistry registry_{MetricRegistry::Labels{{"role", "decode"}}};
   BatchMetrics metrics_{registry_};
 };
 

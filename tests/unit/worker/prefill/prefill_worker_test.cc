@@ -89,8 +89,10 @@ TEST_F(PrefillWorkerTest, TicketAndStatsNameWhatWasStored) {
   EXPECT_EQ(stats.put_bytes(), stats.cache_bytes());
   EXPECT_GT(stats.compute_seconds(), 0);
   EXPECT_EQ(PrefillMetric("pkv_worker_prompt_tokens_total"), 300);
-  EXPECT_EQ(PrefillMetric("pkv_codec_output_bytes_total"), stats.put_bytes());
+  EXPECT_EQ(PrefillMetric("pkv_codec_output_bytes_total", {{"codec", "pkv2"}}), stats.put_bytes());
   EXPECT_EQ(PrefillMetric("pkv_codec_input_bytes_total"), stats.logical_bytes());
+  EXPECT_EQ(PrefillMetric("pkv_codec_duration_seconds", {{"stage", "mine"}}), 1);
+  EXPECT_EQ(PrefillMetric("pkv_codec_relative_error", {{"tensor", "v"}}), 1);
   EXPECT_EQ(PrefillMetric(kRecomputes), 0);
 }
 
@@ -277,6 +279,9 @@ TEST_F(PrefillWorkerTest, ContinuesTheChainOfAPrefillThatWasFirst) {
   EXPECT_TRUE(raced);
   EXPECT_TRUE(response.stats().stored()) << response.stats().store_error();
   EXPECT_EQ(response.stats().cached_tokens(), 256u) << "computed again behind the other's blocks";
+  EXPECT_EQ(PrefillMetric("pkv_codec_input_bytes_total"),
+            response.stats().logical_bytes() / 499 * (499 + 499 - 256))
+      << "what was encoded in vain was encoded";
   ASSERT_EQ(response.ticket().table_ids_size(), 1);
   EXPECT_EQ(response.ticket().table_ids(0),
             std::string(elsewhere.Keys(ObjectKind::kTable).at(0).id.AsBytes()));

@@ -40,33 +40,51 @@ QueryRecord MakeRecord(int num_layers = 1) {
   return QueryRecord(num_layers, kKvHeads, kQoHeads, kDim);
 }
 
-TEST(QueryRecordTest, AveragesProductsOverAllPassesAndTheHeadsOfAGroup) {
-  constexpr int kTokens = 37;
-  const Queries queries(1, kTokens);
-  QueryRecord record = MakeRecord(2);
-  queries.Add(1, 0, 20, record);
-  queries.Add(1, 20, 21, record);
-  queries.Add(1, 21, kTokens, record);
-  EXPECT_EQ(record.num_vectors(0), 0);
-  ASSERT_EQ(record.num_vectors(1), kTokens * kGroup);
+// Means of products over tokens [0, num_tokens), weighted by position, which token 0 has as
+// `shift`.
+void ExpectMoments(const QueryRecord& record, const Queries& queries, int num_tokens,
+                   int64_t shift) {
+  const auto weight = [&](int token) {
+    if (token + shift < MomentSample::kAll) return 1;
+    return QuerySample::IsSampled(token + shift) ? QuerySample::kStride : 0;
+  };
+  int num_vectors = 0, total = 0;
+  for (int token = 0; token < num_tokens; ++token) {
+    num_vectors += weight(token) > 0 ? kGroup : 0;
+    total += weight(token) * kGroup;
+  }
+  ASSERT_EQ(record.num_vectors(1), num_vectors);
   const std::vector<float> moments = record.Moments(1);
   ASSERT_EQ(moments.size(), size_t{kKvHeads} * kDim * kDim);
   for (int head = 0; head < kKvHeads; ++head) {
     for (int i = 0; i < kDim; ++i) {
       for (int j = 0; j < kDim; ++j) {
         double sum = 0, magnitude = 0;
-        for (int token = 0; token < kTokens; ++token) {
+        for (int token = 0; token < num_tokens; ++token) {
           for (int g = 0; g < kGroup; ++g) {
             const float* q = queries.row(token, head * kGroup + g);
-            sum += double{q[i]} * q[j];
-            magnitude += std::abs(double{q[i]} * q[j]);
+            sum += double{q[i]} * q[j] * weight(token);
+            magnitude += std::abs(double{q[i]} * q[j]) * weight(token);
           }
         }
-        constexpr int kVectors = kTokens * kGroup;
-        ASSERT_NEAR(moments[(size_t(head) * kDim + i) * kDim + j], sum / kVectors,
-                    SumBound(kVectors + 3, magnitude / kVectors));
+        ASSERT_NEAR(moments[(size_t(head) * kDim + i) * kDim + j], sum / total,
+                    SumBound(num_vectors + 3, magnitude / total));
       }
     }
+  }
+}
+
+TEST(QueryRecordTest, AveragesProductsOverAllPassesAndTheHeadsOfAGroup) {
+  constexpr int kTokens = 61;
+  const Queries queries(1, kTokens);
+  // All tokens count; those behind the first three do so at every 8th position.
+  for (const int64_t shift : {int64_t{0}, MomentSample::kAll - 3, MomentSample::kAll + 5}) {
+    QueryRecord record = MakeRecord(2);
+    queries.Add(1, 0, 20, record, shift);
+    queries.Add(1, 20, 21, record, shift);
+    queries.Add(1, 21, kTokens, record, shift);
+    EXPECT_EQ(record.num_vectors(0), 0);
+    ExpectMoments(record, queries, kTokens, shift);
   }
 }
 

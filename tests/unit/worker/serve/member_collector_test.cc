@@ -15,6 +15,7 @@ class ServersOnly final : public CacheCluster {
   explicit ServersOnly(std::vector<ServerStatus> servers) : servers_(std::move(servers)) {}
   CacheClient& ServerFor(std::span<const Digest>, absl::string_view) override { std::abort(); }
   std::vector<ServerStatus> servers() const override { return servers_; }
+  ClientCounters counters() const override { return {}; }
 
  private:
   const std::vector<ServerStatus> servers_;

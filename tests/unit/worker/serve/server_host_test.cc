@@ -10,6 +10,7 @@
 #include <fstream>
 #include <thread>
 
+#include "proto/metrics/metric_registry.h"
 #include "tests/support/health_check.h"
 #include "tests/support/run_binary.h"
 #include "tests/support/status_matchers.h"
@@ -200,8 +201,7 @@ TEST(ServingFaultDeathTest, EndsServingWithWhatWasReportedFirst) {
       fault.Report(absl::InternalError("the device is lost"));
       fault.Report(absl::InternalError("again"));
     });
-    const absl::Status status =
-        ServeUntilSignal(options, {}, std::make_shared<prometheus::Registry>());
+    const absl::Status status = ServeUntilSignal(options, {}, std::make_shared<MetricRegistry>());
     reporter.join();
     const bool first = status == absl::InternalError("the device is lost");
     std::_Exit(first && num_drains == 1 ? 7 : 8);

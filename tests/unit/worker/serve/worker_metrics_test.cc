@@ -5,6 +5,7 @@
 #include <set>
 #include <string>
 
+#include "proto/metrics/metric_registry.h"
 #include "tests/support/tiny_worker.h"
 
 namespace pkv {
@@ -28,6 +29,7 @@ TEST_F(WorkerMetricsTest, HasEverySeriesAtZeroFromTheStart) {
     ASSERT_FALSE(family.metric.empty()) << family.name;
     for (const prometheus::ClientMetric& metric : family.metric) {
       EXPECT_EQ(metric.counter.value, 0) << family.name;
+      EXPECT_EQ(metric.gauge.value, family.name == "pkv_build_info" ? 1 : 0) << family.name;
       EXPECT_EQ(metric.histogram.sample_count, 0u) << family.name;
       bool has_role = false;
       for (const auto& label : metric.label) {
@@ -39,25 +41,30 @@ TEST_F(WorkerMetricsTest, HasEverySeriesAtZeroFromTheStart) {
   // worker/README.md lists them.
   EXPECT_EQ(names,
             (std::set<std::string>{
-                "pkv_worker_requests_total", "pkv_worker_prompt_tokens_total",
+                "pkv_build_info", "pkv_worker_requests_total", "pkv_worker_requests_inflight",
+                "pkv_worker_request_duration_seconds", "pkv_worker_prompt_tokens_total",
                 "pkv_worker_generated_tokens_total", "pkv_worker_time_to_first_token_seconds",
                 "pkv_client_saved_prefill_tokens_total", "pkv_client_fallback_recompute_total",
-                "pkv_client_fetch_duration_seconds", "pkv_codec_duration_seconds",
-                "pkv_codec_input_bytes_total", "pkv_codec_output_bytes_total"}));
+                "pkv_client_fetch_duration_seconds"}));
   for (const char* code : {"OK", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNKNOWN"}) {
     EXPECT_EQ(Sum("pkv_worker_requests_total", {{"code", code}}), 0);
   }
 }
 
-TEST_F(WorkerMetricsTest, CountsRequestsByCodeAndUnlistedOnesAsUnknown) {
-  metrics_.CountRequest(absl::OkStatus());
-  metrics_.CountRequest(absl::OkStatus());
-  metrics_.CountRequest(absl::ResourceExhaustedError(""));
-  metrics_.CountRequest(absl::AlreadyExistsError(""));
+TEST_F(WorkerMetricsTest, CountsRequestsWhenTheyEndAndUnlistedCodesAsUnknown) {
+  for (int i = 0; i < 5; ++i) metrics_.RequestBegan();
+  EXPECT_EQ(Sum("pkv_worker_requests_inflight"), 5);
+  EXPECT_EQ(Sum("pkv_worker_requests_total"), 0);
+  metrics_.RequestEnded(absl::OkStatus(), 0.5);
+  metrics_.RequestEnded(absl::OkStatus(), 0.5);
+  metrics_.RequestEnded(absl::ResourceExhaustedError(""), 0.5);
+  metrics_.RequestEnded(absl::AlreadyExistsError(""), 0.5);
   EXPECT_EQ(Sum("pkv_worker_requests_total", {{"code", "OK"}}), 2);
   EXPECT_EQ(Sum("pkv_worker_requests_total", {{"code", "RESOURCE_EXHAUSTED"}}), 1);
   EXPECT_EQ(Sum("pkv_worker_requests_total", {{"code", "UNKNOWN"}}), 1);
   EXPECT_EQ(Sum("pkv_worker_requests_total"), 4);
+  EXPECT_EQ(Sum("pkv_worker_request_duration_seconds"), 4);
+  EXPECT_EQ(Sum("pkv_worker_requests_inflight"), 1);
 }
 
 TEST_F(WorkerMetricsTest, CountsRecomputesByReason) {
@@ -67,24 +74,13 @@ TEST_F(WorkerMetricsTest, CountsRecomputesByReason) {
   EXPECT_EQ(Sum("pkv_client_fallback_recompute_total", {{"reason", "UNKNOWN"}}), 1);
 }
 
-TEST_F(WorkerMetricsTest, CountsTheComputedShareOfAPromptAsCodecInput) {
+TEST_F(WorkerMetricsTest, CountsThePromptAndWhatTheCacheHadOfIt) {
   v1::PrefillStats stats;
   stats.set_prompt_tokens(401);
   stats.set_cached_tokens(100);
-  stats.set_logical_bytes(4000);
-  stats.set_put_bytes(700);
-  stats.set_compute_seconds(1);
   metrics_.CountPrefill(stats);
   EXPECT_EQ(Sum("pkv_worker_prompt_tokens_total"), 401);
   EXPECT_EQ(Sum("pkv_client_saved_prefill_tokens_total"), 100);
-  EXPECT_EQ(Sum("pkv_codec_input_bytes_total"), 3000);
-  EXPECT_EQ(Sum("pkv_codec_output_bytes_total"), 700);
-  EXPECT_EQ(Sum("pkv_codec_duration_seconds"), 1);
-  stats.set_cached_tokens(400);  // answered from the cache: nothing was computed or encoded
-  stats.set_compute_seconds(0);
-  metrics_.CountPrefill(stats);
-  EXPECT_EQ(Sum("pkv_codec_input_bytes_total"), 3000);
-  EXPECT_EQ(Sum("pkv_codec_duration_seconds"), 1);
 }
 
 TEST_F(WorkerMetricsTest, ObservesAFetchOnlyWhenTheCacheDelivered) {

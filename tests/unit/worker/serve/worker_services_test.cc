@@ -101,11 +101,16 @@ TEST_F(WorkerServicesTest, RefusesRequestsBeyondTheQueue) {
   const grpc::Status second = CallPrefill(&second_response, 2);
   EXPECT_EQ(second.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(second.error_message(), testing::HasSubstr("1 requests are running or waiting"));
+  EXPECT_EQ(PrefillMetric("pkv_worker_requests_inflight"), 1);
+  EXPECT_EQ(PrefillMetric("pkv_rpc_rejected_total", {{"reason", "queue_full"}}), 1);
   gate_.Open();
   caller.join();
   EXPECT_TRUE(first.ok()) << first.error_message();
   EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "RESOURCE_EXHAUSTED"}}), 1);
   EXPECT_EQ(PrefillMetric("pkv_worker_requests_total", {{"code", "OK"}}), 1);
+  EXPECT_EQ(PrefillMetric("pkv_worker_requests_inflight"), 0);
+  EXPECT_EQ(PrefillMetric("pkv_queue_wait_seconds", {{"queue", "prefill"}}), 1);
+  EXPECT_EQ(PrefillMetric("pkv_queue_depth", {{"queue", "prefill"}}), 0);
 }
 
 TEST_F(WorkerServicesTest, TakesAnotherLengthOfTheQueueWhileItServes) {
