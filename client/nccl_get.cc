@@ -116,6 +116,7 @@ absl::Status NcclGet::KeepHeaders() {
     const ObjectHeader& header = inner_ != nullptr ? inner_->header(i) : heads_[i].header;
     if (is_first) {
       headers_.push_back(header);
+      most_layers_ = std::max<int>(most_layers_, header.num_layers);
     } else if (header != headers_[i]) {
       return Fail(absl::AbortedError(absl::StrCat(
           ObjectName(keys_[i], i), ": replaced by other bytes while it was being fetched")));
@@ -258,9 +259,9 @@ bool NcclGet::AwaitLayer(int layer, absl::Status& status) {
 
 absl::Status NcclGet::WaitForLayer(int layer) {
   PKV_RETURN_IF_ERROR(WaitForManifest());
-  if (layer < 0 || layer >= headers_.front().num_layers) {
+  if (layer < 0 || layer >= most_layers_) {
     return absl::InvalidArgumentError(
-        absl::StrCat("layer ", layer, " not in [0, ", headers_.front().num_layers, ")"));
+        absl::StrCat("layer ", layer, " not in [0, ", most_layers_, ")"));
   }
   if (inner_ == nullptr) {
     PlaceFrames({});  // nobody named any
@@ -282,7 +283,7 @@ absl::Status NcclGet::WaitForLayer(int layer) {
 
 absl::Status NcclGet::WaitForAll() {
   PKV_RETURN_IF_ERROR(WaitForManifest());
-  for (int layer = 0; layer < headers_.front().num_layers; ++layer) {
+  for (int layer = 0; layer < most_layers_; ++layer) {
     PKV_RETURN_IF_ERROR(WaitForLayer(layer));
   }
   return inner_ != nullptr && !is_on_device(0) ? inner_->WaitForAll() : absl::OkStatus();

@@ -79,6 +79,7 @@ class NcclGet final : public GetStream {
   std::unique_ptr<NcclLink::Turn> turn_;
   std::vector<ObjectHead> heads_;
   std::vector<ObjectHeader> headers_;  // constant once there
+  int most_layers_ = 0;                // of them; over the pair, of each
   std::unique_ptr<DeviceScratch::Piece> scratch_;
   std::vector<std::byte*> places_;  // [num_objects][num_layers]
   std::thread thread_;

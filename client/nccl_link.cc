@@ -135,8 +135,9 @@ bool NcclLink::broken() const {
 absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys) {
   v1::PairRequest request;
   for (const ObjectKey& key : keys) *request.mutable_fetch()->add_objects() = ToProto(key);
+  const absl::Time deadline = clock_->MonotonicNow() + kAnswerTimeout;
   Send(request);
-  absl::StatusOr<v1::PairReply> reply = Await(clock_->MonotonicNow() + kAnswerTimeout);
+  absl::StatusOr<v1::PairReply> reply = Await(deadline);
   if (reply.ok() && (!reply->has_manifest() ||
                      (reply->manifest().code() == 0 &&
                       static_cast<size_t>(reply->manifest().heads_size()) != keys.size()))) {

@@ -139,6 +139,34 @@ TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
   EXPECT_EQ(Counted().in_flight, 0u);
 }
 
+TEST_F(NcclGetTest, WhatWasReplacedBeforeGrpcWentOnIsAborted) {
+  ServeOverGrpc();
+  holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  auto get = StartPaired();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  ObjectHeader other = holder_.objects[1].header;
+  other.num_tokens -= 1;
+  holder_.objects[1] = SealTestObject(other, 7, 4096);
+  ASSERT_EQ(holder_.objects[1].key(), keys_[1]);
+  holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(2), StatusIs(absl::StatusCode::kAborted, HasSubstr("object 1")));
+  EXPECT_THAT(get->CheckHeld(), StatusIs(absl::StatusCode::kAborted)) << "layers 0 and 1 too";
+}
+
+TEST_F(NcclGetTest, ObjectsOfUnequalLayersComeOverGrpc) {
+  ServeOverGrpc();
+  ObjectHeader taller = holder_.objects[1].header;
+  taller.num_layers = kLayers + 1;
+  holder_.objects[1] = SealTestObject(taller, 7, 4096);
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForLayer(kLayers), IsOk()) << "of one alone";
+  EXPECT_FALSE(get->is_on_device(0));
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
+  EXPECT_EQ(holder_.requests.back().kind_case(), v1::PairRequest::kFetch) << "nothing was sent";
+}
+
 TEST_F(NcclGetTest, WithNothingButNcclAPairThatBreaksIsAnError) {
   holder_.calls->faults.failing_begin = 1;
   auto get = Start();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <thread>
 
+#include "tests/support/fake_clock.h"
 #include "tests/support/scripted_pair_holder.h"
 #include "tests/support/status_matchers.h"
 
@@ -91,6 +92,18 @@ TEST_F(NcclLinkTest, AnAnswerOfTheWrongSizeBreaksIt) {
   EXPECT_TRUE((*link)->broken());
   turn->reset();
   EXPECT_THAT(TakeTurn(**link), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(NcclLinkTest, AFetchThatIsNotAnsweredInTimeBreaksIt) {
+  FakeClock clock;
+  const auto link =
+      NcclLink::Open(scripted_.connection, FakePort(calls_, 2), absl::Seconds(20), &clock);
+  ASSERT_THAT(link, IsOk());
+  auto turn = TakeTurn(**link);
+  holder_.on_fetch = [&](ScriptedStream&) { clock.Advance(absl::Minutes(1)); };
+  EXPECT_THAT((*turn)->Fetch({&key_, 1}), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_TRUE((*link)->broken()) << "a late answer would be taken for the next one's";
+  EXPECT_TRUE(holder_.stream->cancelled());
 }
 
 TEST_F(NcclLinkTest, TheEndOfTheCallBreaksItAndWhatWaits) {

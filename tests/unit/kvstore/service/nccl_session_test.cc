@@ -56,6 +56,12 @@ class QueuedPeer : public PairPeer {
     while (times_out_) changed_.Wait(&mu_);
   }
 
+  // Until a question may take for ever, as when nothing is held for its answer.
+  void AwaitPatience() {
+    MutexLock lock(&mu_);
+    while (!is_patient_) changed_.Wait(&mu_);
+  }
+
   void Send(const v1::PairReply& reply) override {
     MutexLock lock(&mu_);
     replies_.push_back(reply);
@@ -63,6 +69,8 @@ class QueuedPeer : public PairPeer {
   }
   absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration timeout) override {
     MutexLock lock(&mu_);
+    is_patient_ = timeout == absl::InfiniteDuration();
+    changed_.SignalAll();
     for (;;) {
       if (!requests_.empty()) {
         std::optional<v1::PairRequest> next = requests_.front();
@@ -86,6 +94,7 @@ class QueuedPeer : public PairPeer {
   std::deque<v1::PairReply> replies_ ABSL_GUARDED_BY(mu_);
   bool gone_ ABSL_GUARDED_BY(mu_) = false;
   bool times_out_ ABSL_GUARDED_BY(mu_) = false;
+  bool is_patient_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 class NcclSessionTest : public ServiceFixture {
@@ -207,6 +216,8 @@ TEST_F(NcclSessionTest, WhatNobodyAsksForIsLetGoAndMayBeFetchedAgain) {
   Fetch(Keys());
   EXPECT_GT(Pinned(), 0u);
   peer_.TimeOutOnce();
+  peer_.AwaitPatience();
+  EXPECT_EQ(Pinned(), 0u);
   EXPECT_EQ(Fetch(Keys()).heads_size(), 3);
   EXPECT_TRUE(ReceiveAll());
 }
