@@ -4,6 +4,7 @@
 
 #include "pkv/block/prefix_hash.h"
 #include "pkv/client/cache_client.h"
+#include "pkv/client/cache_cluster.h"
 #include "proto/base/status_macros.h"
 #include "worker/ctl/commands.h"
 #include "worker/ctl/generation_flags.h"
@@ -18,6 +19,26 @@ struct LookupFlags {
   std::vector<std::string> presets = {"default"};
 };
 
+struct Found {
+  std::string server;
+  LookupResult result;
+};
+
+// Asks the server where the chain belongs; one that is away, as its first call shows, gives way to
+// the next, as for workers.
+absl::StatusOr<Found> LookUp(const GlobalFlags& global, std::span<const Digest> ids,
+                             std::span<const Variant> variants) {
+  ClientOptions options;
+  options.address = global.cache;
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<CacheCluster> cluster, CacheCluster::Create(options));
+  for (size_t left = cluster->servers().size();; --left) {
+    CacheClient& client = cluster->ServerFor(ids, "");
+    absl::StatusOr<LookupResult> result = client.Lookup(ids, variants);
+    if (result.ok()) return Found{client.address(), *std::move(result)};
+    if (!absl::IsUnavailable(result.status()) || left == 1) return result.status();
+  }
+}
+
 absl::Status Run(const LookupFlags& flags, const GlobalFlags& global) {
   PKV_ASSIGN_OR_RETURN(const v1::Prompt text, ReadPrompt(flags.generation));
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<ModelHost> host, ModelHost::Load(flags.model, 1));
@@ -31,16 +52,15 @@ absl::Status Run(const LookupFlags& flags, const GlobalFlags& global) {
     PKV_ASSIGN_OR_RETURN(const CodecParams params, PresetByName(preset, host->config().kv_shape()));
     variants.push_back(params.variant());
   }
-  ClientOptions options;
-  options.address = global.cache;
-  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<CacheClient> client, CacheClient::Create(options));
-  PKV_ASSIGN_OR_RETURN(const LookupResult found, client->Lookup(ids, variants));
+  PKV_ASSIGN_OR_RETURN(const Found answer, LookUp(global, ids, variants));
+  const LookupResult& found = answer.result;
   std::vector<std::string> stored;
   for (int i = 0; i < found.num_blocks; ++i) stored.push_back(ids[i].ToHex());
   const std::string variant =
       found.num_blocks > 0 ? VariantText(variants[found.variant_index]) : "";
   if (global.json()) {
-    PrintJson({{"prompt_tokens", tokens.size()},
+    PrintJson({{"server", answer.server},
+               {"prompt_tokens", tokens.size()},
                {"blocks", ids.size()},
                {"stored_blocks", found.num_blocks},
                {"stored_tokens", found.num_blocks * kBlockTokens},
@@ -48,9 +68,9 @@ absl::Status Run(const LookupFlags& flags, const GlobalFlags& global) {
                {"bytes", found.bytes},
                {"block_ids", stored}});
   } else {
-    std::printf("%d of %zu blocks stored (%d of %zu tokens) %s %s\n", found.num_blocks, ids.size(),
-                found.num_blocks * kBlockTokens, tokens.size(), variant.c_str(),
-                FormatBytes(found.bytes).c_str());
+    std::printf("%d of %zu blocks stored (%d of %zu tokens) at %s %s %s\n", found.num_blocks,
+                ids.size(), found.num_blocks * kBlockTokens, tokens.size(), answer.server.c_str(),
+                variant.c_str(), FormatBytes(found.bytes).c_str());
     for (const std::string& id : stored) std::printf("%s\n", id.c_str());
   }
   if (found.num_blocks == 0)

@@ -12,7 +12,9 @@ namespace pkv {
 namespace {
 
 void Declare(OptionTable& table, GlobalFlags& global) {
-  table.AddText({.name = "cache", .help = "pkvd to talk to, host:port or unix:/path"},
+  table.AddText({.name = "cache",
+                 .help = "pkvd to talk to, host:port or unix:/path; lookup and stats take several, "
+                         "separated by commas"},
                 global.cache);
   table.AddWord({.name = "transport",
                  .help = "how get reads: in place on one host (shm), over the network (grpc), or "

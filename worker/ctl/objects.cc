@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "pkv/block/object_view.h"
 #include "pkv/client/cache_client.h"
+#include "pkv/client/cache_cluster.h"
 #include "proto/base/status_macros.h"
 #include "worker/ctl/commands.h"
 #include "worker/ctl/output.h"
@@ -196,22 +197,46 @@ absl::Status RemoveObject(CacheClient& client, const ObjectKey& key, const Globa
                            absl::StrCat(KindName(key.kind), " ", key.id.ToHex(), " is not stored"));
 }
 
-absl::Status ShowStats(CacheClient& client, const GlobalFlags& global) {
-  PKV_ASSIGN_OR_RETURN(const ServerStats stats, client.Stats());
-  const nlohmann::ordered_json document = {{"version", stats.version},
-                                           {"capacity_bytes", stats.capacity_bytes},
-                                           {"resident_bytes", stats.resident_bytes},
-                                           {"pinned_bytes", stats.pinned_bytes},
-                                           {"reserved_bytes", stats.reserved_bytes},
-                                           {"objects", stats.num_objects},
-                                           {"evictions", stats.num_evictions},
-                                           {"draining", stats.draining}};
-  if (global.json()) {
-    PrintJson(document);
-  } else {
-    PrintFields(document);
+nlohmann::ordered_json StatsJson(const std::string& server, const ServerStats& stats) {
+  return {{"server", server},
+          {"version", stats.version},
+          {"capacity_bytes", stats.capacity_bytes},
+          {"resident_bytes", stats.resident_bytes},
+          {"pinned_bytes", stats.pinned_bytes},
+          {"reserved_bytes", stats.reserved_bytes},
+          {"objects", stats.num_objects},
+          {"evictions", stats.num_evictions},
+          {"draining", stats.draining}};
+}
+
+// Of every server, also behind one that does not answer, whose error is the result. JSON: of one
+// server its document, of several a list.
+absl::Status ShowStats(const GlobalFlags& global) {
+  ClientOptions options;
+  options.address = global.cache;
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<CacheCluster> cluster, CacheCluster::Create(options));
+  const std::vector<ServerStatus> servers = cluster->servers();
+  nlohmann::ordered_json documents = nlohmann::ordered_json::array();
+  absl::Status first_error;
+  for (const ServerStatus& server : servers) {
+    ClientOptions one = options;
+    one.address = server.address;
+    PKV_ASSIGN_OR_RETURN(const std::unique_ptr<CacheClient> client, CacheClient::Create(one));
+    const absl::StatusOr<ServerStats> stats = client->Stats();
+    if (!stats.ok()) {
+      first_error.Update(
+          {stats.status().code(), absl::StrCat(server.address, ": ", stats.status().message())});
+      continue;
+    }
+    documents.push_back(StatsJson(server.address, *stats));
+    if (global.json()) continue;
+    if (documents.size() > 1) std::printf("\n");
+    PrintFields(documents.back());
   }
-  return absl::OkStatus();
+  if (global.json() && !documents.empty()) {
+    PrintJson(servers.size() == 1 ? documents.front() : documents);
+  }
+  return first_error;
 }
 
 // Runs `action` with a client for the server of `global`.
@@ -285,9 +310,10 @@ void AddObjectCommands(CLI::App& app, const GlobalFlags& global, int& exit_code)
     const absl::Status status = Inspect(*path, global);
     if (!status.ok()) exit_code = Fail(status);
   });
-  CLI::App* stats = app.add_subcommand("stats", "memory and counts of the server");
+  CLI::App* stats = app.add_subcommand("stats", "memory and counts of the servers");
   stats->callback([&global, &exit_code] {
-    WithClient(global, exit_code, [&](CacheClient& client) { return ShowStats(client, global); });
+    const absl::Status status = ShowStats(global);
+    if (!status.ok()) exit_code = Fail(status);
   });
   CLI::App* drain =
       app.add_subcommand("drain", "make the server refuse puts and report NOT_SERVING");

@@ -77,6 +77,26 @@ TEST_F(FleetTest, ObjectsOfEveryPresetComeBackByteForByte) {
   }
 }
 
+TEST_F(FleetTest, AnOperatorAsksSeveralServersOfWhichOneIsAway) {
+  StartPkvd();
+  StartWorkers();
+  const std::string prompt = Document(1500);
+  ASSERT_EQ(Generate("pkv2", prompt, 1).exit_code, 0);
+  // Wherever the chain belongs, the server that is there has it.
+  const std::string there = cache_, away = scratch_ + "/no-pkvd";
+  cache_ = std::string("unix:").append(away).append(",").append(there);
+  const Result found = Ctl({"lookup", "--model", model_, "--prompt", prompt, "--preset", "pkv2"});
+  ASSERT_EQ(found.exit_code, 0) << found.err;
+  EXPECT_EQ(found.json["server"], there);
+  EXPECT_GE(found.json["stored_blocks"], 2);
+  const Result stats = Ctl({"stats"});
+  EXPECT_EQ(stats.exit_code, 4) << "one does not answer";
+  EXPECT_NE(stats.err.find(away), std::string::npos) << stats.err;
+  ASSERT_EQ(stats.json.size(), 1u);
+  EXPECT_EQ(stats.json[0]["server"], there);
+  EXPECT_GT(stats.json[0]["objects"], 0);
+}
+
 TEST_F(FleetTest, BlocksPutBackServeTheNextTurnOfAConversation) {
   StartPkvd();
   StartWorkers();
