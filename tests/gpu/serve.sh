@@ -57,7 +57,8 @@ if [[ -z $cublas ]]; then
 fi
 cublas=$(dirname "${cublas:-/usr/local/cuda/lib64/x}")
 # And NCCL, which pkvd and the decode worker are linked with, with PyTorch.
-nccl=$(python3 -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0] + "/lib")' 2>/dev/null || true)
+nccl=$(python3 -c 'import nvidia.nccl; print(list(nvidia.nccl.__path__)[0] + "/lib")' \
+  2>/dev/null || true)
 export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}${nccl:+:$nccl}
 tools=$bundle/tools
 gpus=0

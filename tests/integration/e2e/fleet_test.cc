@@ -108,7 +108,8 @@ TEST_F(FleetTest, BlocksPutBackServeTheNextTurnOfAConversation) {
   // The next turn, as token ids: the prompt's, then the answer's.
   std::string ids;
   for (const char* part : {"prompt_token_ids", "token_ids"}) {
-    for (const int id : first.json[part]) ids += (ids.empty() ? "" : ",") + std::to_string(id);
+    for (const int id : first.json[part])
+      ids.append(ids.empty() ? "" : ",").append(std::to_string(id));
   }
   const Result next = Ctl({"generate", "--prefill", "127.0.0.1:" + prefill_port_, "--decode",
                            "127.0.0.1:" + decode_port_, "--preset", "pkv2", "--token-ids", ids,
