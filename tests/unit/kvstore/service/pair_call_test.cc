@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <thread>
 
 #include "pkv/v1/handoff.grpc.pb.h"
+#include "proto/transport/convert.h"
 #include "proto/transport/nccl/nccl_offer.h"
+#include "tests/support/fake_clock.h"
 #include "tests/support/fake_pair_calls.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/kvstore/service/rpc_fixture.h"
@@ -19,14 +22,15 @@ class PairCallTest : public RpcFixture {
  protected:
   using Stream = grpc::ClientReaderWriter<v1::PairRequest, v1::PairReply>;
 
-  void Start(bool with_gpu = true) {
+  // `clock`: of the pairs' bounds.
+  void Start(bool with_gpu = true, Clock* clock = Clock::Real()) {
     StartServer(16);
     if (with_gpu) {
       NcclServerOptions options{.max_pairs = 1};
       options.limits.pair.group_bytes = uint64_t{1} << 20;
       options.limits.pair.abort_timeout = absl::Seconds(20);
       nccl_ = *NcclServer::Start(options, {.calls = calls_, .capability = {.nccl_version = 22809}},
-                                 store_.get(), &metrics_, Clock::Real());
+                                 store_.get(), &metrics_, clock);
     }
     service_ = MakeHandoffService(
         parts_, [](const v1::HandoffOpenRequest&) { return v1::HandoffOpenResponse(); },
@@ -92,6 +96,37 @@ TEST_F(PairCallTest, OffersAPairAndEndsItWithTheReadersCall) {
   EXPECT_EQ(Metric("pkv_nccl_pairs"), 0);
   EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"reader\"}"), 1);
   EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"CANCELLED\",method=\"HandoffPair\"}"), 1);
+}
+
+// Goal: it is the end of the call that ends the transfer. Method: on a clock that stands still no
+// bound of the pair passes.
+TEST_F(PairCallTest, AReaderThatGoesEndsATransferAtOnce) {
+  FakeClock stopped;
+  Start(/*with_gpu=*/true, &stopped);
+  const SealedObject object = MakeTestWindow(1, 1);
+  ASSERT_THAT(Put(object), IsOk());
+  calls_->faults.hanging_begin = 2;  // the greetings are one for each end
+  Context context;
+  const auto stream = handoff_->Pair(&context);
+  ASSERT_TRUE(stream->Write(Hello()));
+  v1::PairReply reply;
+  ASSERT_TRUE(stream->Read(&reply));
+  NcclPair reader(calls_, {.group_bytes = reply.offer().group_bytes()}, Clock::Real());
+  ASSERT_THAT(reader.Open(FromProto(reply.offer())->id, 1), IsOk());
+  v1::PairRequest fetch, ready;
+  *fetch.mutable_fetch()->add_objects() = ToProto(object.key());
+  ASSERT_TRUE(stream->Write(fetch));
+  ASSERT_TRUE(stream->Read(&reply));
+  ready.mutable_ready();
+  ASSERT_TRUE(stream->Write(ready));
+  while (calls_->num_begins() < 3) std::this_thread::yield();
+  context.TryCancel();
+  Ended(*stream).IgnoreError();
+  Join();
+  EXPECT_EQ(Metric("pkv_nccl_pairs"), 0);
+  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"reader\"}"), 1);
+  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"shed\"}"), 1);
+  EXPECT_EQ(store_->stats().pinned_bytes, 0u);
 }
 
 TEST_F(PairCallTest, AServerWithoutAGpuDoesNotKnowIt) {
