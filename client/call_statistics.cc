@@ -11,7 +11,7 @@ namespace pkv {
 struct CallStatistics::Method {
   std::array<std::atomic<uint64_t>, std::tuple_size_v<decltype(MethodStatistics::ended)>> ended{};
   std::atomic<uint64_t> began{0}, retries{0}, pauses_ended{0};
-  Histogram durations{LatencyBounds()};
+  Histogram durations{CallDurationBounds()};
 };
 
 const char* CallMethodName(CallMethod method) {
@@ -20,7 +20,7 @@ const char* CallMethodName(CallMethod method) {
   return kNames[static_cast<size_t>(method)];
 }
 
-std::vector<double> CallDurationBounds() { return LatencyBounds(); }
+std::vector<double> CallDurationBounds() { return ExponentialBounds(100e-6, 2, 20); }
 
 CallStatistics::CallStatistics() : methods_(std::make_unique<Method[]>(kNumCallMethods)) {}
 

@@ -119,6 +119,11 @@ PutCall::PutCall(std::shared_ptr<ClientCore> core, std::span<const ObjectDescrip
 }
 
 PutCall::~PutCall() {
+  if (record_.has_value()) {
+    // One that had broken was given up for that.
+    MutexLock lock(&mu_);
+    if (!Broken().ok()) record_->End(Broken().code());
+  }
   // Ends the callbacks before what they touch goes.
   stream_.reset();
 }

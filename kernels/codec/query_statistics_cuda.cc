@@ -80,7 +80,7 @@ class QueryStatisticsCuda : public QueryStatistics {
                             .head_dim = shape_.head_dim,
                             .is_bfloat16 = shape_.query_type == QueryType::kBfloat16};
     const int64_t next = chunk.first_token + chunk.num_queries;
-    const auto runs = MomentSample::Of(chunk.first_token, next);
+    const auto runs = MomentSample::Of(first_token_, chunk.first_token, next);
     PKV_RETURN_IF_ERROR(AddRun(chunk, rows, runs.all, stream));
     PKV_RETURN_IF_ERROR(AddRun(chunk, rows, runs.rest, stream));
     const int32_t* begin = samples_.positions;
@@ -92,15 +92,15 @@ class QueryStatisticsCuda : public QueryStatistics {
                     static_cast<int>(from), static_cast<int>(to), SamplesOf(chunk.layer), stream),
         "sampling queries"));
     next_token_[chunk.layer] = next;
-    lacks_lse_[chunk.layer] = chunk.lse == nullptr;
+    if (chunk.lse == nullptr) lacks_lse_[chunk.layer] = true;
     return absl::OkStatus();
   }
 
   int64_t num_vectors(int layer) const override {
-    return MomentSample::Of(first_token_, next_token_[layer]).count() * group_;
+    return MomentSample::Of(first_token_, first_token_, next_token_[layer]).count() * group_;
   }
   int64_t moment_weight(int layer) const override {
-    return MomentSample::Of(first_token_, next_token_[layer]).weight() * group_;
+    return MomentSample::Of(first_token_, first_token_, next_token_[layer]).weight() * group_;
   }
   const float* moment_sums(int layer) const override {
     return reinterpret_cast<const float*>(sums_.data()) + layer * moment_size_;

@@ -31,6 +31,7 @@ std::vector<double> ExponentialBounds(double first, double factor, int count) {
 }
 
 std::vector<double> LatencyBounds() { return ExponentialBounds(100e-6, 2, 17); }
+std::vector<double> LongBounds() { return ExponentialBounds(1e-3, 2, 20); }
 
 Histogram::Histogram(std::vector<double> bounds)
     : bounds_(std::move(bounds)),

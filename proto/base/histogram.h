@@ -11,8 +11,10 @@ namespace pkv {
 
 // `count` upper bounds, each `factor` times the one before.
 std::vector<double> ExponentialBounds(double first, double factor, int count);
-// 100 us .. 6.5 s in 17 steps of two: calls and waits.
+// 100 us .. 6.5 s in 17 steps of two: what a server does for one call, a step.
 std::vector<double> LatencyBounds();
+// 1 ms .. 524 s in 20 steps of two: what a request waits for, prompts included.
+std::vector<double> LongBounds();
 
 // How often values fell between bounds. In place of prometheus::Histogram, whose Observe() takes a
 // mutex (prometheus-cpp 1.0.1): here it is two atomic additions on memory that few other threads

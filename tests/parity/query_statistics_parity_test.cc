@@ -66,9 +66,8 @@ class Prompt {
 
   // What a query weighs in the moments.
   int weight(int query) const {
-    const int64_t position = spec_.first_token + query;
-    if (position < MomentSample::kAll) return 1;
-    return QuerySample::IsSampled(position) ? QuerySample::kStride : 0;
+    if (query < MomentSample::kAll) return 1;
+    return QuerySample::IsSampled(spec_.first_token + query) ? QuerySample::kStride : 0;
   }
   // K of tokens [0, end), of which the last are the prompt's own.
   TestTensor AllKeys() const {

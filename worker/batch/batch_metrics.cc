@@ -55,7 +55,7 @@ BatchMetrics::BatchMetrics(MetricRegistry& registry) : series_(std::make_unique<
 
   series_->queue_wait =
       registry.AddHistogram("pkv_queue_wait_seconds", "Time from a request to its slot and pages.",
-                            {{"queue", "decode"}}, LatencyBounds());
+                            {{"queue", "decode"}}, LongBounds());
   series_->batch_size = registry.AddHistogram("pkv_decode_batch_size", "Sequences in one step.", {},
                                               ExponentialBounds(1, 2, 11));
   series_->step_seconds = registry.AddHistogram(

@@ -299,6 +299,7 @@ absl::StatusOr<std::unique_ptr<BatchEngine>> MakeCudaBatchEngine(const CudaModel
   if (options.max_compute_tokens > 0) {
     CudaPrefill::Options pass;
     pass.max_tokens = (options.max_compute_tokens + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
+    pass.priority = Stream::Priority::kNormal;  // running requests step beside it
     PKV_ASSIGN_OR_RETURN(prefill, CudaPrefill::Make(model, options.params, pass));
   }
   if (options.num_pages == 0) {

@@ -26,16 +26,16 @@ PrefillMetrics::PrefillMetrics(MetricRegistry& registry) : series_(std::make_uni
   series_->queue_depth =
       registry.AddGauge("pkv_queue_depth", "Requests that wait to be begun.", queue);
   series_->queue_wait = registry.AddHistogram(
-      "pkv_queue_wait_seconds", "Time from a request to its begin.", queue, LatencyBounds());
+      "pkv_queue_wait_seconds", "Time from a request to its begin.", queue, LongBounds());
   series_->queue_full = registry.AddCounter("pkv_rpc_rejected_total",
                                             "Requests refused before anything was done for them.",
                                             {{"reason", "queue_full"}});
   const char* duration_help =
       "Mining, or assigning and encoding, of one prompt, summed over layers.";
   series_->mine_duration = registry.AddHistogram("pkv_codec_duration_seconds", duration_help,
-                                                 {{"stage", "mine"}}, LatencyBounds());
+                                                 {{"stage", "mine"}}, LongBounds());
   series_->encode_duration = registry.AddHistogram("pkv_codec_duration_seconds", duration_help,
-                                                   {{"stage", "encode"}}, LatencyBounds());
+                                                   {{"stage", "encode"}}, LongBounds());
   const char* error_help =
       "Norm of the error over the norm, of one layer of one block of a prompt; on the CPU alone.";
   // 0.1 % .. 1 in 11 steps of two: a block that says nothing of its tokens has 1.
@@ -48,10 +48,10 @@ PrefillMetrics::PrefillMetrics(MetricRegistry& registry) : series_(std::make_uni
   for (const std::string& preset : PresetNames()) {
     const MetricRegistry::Labels codec = {{"codec", preset}};
     series_->codecs[preset] = {
-        registry.AddCounter("pkv_codec_input_bytes_total",
-                            "fp16 bytes of K and V that were handed to the encoder.", codec),
+        registry.AddCounter("pkv_codec_input_bytes_total", "K and V that were computed, as fp16.",
+                            codec),
         registry.AddCounter("pkv_codec_output_bytes_total",
-                            "Bytes of blocks, tables and windows put.", codec),
+                            "Bytes of the blocks, tables and windows made of them.", codec),
         registry.AddCounter("pkv_codec_seconds_total", seconds_help,
                             {{"codec", preset}, {"stage", "mine"}}),
         registry.AddCounter("pkv_codec_seconds_total", seconds_help,

@@ -13,7 +13,7 @@ class MetricRegistry;
 struct CodecWork {
   std::string preset;
   uint64_t input_bytes = 0;   // K and V as fp16
-  uint64_t output_bytes = 0;  // of blocks, tables and windows put
+  uint64_t output_bytes = 0;  // of blocks, tables and windows
   // Summed over layers. 0: not measured (on a GPU both run beside the model, on a stream).
   double mine_seconds = 0;
   double encode_seconds = 0;  // assigning patterns included

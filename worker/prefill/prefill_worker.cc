@@ -319,6 +319,9 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   job.work.encode_seconds += sequence.encode_seconds();
   job.work.input_bytes += (job.tokens.size() - job.stats->cached_tokens()) *
                           LogicalTokenBytes(host_.config().kv_shape());
+  const KvSequence::MadeObjects made = sequence.made_objects();
+  if (made.table != nullptr) job.work.output_bytes += made.table->bytes().size();
+  for (const ObjectBuilder* builder : builders) job.work.output_bytes += builder->bytes().size();
 
   if (put != nullptr && put_status.ok()) put_status = CommitAll(job, *put);
   if (put_stopwatch.has_value()) job.stats->set_put_seconds(put_stopwatch->Seconds());
@@ -366,7 +369,6 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
     }
   }
   job.stats->set_put_bytes(put_bytes);
-  job.work.output_bytes += put_bytes;
   return conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job) : absl::OkStatus();
 }
 

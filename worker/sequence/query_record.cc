@@ -59,7 +59,9 @@ void QueryRecord::Add(const LayerQkv& qkv, std::span<const float> lse) {
 }
 
 void QueryRecord::AddMoments(const LayerQkv& qkv, Layer& layer) const {
-  const auto runs = MomentSample::Of(qkv.first_token, qkv.first_token + qkv.num_tokens);
+  if (layer.first_token < 0) layer.first_token = qkv.first_token;
+  const auto runs =
+      MomentSample::Of(layer.first_token, qkv.first_token, qkv.first_token + qkv.num_tokens);
   const int64_t token_elements = int64_t{num_kv_heads_} * group_ * head_dim_;
   for (const MomentSample::Run& run : {runs.all, runs.rest}) {
     if (run.count == 0) continue;

@@ -22,6 +22,7 @@ constexpr absl::StatusCode kCodes[] = {absl::StatusCode::kOk,
                                        absl::StatusCode::kResourceExhausted,
                                        absl::StatusCode::kFailedPrecondition,
                                        absl::StatusCode::kAborted,
+                                       absl::StatusCode::kInternal,
                                        absl::StatusCode::kUnavailable,
                                        absl::StatusCode::kDataLoss};
 

@@ -38,9 +38,6 @@ void Count(const CountersByCode& counters, absl::StatusCode code) {
   (it != counters.end() ? it->second : counters.at(absl::StatusCode::kUnknown))->Increment();
 }
 
-// 1 ms .. 524 s in 20 steps of two: a whole request lasts as long as its text.
-std::vector<double> LongBounds() { return ExponentialBounds(1e-3, 2, 20); }
-
 }  // namespace
 
 struct WorkerMetrics::Series {
@@ -81,10 +78,10 @@ WorkerMetrics::WorkerMetrics(absl::string_view role) : series_(std::make_unique<
       registry.AddCounter("pkv_worker_generated_tokens_total", "Tokens generated.");
   series_->fetch_seconds =
       registry.AddHistogram("pkv_client_fetch_duration_seconds",
-                            "Time from a decode request to its last layer.", {}, LatencyBounds());
+                            "Time from a decode request to its last layer.", {}, LongBounds());
   series_->first_token_seconds =
       registry.AddHistogram("pkv_worker_time_to_first_token_seconds",
-                            "Time from a decode request to its first token.", {}, LatencyBounds());
+                            "Time from a decode request to its first token.", {}, LongBounds());
 }
 
 WorkerMetrics::~WorkerMetrics() = default;

@@ -215,6 +215,30 @@ TEST_F(PutCallTest, ServerThatGoesAwayIsUnavailableForEveryObject) {
   }
 }
 
+TEST_F(PutCallTest, OneThatIsGivenUpBecauseItBrokeHasEndedAsItBroke) {
+  for (const bool breaks : {true, false}) {
+    scripted_.connection->scripts.push_back(
+        [n = 0, breaks, inner = server_.Script()](ScriptedStream& stream,
+                                                  const std::string* message) mutable {
+          if (breaks && ++n > 2) return stream.End(absl::UnavailableError("killed"));
+          inner(stream, message);
+        });
+    auto call = Start();
+    ASSERT_THAT(call, IsOk());
+    (*call)->CountIn(scripted_.core->Record(CallMethod::kPut));
+    absl::Status status;
+    for (int layer = 0; layer < 3 && status.ok(); ++layer) {
+      status = (*call)->WriteLayer(layer, Layer(layer));
+    }
+    EXPECT_EQ(status.ok(), !breaks);
+    call->reset();
+  }
+  const MethodStatistics puts = scripted_.core->options.statistics->Read(CallMethod::kPut);
+  EXPECT_EQ(puts.ended[static_cast<size_t>(absl::StatusCode::kUnavailable)], 1u);
+  EXPECT_EQ(puts.ended[static_cast<size_t>(absl::StatusCode::kCancelled)], 1u);
+  EXPECT_EQ(puts.in_flight, 0u);
+}
+
 TEST_F(PutCallTest, StartFailsWhenTheServerIsAway) {
   EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kUnavailable));
 }

@@ -50,8 +50,7 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* 
         "max_tokens ", given.max_tokens, ", chunk_tokens ", given.chunk_tokens,
         ": the first must be a positive multiple of ", kBlockTokens, ", the second positive"));
   }
-  // Compression takes what the model's kernels leave when they end.
-  PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make(Stream::Priority::kHigh));
+  PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make(options.priority));
   PKV_ASSIGN_OR_RETURN(Stream compress, Stream::Make());
   auto prefill = std::unique_ptr<CudaPrefill>(
       new CudaPrefill(model, params, options, std::move(compute), std::move(compress)));

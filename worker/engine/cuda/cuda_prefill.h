@@ -66,6 +66,8 @@ class CudaPrefill {
     int max_tokens = 0;  // of a prompt; a multiple of 128
     int chunk_tokens = 4096;
     bool compress = true;  // false: K and V are computed and dropped, for comparison
+    // Of the model's stream. kHigh: compression takes what its kernels leave when they end.
+    Stream::Priority priority = Stream::Priority::kHigh;
   };
   // `model` outlives it.
   //   ResourceExhausted  out of device memory

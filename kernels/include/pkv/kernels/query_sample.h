@@ -36,15 +36,15 @@ class QuerySample {
   int64_t old_stride_ = 2 * kStride;  // to which older samples are thinned out
 };
 
-// Which queries count in the sums of second moments: the first kAll of a sequence, and behind them,
-// kStride times as much, those at the positions that QuerySample may take. A mean over thousands of
-// vectors changes little when most are left out (kernels/FIDELITY.md), and its cost does.
+// Which queries count in the sums of second moments: the first kAll of those that there are, and
+// behind them, kStride times as much, those at the positions that QuerySample may take. A mean over
+// thousands of vectors changes little when most are left out (kernels/FIDELITY.md), and its cost
+// does.
 struct MomentSample {
   static constexpr int64_t kAll = 2048, kStride = QuerySample::kStride;
-  static_assert(kAll % kStride == 0);
 
-  // Of the positions [begin, end), all before kAll or none: those that count. The i-th is at
-  // first + i * stride.
+  // Of the positions [begin, end), all among the first kAll or none: those that count. The i-th is
+  // at first + i * stride.
   struct Run {
     int64_t first = 0, count = 0;
     int stride = 1;  // and what each weighs
@@ -54,10 +54,11 @@ struct MomentSample {
     int64_t count() const { return all.count + rest.count; }
     int64_t weight() const { return all.count + kStride * rest.count; }
   };
-  static Runs Of(int64_t begin, int64_t end) {
-    const int64_t from = std::max(begin, kAll);
+  // start: position of the first query that there is; at most `begin`.
+  static Runs Of(int64_t start, int64_t begin, int64_t end) {
+    const int64_t all_end = start + kAll, from = std::max(begin, all_end);
     const int64_t count = std::max<int64_t>(0, end / kStride - from / kStride);
-    return {{begin, std::max<int64_t>(0, std::min(end, kAll) - begin)},
+    return {{begin, std::max<int64_t>(0, std::min(end, all_end) - begin)},
             {from / kStride * kStride + kStride - 1, count, static_cast<int>(kStride)}};
   }
 };

@@ -29,8 +29,8 @@ struct QueryChunk {
   // As PrefillAttentionArgs has them.
   const void* q = nullptr;
   int64_t q_stride = 0;
-  // [num_queries][num_qo_heads], as PrefillAttention wrote them; null in all chunks of a layer
-  // whose attention nobody computes: ScoreSamples() finds what is needed.
+  // [num_queries][num_qo_heads], as PrefillAttention wrote them; null where nobody computes the
+  // attention: ScoreSamples() finds what is needed.
   const float* lse = nullptr;
 };
 
@@ -72,11 +72,11 @@ class QueryStatistics {
   // until the next call of Start().
   virtual const float* moment_sums(int layer) const = 0;
 
-  // Of a layer whose chunks came without lse: finds that of the sampled queries. kv holds the
+  // Of a layer of which a chunk came without lse: finds that of the sampled queries. kv holds the
   // tokens from position 0 to the layer's last query, K neither rotated nor arranged; V is not
   // read. REQUIRES: the layer's last chunk was added.
   //   InvalidArgument     kv of another shape or misaligned, or too short
-  //   FailedPrecondition  chunks came with lse
+  //   FailedPrecondition  all chunks came with lse
   //   Internal            a launch failed
   virtual absl::Status ScoreSamples(int layer, const KvTensorView& kv,
                                     const ComputeContext& ctx) = 0;
@@ -86,7 +86,7 @@ class QueryStatistics {
   // [kv_head][kv.num_tokens] fp32, as LayerCompression takes it. K neither rotated nor arranged; V
   // is not read. REQUIRES: the layer's last chunk was added.
   //   InvalidArgument     kv of another shape or misaligned, missing pointer
-  //   FailedPrecondition  chunks came without lse, and ScoreSamples() was not called
+  //   FailedPrecondition  a chunk came without lse, and ScoreSamples() was not called
   //   Internal            a launch failed
   virtual absl::Status Importance(int layer, const KvTensorView& kv, int64_t first_token,
                                   float* importance, const ComputeContext& ctx) = 0;

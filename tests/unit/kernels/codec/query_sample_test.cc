@@ -46,23 +46,25 @@ TEST(QuerySampleTest, NamesWhatItKeptByIndex) {
 }
 
 TEST(MomentSampleTest, CountsTheFirstAndEveryEighthOfTheRest) {
-  constexpr int64_t kAll = MomentSample::kAll, kEnd = kAll + 50;
-  for (int64_t begin = kAll - 20; begin < kEnd; ++begin) {
-    for (int64_t end = begin; end < kEnd; ++end) {
-      std::vector<int64_t> wanted, got;
-      int64_t weight = 0;
-      for (int64_t p = begin; p < end; ++p) {
-        if (p >= kAll && !QuerySample::IsSampled(p)) continue;
-        wanted.push_back(p);
-        weight += p < kAll ? 1 : QuerySample::kStride;
+  for (const int64_t start : {0, 3, 5000}) {
+    const int64_t all_end = start + MomentSample::kAll, last = all_end + 50;
+    for (int64_t begin = all_end - 20; begin < last; ++begin) {
+      for (int64_t end = begin; end < last; ++end) {
+        std::vector<int64_t> wanted, got;
+        int64_t weight = 0;
+        for (int64_t p = begin; p < end; ++p) {
+          if (p >= all_end && !QuerySample::IsSampled(p)) continue;
+          wanted.push_back(p);
+          weight += p < all_end ? 1 : QuerySample::kStride;
+        }
+        const auto runs = MomentSample::Of(start, begin, end);
+        for (const MomentSample::Run& run : {runs.all, runs.rest}) {
+          for (int64_t i = 0; i < run.count; ++i) got.push_back(run.first + i * run.stride);
+        }
+        ASSERT_EQ(got, wanted) << start << ": " << begin << ".." << end;
+        ASSERT_EQ(runs.count(), static_cast<int64_t>(wanted.size()));
+        ASSERT_EQ(runs.weight(), weight);
       }
-      const auto runs = MomentSample::Of(begin, end);
-      for (const MomentSample::Run& run : {runs.all, runs.rest}) {
-        for (int64_t i = 0; i < run.count; ++i) got.push_back(run.first + i * run.stride);
-      }
-      ASSERT_EQ(got, wanted) << begin << ".." << end;
-      ASSERT_EQ(runs.count(), static_cast<int64_t>(wanted.size()));
-      ASSERT_EQ(runs.weight(), weight);
     }
   }
 }

@@ -97,6 +97,8 @@ TEST(HistogramTest, BoundsAreGeometric) {
   EXPECT_EQ(LatencyBounds().size(), 17u);
   EXPECT_DOUBLE_EQ(LatencyBounds().front(), 1e-4);
   EXPECT_DOUBLE_EQ(LatencyBounds().back(), 6.5536);
+  EXPECT_DOUBLE_EQ(LongBounds().front(), 1e-3);
+  EXPECT_DOUBLE_EQ(LongBounds().back(), 524.288);
 }
 
 }  // namespace

@@ -40,12 +40,11 @@ QueryRecord MakeRecord(int num_layers = 1) {
   return QueryRecord(num_layers, kKvHeads, kQoHeads, kDim);
 }
 
-// Means of products over tokens [0, num_tokens), weighted by position, which token 0 has as
-// `shift`.
+// Means of products over tokens [0, num_tokens), weighted; token 0 stands at position `shift`.
 void ExpectMoments(const QueryRecord& record, const Queries& queries, int num_tokens,
                    int64_t shift) {
   const auto weight = [&](int token) {
-    if (token + shift < MomentSample::kAll) return 1;
+    if (token < MomentSample::kAll) return 1;
     return QuerySample::IsSampled(token + shift) ? QuerySample::kStride : 0;
   };
   int num_vectors = 0, total = 0;
@@ -75,16 +74,16 @@ void ExpectMoments(const QueryRecord& record, const Queries& queries, int num_to
 }
 
 TEST(QueryRecordTest, AveragesProductsOverAllPassesAndTheHeadsOfAGroup) {
-  constexpr int kTokens = 61;
-  const Queries queries(1, kTokens);
-  // All tokens count; those behind the first three do so at every 8th position.
-  for (const int64_t shift : {int64_t{0}, MomentSample::kAll - 3, MomentSample::kAll + 5}) {
+  // Few, wherever they stand; and so many that those behind the first 2,048 count at every 8th
+  // position.
+  for (const auto& [num_tokens, shift] : {std::pair(37, 0), {37, 5000}, {2100, 0}, {2100, 3}}) {
+    const Queries queries(1, num_tokens);
     QueryRecord record = MakeRecord(2);
     queries.Add(1, 0, 20, record, shift);
     queries.Add(1, 20, 21, record, shift);
-    queries.Add(1, 21, kTokens, record, shift);
+    queries.Add(1, 21, num_tokens, record, shift);
     EXPECT_EQ(record.num_vectors(0), 0);
-    ExpectMoments(record, queries, kTokens, shift);
+    ExpectMoments(record, queries, num_tokens, shift);
   }
 }
 

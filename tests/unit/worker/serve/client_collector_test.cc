@@ -60,7 +60,7 @@ TEST_F(ClientCollectorTest, HasEverySeriesAtZeroFromTheStart) {
 
 TEST_F(ClientCollectorTest, ShowsCallsByMethodAndCodeAndUnlistedCodesAsUnknown) {
   for (const absl::StatusCode code :
-       {absl::StatusCode::kOk, absl::StatusCode::kUnavailable, absl::StatusCode::kInternal}) {
+       {absl::StatusCode::kOk, absl::StatusCode::kUnavailable, absl::StatusCode::kOutOfRange}) {
     statistics_->Began(CallMethod::kGet);
     statistics_->Ended(CallMethod::kGet, code, absl::Seconds(1));
   }
