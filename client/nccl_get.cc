@@ -18,6 +18,16 @@ namespace {
 // For other gets to have had their turn, where gRPC could be tried instead.
 constexpr absl::Duration kTurnPatience = absl::Seconds(2);
 
+// How no pair came about, as a get says it: nothing of the objects is known yet, so that gRPC may
+// be tried whatever NCCL, CUDA or the server said.
+absl::Status AsUnavailable(const absl::Status& status) {
+  if (status.ok() || absl::IsFailedPrecondition(status) || absl::IsDeadlineExceeded(status) ||
+      absl::IsUnavailable(status)) {
+    return status;
+  }
+  return absl::UnavailableError(absl::StrCat("nccl: ", status.ToString()));
+}
+
 }  // namespace
 
 NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
@@ -64,18 +74,20 @@ absl::Status NcclGet::Begin() {
 absl::Status NcclGet::TryToFetch() {
   // Where gRPC can be used instead, a pair that is being made is not waited for.
   const bool waits = core_->options.transport == Transport::kNccl;
-  std::shared_ptr<NcclLink> link;
-  PKV_ASSIGN_OR_RETURN(link, core_->nccl->Link(waits ? deadline_ : absl::InfinitePast()));
+  absl::StatusOr<std::shared_ptr<NcclLink>> link =
+      core_->nccl->Link(waits ? deadline_ : absl::InfinitePast());
+  PKV_RETURN_IF_ERROR(AsUnavailable(link.status()));
   {
     MutexLock lock(&mu_);
-    link_ = std::move(link);
+    link_ = *std::move(link);
   }
   std::unique_ptr<NcclLink::Turn> turn;
   const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
   PKV_ASSIGN_OR_RETURN(turn,
                        link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
-  PKV_ASSIGN_OR_RETURN(const v1::PairManifest manifest, turn->Fetch(keys_));
-  PKV_RETURN_IF_ERROR(ReadManifest(manifest));
+  const absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_);
+  PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
+  PKV_RETURN_IF_ERROR(ReadManifest(*manifest));
   PKV_RETURN_IF_ERROR(KeepHeaders());
   turn_ = std::move(turn);
   return absl::OkStatus();

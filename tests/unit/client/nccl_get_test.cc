@@ -229,6 +229,30 @@ TEST_F(NcclGetTest, ARefusalOfTheServerIsAFallback) {
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
 }
 
+TEST_F(NcclGetTest, WhateverKeepsAPairFromBeingMadeGrpcIsUsed) {
+  ServeOverGrpc();
+  calls_->faults.begin_init = absl::InternalError("NCCL finds no network");
+  ASSERT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kInternal));
+  auto get = Start(Transport::kAuto);
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
+  EXPECT_EQ(counters().failures, 0u);
+}
+
+TEST_F(NcclGetTest, AnAnswerThatMakesNoSenseIsAFallback) {
+  ServeOverGrpc();
+  holder_.on_fetch = [](ScriptedStream& stream) {
+    v1::PairReply reply;
+    reply.mutable_manifest();
+    stream.Deliver(reply);
+  };
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+  EXPECT_EQ(counters().integrity_failures, 0u);
+}
+
 TEST_F(NcclGetTest, WithoutDeviceMemoryGrpcIsUsed) {
   ServeOverGrpc();
   scripted_.core->scratch = std::make_unique<DeviceScratch>(calls_, kFrameBytes);
