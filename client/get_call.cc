@@ -208,7 +208,9 @@ absl::Status GetCall::VerifyLayer(int layer) {
     MutexLock lock(&mu_);
     if (verified_layers_.empty()) {
       verified_layers_.resize(assembly_.num_layers());
-      std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
+      // Nobody asked for those, of which an object that was replaced may have fewer.
+      std::fill_n(verified_layers_.begin(), std::min<size_t>(first_layer_, verified_layers_.size()),
+                  true);
     }
     if (verified_layers_[layer]) return absl::OkStatus();
     for (int i = 0; i < assembly_.num_objects(); ++i) {

@@ -50,7 +50,9 @@ absl::Status StripedGet::WaitForManifest() {
     }
   }
   verified_layers_.resize(*std::max_element(num_layers_.begin(), num_layers_.end()));
-  std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
+  // Nobody asked for those, of which an object that was replaced may have fewer.
+  std::fill_n(verified_layers_.begin(), std::min<size_t>(first_layer_, verified_layers_.size()),
+              true);
   return absl::OkStatus();
 }
 

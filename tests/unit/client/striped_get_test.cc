@@ -111,6 +111,24 @@ TEST_F(StripedGetTest, EveryStreamBeginsWithTheFirstLayerThatIsWanted) {
   EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u) << "layer 0 is nobody's";
 }
 
+// So many layers that whatever writes past those there are is seen.
+TEST_F(StripedGetTest, ObjectsMayHaveFewerLayersThanTheFirstThatIsWanted) {
+  constexpr int kFirstLayer = 1 << 30;
+  for (const int max_streams : {1, 2}) {
+    scripted_.core->options.num_get_streams = max_streams;
+    for (int first = 0; first < max_streams; ++first) {
+      std::vector<SealedObject> part;
+      for (int i = first; i < kObjects; i += max_streams) {
+        part.push_back(i + 1 < kObjects ? MakeTestBlock(i + 1, i) : MakeTestWindow(99, 7, 1, 3));
+      }
+      Answer({ManifestFrame(part)});
+    }
+    const auto get = StartGrpcGet(scripted_.core, keys_, Deadline(), Record(), kFirstLayer);
+    EXPECT_THAT(get->WaitForLayer(2), IsOk());
+    EXPECT_THAT(get->WaitForLayer(3), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
 TEST_F(StripedGetTest, IsOneCallThatEndsWithTheLastLayerOfAllStreams) {
   for (const auto& part : parts_) Answer(GetFrames(part, 1500));
   const auto get = Start();
