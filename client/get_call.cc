@@ -21,14 +21,15 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 }  // namespace
 
 GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 CallRecord record, ObjectNumbering numbering, int first_layer)
+                 CallRecord record, ObjectNumbering numbering, int first_layer,
+                 std::vector<std::string> heads)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
       backoff_(core_->MakeBackoff()),
       first_layer_(first_layer),
-      assembly_(keys_, numbering, first_layer),
+      assembly_(keys_, numbering, first_layer, std::move(heads)),
       record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);

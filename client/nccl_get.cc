@@ -85,15 +85,15 @@ absl::Status NcclGet::TryToFetch() {
   const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
   PKV_ASSIGN_OR_RETURN(turn,
                        link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
-  const absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_);
+  absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_);
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
-  PKV_RETURN_IF_ERROR(ReadManifest(*manifest));
+  PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
   PKV_RETURN_IF_ERROR(KeepHeaders());
   turn_ = std::move(turn);
   return absl::OkStatus();
 }
 
-absl::Status NcclGet::ReadManifest(const v1::PairManifest& manifest) {
+absl::Status NcclGet::ReadManifest(v1::PairManifest manifest) {
   if (manifest.code() != 0) {
     return absl::Status(static_cast<absl::StatusCode>(manifest.code()),
                         absl::StrCat("nccl: ", manifest.message()));
@@ -119,6 +119,7 @@ absl::Status NcclGet::ReadManifest(const v1::PairManifest& manifest) {
         absl::StrCat("objects of ", total_bytes, " bytes, limit ", kMaxGetBytes));
   }
   heads_ = std::move(heads);
+  for (std::string& bytes : *manifest.mutable_heads()) head_bytes_.push_back(std::move(bytes));
   return absl::OkStatus();
 }
 
@@ -165,7 +166,8 @@ void NcclGet::GoOver() {
   if (first_layer == 0 && core_->shm->IsWorthATry()) {
     inner = std::make_unique<ShmGet>(core_, keys_, deadline_, std::move(record_));
   } else {
-    inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_), first_layer);
+    inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_), first_layer,
+                         std::move(head_bytes_));
   }
   MutexLock lock(&mu_);
   inner_ = std::move(inner);
@@ -175,7 +177,10 @@ void NcclGet::GoOver() {
 absl::Status NcclGet::WaitForManifest() {
   PKV_RETURN_IF_ERROR(Begin());
   if (inner_ == nullptr || has_inner_headers_) return absl::OkStatus();
-  PKV_RETURN_IF_ERROR(inner_->WaitForManifest());
+  const absl::Status status = inner_->WaitForManifest();
+  // Of an object that was replaced, layers that came before are of no use either.
+  if (absl::IsAborted(status)) failure_ = status;  // counted by inner_
+  PKV_RETURN_IF_ERROR(status);
   PKV_RETURN_IF_ERROR(KeepHeaders());
   has_inner_headers_ = true;
   return absl::OkStatus();

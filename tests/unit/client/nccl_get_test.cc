@@ -154,6 +154,20 @@ TEST_F(NcclGetTest, WhatWasReplacedBeforeGrpcWentOnIsAborted) {
   EXPECT_THAT(get->CheckHeld(), StatusIs(absl::StatusCode::kAborted)) << "layers 0 and 1 too";
 }
 
+TEST_F(NcclGetTest, WhatWasReplacedByOtherFramesUnderAnEqualHeaderIsAbortedToo) {
+  ServeOverGrpc();
+  holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  auto get = StartPaired();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  const ObjectHeader header = holder_.objects[1].header;
+  holder_.objects[1] = SealTestObject(header, 7, 4096);
+  ASSERT_EQ(holder_.objects[1].header, header);
+  holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(2), StatusIs(absl::StatusCode::kAborted, HasSubstr("object 1")));
+  EXPECT_THAT(get->CheckHeld(), StatusIs(absl::StatusCode::kAborted)) << "layers 0 and 1 too";
+}
+
 TEST_F(NcclGetTest, ObjectsOfUnequalLayersComeOverGrpc) {
   ServeOverGrpc();
   ObjectHeader taller = holder_.objects[1].header;

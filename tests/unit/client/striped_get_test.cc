@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -109,6 +111,27 @@ TEST_F(StripedGetTest, EveryStreamBeginsWithTheFirstLayerThatIsWanted) {
   }
   EXPECT_EQ(get->received_bytes(), bytes);
   EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u) << "layer 0 is nobody's";
+}
+
+TEST_F(StripedGetTest, IsAbortedWhenAnObjectHasAnotherHeadThanIsExpected) {
+  std::vector<std::string> heads;
+  for (int i = 0; i < kObjects; ++i) {
+    const std::span<const std::byte> head = object(i).head();
+    heads.emplace_back(reinterpret_cast<const char*>(head.data()), head.size());
+  }
+  for (const bool is_replaced : {false, true}) {
+    if (is_replaced) parts_[1][2] = MakeTestBlock(8, 100);
+    for (const auto& part : parts_) Answer(GetFrames(part, 1500, 1));
+    const auto get =
+        std::make_unique<StripedGet>(scripted_.core, keys_, kStreams, Deadline(), Record(),
+                                     /*first_layer=*/1, heads);
+    const absl::Status status = get->WaitForLayer(1);
+    if (is_replaced) {
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kAborted, HasSubstr("object 7 (")));
+    } else {
+      EXPECT_THAT(status, IsOk());
+    }
+  }
 }
 
 // So many layers that whatever writes past those there are is seen.
