@@ -85,7 +85,7 @@ absl::Status NcclGet::TryToFetch() {
   const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
   PKV_ASSIGN_OR_RETURN(turn,
                        link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
-  absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_);
+  absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
   PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
   PKV_RETURN_IF_ERROR(KeepHeaders());
