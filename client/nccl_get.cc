@@ -225,12 +225,12 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   std::vector<std::vector<DeviceSpan>> spans(num_layers());
   std::vector<std::vector<uint32_t>> checksums(num_layers());
   std::vector<LayerSpans> layers(num_layers());
-  uint64_t payload_bytes = 0;
+  uint64_t layer_bytes = 0;
+  for (const ObjectHead& head : heads_) layer_bytes += head.header.frame_bytes;
   for (int layer = 0; layer < num_layers(); ++layer) {
     for (int i = 0; i < num_objects(); ++i) {
       spans[layer].push_back({place(i, layer), heads_[i].header.frame_bytes});
       checksums[layer].push_back(heads_[i].frame_crcs[layer]);
-      payload_bytes += heads_[i].header.frame_bytes;
     }
     layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
   }
@@ -240,6 +240,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
       turn->Receive(layers, limits, [&](size_t layer, const absl::Status& layer_status) {
         is_sound = is_sound && layer_status.ok();
         if (!is_sound) return;
+        core_->counters.nccl_get_bytes += layer_bytes;
         MutexLock lock(&mu_);
         num_layers_here_ = static_cast<int>(layer) + 1;
         changed_.SignalAll();
@@ -251,10 +252,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
   }
   turn.reset();
-  if (status.ok()) {
-    ++core_->counters.nccl_gets;
-    core_->counters.nccl_get_bytes += payload_bytes;
-  }
+  if (status.ok()) ++core_->counters.nccl_gets;
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;

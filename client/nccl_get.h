@@ -65,7 +65,6 @@ class NcclGet final : public GetStream {
   std::byte* place(int object_index, int layer) const {
     return places_[static_cast<size_t>(object_index) * num_layers() + layer];
   }
-  bool is_transferring() const { return thread_.joinable(); }
 
   // Constant after construction.
   const std::shared_ptr<ClientCore> core_;

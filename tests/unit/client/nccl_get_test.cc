@@ -135,6 +135,7 @@ TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
   EXPECT_THAT(get->WaitForLayer(0), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
   EXPECT_EQ(counters().nccl_gets, 0u);
+  EXPECT_EQ(counters().nccl_get_bytes, 2 * 2 * kFrameBytes) << "those that came";
   EXPECT_EQ(Counted().ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
   EXPECT_EQ(Counted().in_flight, 0u);
 }
