@@ -250,7 +250,7 @@ TEST_F(NcclGetTest, WhateverKeepsAPairFromBeingMadeGrpcIsUsed) {
   ASSERT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()),
               StatusIs(absl::StatusCode::kInternal));
   auto get = Start(Transport::kAuto);
-  EXPECT_THAT(get->WaitForAll(), IsOk());
+  ASSERT_THAT(get->WaitForAll(), IsOk());
   ExpectFrames(*get);
   EXPECT_EQ(counters().failures, 0u);
 }
