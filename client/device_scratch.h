@@ -13,12 +13,13 @@
 namespace pkv {
 
 // Device memory for frames that nobody named a place for, used again from get to get: to free some
-// waits for whatever the GPU does.
+// waits for whatever the GPU does, so it is done only when what is idle stands in the way of more.
 //
 // Thread-safe.
 class DeviceScratch {
  public:
-  // At most `max_bytes` are ever allocated. shared_ptr: as NcclPair.
+  // At most `max_bytes` are in use or kept; what is being freed comes on top for that moment.
+  // shared_ptr: as NcclPair.
   DeviceScratch(std::shared_ptr<PairCalls> calls, uint64_t max_bytes)
       : calls_(std::move(calls)), max_bytes_(max_bytes) {}
   // REQUIRES: every piece is gone.
@@ -42,7 +43,7 @@ class DeviceScratch {
     const uint64_t bytes_;
   };
   // At least `bytes` > 0, whatever stood there before.
-  //   ResourceExhausted  above max_bytes, or the device has no room
+  //   ResourceExhausted  above max_bytes with the pieces in use, or the device has no room
   absl::StatusOr<std::unique_ptr<Piece>> Take(uint64_t bytes);
 
  private:
@@ -51,6 +52,8 @@ class DeviceScratch {
     uint64_t bytes = 0;
   };
   void GiveBack(const Memory& memory);
+  // The smallest idle piece of at least `bytes` that is not far too large for them.
+  std::vector<Memory>::iterator FindIdle(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::shared_ptr<PairCalls> calls_;
   const uint64_t max_bytes_;

@@ -10,10 +10,13 @@
 
 namespace pkv {
 
-GetAssembly::GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering, int first_layer)
+GetAssembly::GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering, int first_layer,
+                         std::vector<std::string> heads)
     : numbering_(numbering), num_complete_layers_(first_layer) {
+  PKV_CHECK(heads.empty() || heads.size() == keys.size(), heads.size(), " of ", keys.size());
   objects_.resize(keys.size());
   for (size_t i = 0; i < keys.size(); ++i) objects_[i].key = std::move(keys[i]);
+  for (size_t i = 0; i < heads.size(); ++i) objects_[i].head_bytes = std::move(heads[i]);
 }
 
 int GetAssembly::BeginAttempt() {
@@ -79,11 +82,11 @@ absl::Status GetAssembly::OnManifest(const v1::GetManifest& manifest) {
 
 absl::Status GetAssembly::OnHead(const std::string& head_bytes, int object_index) {
   Object& object = objects_[object_index];
-  if (has_manifest_) {
-    if (head_bytes == object.head_bytes) return absl::OkStatus();
+  if (!object.head_bytes.empty() && head_bytes != object.head_bytes) {
     return absl::AbortedError(
         absl::StrCat(NameOf(object_index), ": replaced by other bytes while it was being fetched"));
   }
+  if (has_manifest_) return absl::OkStatus();
   PKV_ASSIGN_OR_RETURN(object.head, ParseObjectHead(object.key, numbering_(object_index),
                                                     std::as_bytes(std::span(head_bytes))));
   object.head_bytes = head_bytes;

@@ -24,8 +24,9 @@ namespace pkv {
 class GetAssembly {
  public:
   // `numbering`: for messages. Layers below `first_layer` are not asked for and count as complete.
+  // `heads`: of the objects that were begun to be fetched otherwise, one for each key; empty: none.
   explicit GetAssembly(std::vector<ObjectKey> keys, ObjectNumbering numbering = {},
-                       int first_layer = 0);
+                       int first_layer = 0, std::vector<std::string> heads = {});
 
   // Starts one attempt of the transfer: forgets the layer that was cut off and returns the first
   // layer to ask for.
@@ -34,8 +35,8 @@ class GetAssembly {
   // One message of the current attempt.
   //   NotFound  an object is not stored (names the first)
   //   DataLoss  a head is damaged or is not of the object asked for, a piece is out of place
-  //   Aborted   an object is not the one that an earlier attempt began to fetch
-  //   others    from the trailer, as the server said
+  //   Aborted   an object is not the one that an earlier attempt, or who has its head, began to
+  //   fetch others    from the trailer, as the server said
   absl::Status OnFrame(DecodedDataFrame& frame);
 
   bool has_manifest() const { return has_manifest_; }
@@ -58,7 +59,7 @@ class GetAssembly {
  private:
   struct Object {
     ObjectKey key;
-    std::string head_bytes;  // as received; empty before the manifest
+    std::string head_bytes;  // as received; before the manifest as expected, or empty
     ObjectHead head;
     AlignedBuffer buffer;         // allocated when the first piece arrives
     uint64_t received_bytes = 0;  // of the frames, from the front

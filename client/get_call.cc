@@ -21,14 +21,15 @@ grpc::ByteBuffer ToMessage(const v1::GetRequest& request) {
 }  // namespace
 
 GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 CallRecord record, ObjectNumbering numbering, int first_layer)
+                 CallRecord record, ObjectNumbering numbering, int first_layer,
+                 std::vector<std::string> heads)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
       first_layer_(first_layer),
       backoff_(core_->MakeBackoff()),
-      assembly_(keys_, numbering, first_layer),
+      assembly_(keys_, numbering, first_layer, std::move(heads)),
       record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     MutexLock lock(&mu_);
@@ -208,7 +209,9 @@ absl::Status GetCall::VerifyLayer(int layer) {
     MutexLock lock(&mu_);
     if (verified_layers_.empty()) {
       verified_layers_.resize(assembly_.num_layers());
-      std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
+      // Nobody asked for those, of which an object that was replaced may have fewer.
+      std::fill_n(verified_layers_.begin(), std::min<size_t>(first_layer_, verified_layers_.size()),
+                  true);
     }
     if (verified_layers_[layer]) return absl::OkStatus();
     for (int i = 0; i < assembly_.num_objects(); ++i) {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "client/client_core.h"
@@ -17,10 +18,11 @@ class GetCall final : public GetStream, private StreamReceiver {
  public:
   // `deadline` is on the core's clock; the call is counted in `record`; `numbering`: of the keys,
   // for messages. Layers below `first_layer` are not fetched: neither they nor all layers can be
-  // waited for then, and no object can be taken. shared_ptr: a stream may outlive the client that
-  // started it.
+  // waited for then, and no object can be taken. `heads`: as of GetAssembly; other objects are
+  // Aborted. shared_ptr: a stream may outlive the client that started it.
   GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-          CallRecord record, ObjectNumbering numbering = {}, int first_layer = 0);
+          CallRecord record, ObjectNumbering numbering = {}, int first_layer = 0,
+          std::vector<std::string> heads = {});
   ~GetCall() override;
 
   absl::Status WaitForManifest() override;

@@ -33,10 +33,15 @@ absl::StatusOr<std::shared_ptr<NcclLink>> NcclDialer::Link(absl::Time deadline) 
     if (link_ != nullptr && !link_->broken()) return link_;
     const absl::Time now = clock_->MonotonicNow();
     if (!dialling_) {
-      // What was true of a server before its link broke need not be true of the next.
-      if (link_ == nullptr && now < error_until_) return last_error_;
-      broken = std::move(link_);
-      link_ = nullptr;
+      if (link_ != nullptr) {
+        broken = std::exchange(link_, nullptr);
+        if (now - made_at_ < kNcclFailureLastsMax) {
+          NoteError(absl::UnavailableError("nccl: the last pair broke soon after it was made"));
+        } else {
+          failure_lasts_ = kNcclFailureLasts;
+        }
+      }
+      if (now < error_until_) return last_error_;
       StartDialling();
     }
     if (now >= deadline) return absl::DeadlineExceededError("nccl: the pair is being made");
@@ -47,13 +52,7 @@ absl::StatusOr<std::shared_ptr<NcclLink>> NcclDialer::Link(absl::Time deadline) 
 void NcclDialer::StartDialling() {
   if (thread_.joinable()) thread_.join();  // it has ended
   dialling_ = true;
-  thread_ = std::thread([this] {
-    const absl::StatusOr<std::shared_ptr<NcclLink>> link = Dial();
-    if (!link.ok() && !absl::IsFailedPrecondition(link.status())) {
-      Log(LogLevel::kWarning, "nccl: no pair was made", {{"reason", link.status().ToString()}});
-    }
-    Keep(link);
-  });
+  thread_ = std::thread([this] { Keep(Dial()); });
 }
 
 void NcclDialer::Keep(const absl::StatusOr<std::shared_ptr<NcclLink>>& link) {
@@ -62,12 +61,24 @@ void NcclDialer::Keep(const absl::StatusOr<std::shared_ptr<NcclLink>>& link) {
   dialled_.SignalAll();
   if (link.ok()) {
     link_ = *link;
-    failure_lasts_ = kNcclFailureLasts;
+    made_at_ = clock_->MonotonicNow();
+    last_refusal_.clear();
     return;
   }
-  last_error_ = link.status();
+  const absl::Status& error = link.status();
+  NoteError(error);
+  if (!absl::IsFailedPrecondition(error)) {
+    Log(LogLevel::kWarning, "nccl: no pair was made", {{"reason", error.ToString()}});
+  } else if (error.message() != last_refusal_) {  // it is repeated as long as both ends stay
+    last_refusal_ = std::string(error.message());
+    Log(LogLevel::kInfo, "nccl: not used", {{"reason", last_refusal_}});
+  }
+}
+
+void NcclDialer::NoteError(const absl::Status& error) {
+  last_error_ = error;
   absl::Duration lasts = kNcclRefusalLasts;
-  if (!absl::IsFailedPrecondition(link.status())) {
+  if (!absl::IsFailedPrecondition(error)) {
     lasts = failure_lasts_;
     failure_lasts_ = std::min(2 * failure_lasts_, kNcclFailureLastsMax);
   }

@@ -2,6 +2,7 @@
 #define PKV_CLIENT_NCCL_DIALER_H_
 
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "absl/status/status.h"
@@ -15,7 +16,8 @@
 namespace pkv {
 
 // How long an answer to a negotiation stands before it is asked again. A failure's doubles with
-// each: one may cost the server a thread (proto/transport/nccl/README.md, "Limits").
+// each: one may cost the server a thread (proto/transport/nccl/README.md, "Limits"). A link that
+// breaks before it has stood for the longest of these is a failure too.
 inline constexpr absl::Duration kNcclRefusalLasts = absl::Seconds(30);
 inline constexpr absl::Duration kNcclFailureLasts = absl::Seconds(1);
 inline constexpr absl::Duration kNcclFailureLastsMax = absl::Minutes(5);
@@ -38,13 +40,15 @@ class NcclDialer {
   // `deadline`, which may have passed.
   //   FailedPrecondition  the server offers no nccl to us: no GPU, another NCCL, too old
   //   DeadlineExceeded    it is being made
-  //   others              it could not be made
+  //   others              it could not be made, or broke soon
   absl::StatusOr<std::shared_ptr<NcclLink>> Link(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   void StartDialling() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::shared_ptr<NcclLink>> Dial();
   void Keep(const absl::StatusOr<std::shared_ptr<NcclLink>>& link) ABSL_LOCKS_EXCLUDED(mu_);
+  // Keeps `error` as the answer for its time.
+  void NoteError(const absl::Status& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Connection* const connection_;
   const NcclPort port_;
@@ -56,7 +60,9 @@ class NcclDialer {
   std::thread thread_ ABSL_GUARDED_BY(mu_);
   // shared_ptr: gets keep the link that they receive over.
   std::shared_ptr<NcclLink> link_ ABSL_GUARDED_BY(mu_);
+  absl::Time made_at_ ABSL_GUARDED_BY(mu_);  // the link
   absl::Status last_error_ ABSL_GUARDED_BY(mu_);
+  std::string last_refusal_ ABSL_GUARDED_BY(mu_);
   absl::Time error_until_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   absl::Duration failure_lasts_ ABSL_GUARDED_BY(mu_) = kNcclFailureLasts;
 };

@@ -18,6 +18,16 @@ namespace {
 // For other gets to have had their turn, where gRPC could be tried instead.
 constexpr absl::Duration kTurnPatience = absl::Seconds(2);
 
+// How no pair came about, as a get says it: nothing of the objects is known yet, so that gRPC may
+// be tried whatever NCCL, CUDA or the server said.
+absl::Status AsUnavailable(const absl::Status& status) {
+  if (status.ok() || absl::IsFailedPrecondition(status) || absl::IsDeadlineExceeded(status) ||
+      absl::IsUnavailable(status)) {
+    return status;
+  }
+  return absl::UnavailableError(absl::StrCat("nccl: ", status.ToString()));
+}
+
 }  // namespace
 
 NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
@@ -64,24 +74,26 @@ absl::Status NcclGet::Begin() {
 absl::Status NcclGet::TryToFetch() {
   // Where gRPC can be used instead, a pair that is being made is not waited for.
   const bool waits = core_->options.transport == Transport::kNccl;
-  std::shared_ptr<NcclLink> link;
-  PKV_ASSIGN_OR_RETURN(link, core_->nccl->Link(waits ? deadline_ : absl::InfinitePast()));
+  absl::StatusOr<std::shared_ptr<NcclLink>> link =
+      core_->nccl->Link(waits ? deadline_ : absl::InfinitePast());
+  PKV_RETURN_IF_ERROR(AsUnavailable(link.status()));
   {
     MutexLock lock(&mu_);
-    link_ = std::move(link);
+    link_ = *std::move(link);
   }
   std::unique_ptr<NcclLink::Turn> turn;
   const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
   PKV_ASSIGN_OR_RETURN(turn,
                        link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
-  PKV_ASSIGN_OR_RETURN(const v1::PairManifest manifest, turn->Fetch(keys_));
-  PKV_RETURN_IF_ERROR(ReadManifest(manifest));
+  absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
+  PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
+  PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
   PKV_RETURN_IF_ERROR(KeepHeaders());
   turn_ = std::move(turn);
   return absl::OkStatus();
 }
 
-absl::Status NcclGet::ReadManifest(const v1::PairManifest& manifest) {
+absl::Status NcclGet::ReadManifest(v1::PairManifest manifest) {
   if (manifest.code() != 0) {
     return absl::Status(static_cast<absl::StatusCode>(manifest.code()),
                         absl::StrCat("nccl: ", manifest.message()));
@@ -107,6 +119,7 @@ absl::Status NcclGet::ReadManifest(const v1::PairManifest& manifest) {
         absl::StrCat("objects of ", total_bytes, " bytes, limit ", kMaxGetBytes));
   }
   heads_ = std::move(heads);
+  for (std::string& bytes : *manifest.mutable_heads()) head_bytes_.push_back(std::move(bytes));
   return absl::OkStatus();
 }
 
@@ -153,7 +166,8 @@ void NcclGet::GoOver() {
   if (first_layer == 0 && core_->shm->IsWorthATry()) {
     inner = std::make_unique<ShmGet>(core_, keys_, deadline_, std::move(record_));
   } else {
-    inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_), first_layer);
+    inner = StartGrpcGet(core_, keys_, deadline_, std::move(record_), first_layer,
+                         std::move(head_bytes_));
   }
   MutexLock lock(&mu_);
   inner_ = std::move(inner);
@@ -163,7 +177,10 @@ void NcclGet::GoOver() {
 absl::Status NcclGet::WaitForManifest() {
   PKV_RETURN_IF_ERROR(Begin());
   if (inner_ == nullptr || has_inner_headers_) return absl::OkStatus();
-  PKV_RETURN_IF_ERROR(inner_->WaitForManifest());
+  const absl::Status status = inner_->WaitForManifest();
+  // Of an object that was replaced, layers that came before are of no use either.
+  if (absl::IsAborted(status)) failure_ = status;  // counted by inner_
+  PKV_RETURN_IF_ERROR(status);
   PKV_RETURN_IF_ERROR(KeepHeaders());
   has_inner_headers_ = true;
   return absl::OkStatus();
@@ -208,12 +225,12 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   std::vector<std::vector<DeviceSpan>> spans(num_layers());
   std::vector<std::vector<uint32_t>> checksums(num_layers());
   std::vector<LayerSpans> layers(num_layers());
-  uint64_t payload_bytes = 0;
+  uint64_t layer_bytes = 0;
+  for (const ObjectHead& head : heads_) layer_bytes += head.header.frame_bytes;
   for (int layer = 0; layer < num_layers(); ++layer) {
     for (int i = 0; i < num_objects(); ++i) {
       spans[layer].push_back({place(i, layer), heads_[i].header.frame_bytes});
       checksums[layer].push_back(heads_[i].frame_crcs[layer]);
-      payload_bytes += heads_[i].header.frame_bytes;
     }
     layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
   }
@@ -223,6 +240,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
       turn->Receive(layers, limits, [&](size_t layer, const absl::Status& layer_status) {
         is_sound = is_sound && layer_status.ok();
         if (!is_sound) return;
+        core_->counters.nccl_get_bytes += layer_bytes;
         MutexLock lock(&mu_);
         num_layers_here_ = static_cast<int>(layer) + 1;
         changed_.SignalAll();
@@ -234,10 +252,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
   }
   turn.reset();
-  if (status.ok()) {
-    ++core_->counters.nccl_gets;
-    core_->counters.nccl_get_bytes += payload_bytes;
-  }
+  if (status.ok()) ++core_->counters.nccl_gets;
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;

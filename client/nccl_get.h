@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -46,7 +47,7 @@ class NcclGet final : public GetStream {
   // Has the server hold the objects, or goes over to gRPC. OK: either is done, see inner_.
   absl::Status Begin();
   absl::Status TryToFetch();
-  absl::Status ReadManifest(const v1::PairManifest& manifest);
+  absl::Status ReadManifest(v1::PairManifest manifest);
   // Keeps the headers that the first attempt brings.
   //   Aborted  gRPC brings others
   absl::Status KeepHeaders();
@@ -64,7 +65,6 @@ class NcclGet final : public GetStream {
   std::byte* place(int object_index, int layer) const {
     return places_[static_cast<size_t>(object_index) * num_layers() + layer];
   }
-  bool is_transferring() const { return thread_.joinable(); }
 
   // Constant after construction.
   const std::shared_ptr<ClientCore> core_;
@@ -78,8 +78,9 @@ class NcclGet final : public GetStream {
   std::shared_ptr<NcclLink> link_;
   std::unique_ptr<NcclLink::Turn> turn_;
   std::vector<ObjectHead> heads_;
-  std::vector<ObjectHeader> headers_;  // constant once there
-  int most_layers_ = 0;                // of them; over the pair, of each
+  std::vector<std::string> head_bytes_;  // as received
+  std::vector<ObjectHeader> headers_;    // constant once there
+  int most_layers_ = 0;                  // of them; over the pair, of each
   std::unique_ptr<DeviceScratch::Piece> scratch_;
   std::vector<std::byte*> places_;  // [num_objects][num_layers]
   std::thread thread_;

@@ -1,5 +1,6 @@
 #include "client/nccl_link.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -132,12 +133,13 @@ bool NcclLink::broken() const {
   return !end_.ok();
 }
 
-absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys) {
+absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys,
+                                                 absl::Time deadline) {
   v1::PairRequest request;
   for (const ObjectKey& key : keys) *request.mutable_fetch()->add_objects() = ToProto(key);
-  const absl::Time deadline = clock_->MonotonicNow() + kAnswerTimeout;
+  const absl::Time answered = std::min(clock_->MonotonicNow() + kAnswerTimeout, deadline);
   Send(request);
-  absl::StatusOr<v1::PairReply> reply = Await(deadline);
+  absl::StatusOr<v1::PairReply> reply = Await(answered);
   if (reply.ok() && (!reply->has_manifest() ||
                      (reply->manifest().code() == 0 &&
                       static_cast<size_t>(reply->manifest().heads_size()) != keys.size()))) {

@@ -48,10 +48,11 @@ class NcclLink final : private StreamReceiver {
 
     // Has the server hold these objects, and asks what they are. `manifest` lists as many heads, or
     // has a code.
+    // Waits until `deadline`, 2 s at most.
     //   Unavailable, DeadlineExceeded  the link is broken now
     //   DataLoss                       the answer makes no sense; broken too
-    absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys) {
-      return link_->Fetch(keys);
+    absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline) {
+      return link_->Fetch(keys, deadline);
     }
     // Has the server send all of them, and receives. As NcclPair::Receive.
     absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
@@ -86,7 +87,7 @@ class NcclLink final : private StreamReceiver {
   void EndTurn() ABSL_LOCKS_EXCLUDED(mu_);
   void Break(const absl::Status& reason) ABSL_LOCKS_EXCLUDED(mu_);
 
-  absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys);
+  absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
   absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
   std::optional<NcclPair::BadSpan> ReportDamage();

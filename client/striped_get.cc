@@ -17,16 +17,22 @@ constexpr int kMinObjectsPerStream = 4;
 }  // namespace
 
 StripedGet::StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys,
-                       int num_streams, absl::Time deadline, CallRecord record, int first_layer)
+                       int num_streams, absl::Time deadline, CallRecord record, int first_layer,
+                       std::vector<std::string> heads)
     : num_objects_(static_cast<int>(keys.size())),
       first_layer_(first_layer),
       record_(std::move(record)) {
   PKV_CHECK(num_streams >= 1 && num_streams <= num_objects_, num_streams, " ", num_objects_);
   for (int first = 0; first < num_streams; ++first) {
     std::vector<ObjectKey> part;
-    for (int i = first; i < num_objects_; i += num_streams) part.push_back(std::move(keys[i]));
+    std::vector<std::string> part_heads;
+    for (int i = first; i < num_objects_; i += num_streams) {
+      part.push_back(std::move(keys[i]));
+      if (!heads.empty()) part_heads.push_back(std::move(heads[i]));
+    }
     streams_.push_back(std::make_unique<GetCall>(core, std::move(part), deadline, CallRecord(),
-                                                 ObjectNumbering{first, num_streams}, first_layer));
+                                                 ObjectNumbering{first, num_streams}, first_layer,
+                                                 std::move(part_heads)));
   }
 }
 
@@ -50,7 +56,9 @@ absl::Status StripedGet::WaitForManifest() {
     }
   }
   verified_layers_.resize(*std::max_element(num_layers_.begin(), num_layers_.end()));
-  std::fill_n(verified_layers_.begin(), first_layer_, true);  // nobody asked for those
+  // Nobody asked for those, of which an object that was replaced may have fewer.
+  std::fill_n(verified_layers_.begin(), std::min<size_t>(first_layer_, verified_layers_.size()),
+              true);
   return absl::OkStatus();
 }
 
@@ -91,17 +99,18 @@ void StripedGet::Cancel() {
 
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
                                         std::vector<ObjectKey> keys, absl::Time deadline,
-                                        CallRecord record, int first_layer) {
+                                        CallRecord record, int first_layer,
+                                        std::vector<std::string> heads) {
   const int worth =
       static_cast<int>(std::min<size_t>(keys.size(), kMaxObjectsPerCall) / kMinObjectsPerStream);
   const int num_streams = std::min(core->options.num_get_streams, worth);
   // One stream also says what is wrong with the number of keys.
   if (num_streams <= 1 || keys.size() > kMaxObjectsPerCall) {
     return std::make_unique<GetCall>(core, std::move(keys), deadline, std::move(record),
-                                     ObjectNumbering(), first_layer);
+                                     ObjectNumbering(), first_layer, std::move(heads));
   }
   return std::make_unique<StripedGet>(core, std::move(keys), num_streams, deadline,
-                                      std::move(record), first_layer);
+                                      std::move(record), first_layer, std::move(heads));
 }
 
 }  // namespace pkv

@@ -2,6 +2,7 @@
 #define PKV_CLIENT_STRIPED_GET_H_
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "client/get_call.h"
@@ -15,7 +16,8 @@ class StripedGet final : public GetStream {
  public:
   // keys: at least `num_streams` and at most kMaxObjectsPerCall. The others as of GetCall.
   StripedGet(const std::shared_ptr<ClientCore>& core, std::vector<ObjectKey> keys, int num_streams,
-             absl::Time deadline, CallRecord record, int first_layer = 0);
+             absl::Time deadline, CallRecord record, int first_layer = 0,
+             std::vector<std::string> heads = {});
 
   absl::Status WaitForManifest() override;
   absl::Status WaitForLayer(int layer) override;
@@ -53,10 +55,11 @@ class StripedGet final : public GetStream {
 };
 
 // A get over gRPC, in as many streams as the options allow and its objects are worth; counted in
-// `record`.
+// `record`. `first_layer`, `heads`: as of GetCall.
 std::unique_ptr<GetStream> StartGrpcGet(const std::shared_ptr<ClientCore>& core,
                                         std::vector<ObjectKey> keys, absl::Time deadline,
-                                        CallRecord record, int first_layer = 0);
+                                        CallRecord record, int first_layer = 0,
+                                        std::vector<std::string> heads = {});
 
 }  // namespace pkv
 

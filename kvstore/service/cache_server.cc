@@ -107,13 +107,14 @@ class CacheServerImpl : public CacheServer {
                                                      .clock = Clock::Real(),
                                                      .observer = &metrics_,
                                                      .policy = std::make_unique<Lru>()}));
-    PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
-    PKV_RETURN_IF_ERROR(StartMetrics());
-    PKV_RETURN_IF_ERROR(StartShm());
+    // Takes up to minutes, in which a client that finds no listener goes elsewhere at once.
     if (options_.nccl != nullptr) {
       PKV_ASSIGN_OR_RETURN(
           nccl_, NcclServer::Start({}, *options_.nccl, store_.get(), &metrics_, Clock::Real()));
     }
+    PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
+    PKV_RETURN_IF_ERROR(StartMetrics());
+    PKV_RETURN_IF_ERROR(StartShm());
     return StartGrpc();
   }
 

@@ -19,7 +19,12 @@ absl::StatusOr<std::unique_ptr<NcclServer>> NcclServer::Start(const NcclServerOp
     return absl::InvalidArgumentError(absl::StrCat("max_pairs ", options.max_pairs, " below 1"));
   }
   const std::span<std::byte> memory = store->memory();
+  Log(LogLevel::kInfo, "pinning memory for the GPU", {{"bytes", memory.size()}});
+  const absl::Time begin = clock->MonotonicNow();
   PKV_RETURN_IF_ERROR(port.calls->RegisterHost(memory.data(), memory.size()));
+  const double seconds = absl::ToDoubleSeconds(clock->MonotonicNow() - begin);
+  Log(LogLevel::kInfo, "pinned memory for the GPU",
+      {{"bytes", memory.size()}, {"seconds", seconds}});
   return std::unique_ptr<NcclServer>(new NcclServer(options, {.store = store,
                                                               .metrics = metrics,
                                                               .clock = clock,

@@ -25,8 +25,8 @@ struct NcclServerOptions {
 // Thread-safe.
 class NcclServer {
  public:
-  // Lets the GPU read the store's memory, all of which is pinned for that. What the pointers name
-  // outlives this.
+  // Lets the GPU read the store's memory, all of which is pinned for that: seconds to minutes,
+  // which the log tells of. What the pointers name outlives this.
   //   InvalidArgument  max_pairs below 1
   //   others           PairCalls::RegisterHost
   static absl::StatusOr<std::unique_ptr<NcclServer>> Start(const NcclServerOptions& options,

@@ -38,11 +38,12 @@ class PairPeer {
  public:
   virtual ~PairPeer() = default;
 
-  // Queues; never waits.
+  // Queues; never waits. More than the reader takes is dropped, and Next says so.
   virtual void Send(const v1::PairReply& reply) = 0;
   // The next request; nothing once the reader has ended the call.
   //   DeadlineExceeded  none came in time
   //   Unavailable       this server is about to end
+  //   InvalidArgument   the reader sends more than its answers, or does not read them
   virtual absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration timeout) = 0;
 };
 

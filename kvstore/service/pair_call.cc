@@ -15,8 +15,10 @@
 namespace pkv {
 namespace {
 
-// A reader has one question under way, and tells of damage at most once for each object.
-constexpr size_t kMaxRequestsWaiting = 8192;
+// A reader has no more on its way than one report of damage and the next question, and reads the
+// answer before it asks again.
+constexpr size_t kMaxRequestsWaiting = 8;
+constexpr size_t kMaxRepliesUnread = 4;
 
 class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>,
                     public PairPeer {
@@ -40,10 +42,15 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
     }
     {
       MutexLock lock(&mu_);
-      flooded_ = requests_.size() == kMaxRequestsWaiting;
-      if (!flooded_) requests_.push_back(std::move(received_));
+      if (requests_.size() == kMaxRequestsWaiting) {
+        flood_ = absl::InvalidArgumentError("more requests than a reader has");
+        // Whatever the session waits for: it has ended.
+        if (session_ != nullptr) session_->PeerGone();
+        changed_.SignalAll();
+        return;
+      }
+      requests_.push_back(std::move(received_));
       changed_.SignalAll();
-      if (flooded_) return;
     }
     received_.Clear();
     StartRead(&received_);
@@ -98,6 +105,7 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
       session = std::move(session_);
       is_gone = reads_done_;
       is_stopping = stopping_;
+      if (!flood_.ok()) status = flood_;
     }
     session.reset();  // aborts the pair, on this thread
     const NcclEnd reason = is_gone       ? NcclEnd::kReader
@@ -117,7 +125,11 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
   void Send(const v1::PairReply& reply) override {
     {
       MutexLock lock(&mu_);
-      replies_.push_back(reply);
+      if (replies_.size() < kMaxRepliesUnread) {
+        replies_.push_back(reply);
+      } else {
+        flood_ = absl::InvalidArgumentError("the reader does not read what it asks for");
+      }
     }
     Continue();
   }
@@ -125,12 +137,12 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
     const absl::Time end = parts_.clock->MonotonicNow() + timeout;
     MutexLock lock(&mu_);
     for (;;) {
+      if (!flood_.ok()) return flood_;
       if (!requests_.empty()) {
         std::optional<v1::PairRequest> next = std::move(requests_.front());
         requests_.pop_front();
         return next;
       }
-      if (flooded_) return absl::InvalidArgumentError("more requests than a reader has");
       if (reads_done_) return std::nullopt;
       if (stopping_) return absl::UnavailableError("this server is about to end");
       const absl::Duration left = end - parts_.clock->MonotonicNow();
@@ -198,7 +210,8 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool reads_done_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  bool flooded_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status flood_
+      ABSL_GUARDED_BY(mu_);  // not OK: the reader sends too much, or reads too little
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   std::optional<absl::Status> final_status_ ABSL_GUARDED_BY(mu_);
 };

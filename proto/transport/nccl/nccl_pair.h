@@ -154,7 +154,6 @@ class NcclPair {
 
   State state_ = State::kIdle;
   void* comm_ = nullptr;
-  int peer_ = 0;
   void* comm_stream_ = nullptr;  // sends and receives
   void* copy_stream_ = nullptr;  // gathering, scattering, digests
   std::vector<PairSlot> slots_;  // of groups in flight, in turn: group g has slot g % kSlots

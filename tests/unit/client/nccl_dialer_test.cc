@@ -27,6 +27,12 @@ class NcclDialerTest : public testing::Test {
 
   absl::StatusOr<std::shared_ptr<NcclLink>> Link() { return dialer_.Link(absl::InfiniteFuture()); }
 
+  // Ends the link; the next call is accepted.
+  void Break() {
+    holder_.Accept(*scripted_.connection);
+    holder_.stream->End(absl::UnavailableError("killed"));
+  }
+
   ScriptedPairHolder holder_;
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(holder_.link, nullptr);
   ScriptedCore scripted_ = MakeScriptedCore();
@@ -50,15 +56,51 @@ TEST_F(NcclDialerTest, DoesNotWaitWhereTheDeadlineHasPassed) {
   EXPECT_EQ(num_asked_, 1);
 }
 
-TEST_F(NcclDialerTest, MakesAnotherWhenTheLinkBreaks) {
+TEST_F(NcclDialerTest, MakesAnotherAtOnceWhenALinkBreaksThatStoodLong) {
   const auto link = Link();
   ASSERT_THAT(link, IsOk());
-  holder_.Accept(*scripted_.connection);
-  holder_.stream->End(absl::UnavailableError("killed"));
+  clock_.Advance(kNcclFailureLastsMax);
+  Break();
   const auto other = Link();
   ASSERT_THAT(other, IsOk());
   EXPECT_NE(*other, *link);
   EXPECT_EQ(num_asked_, 2);
+}
+
+TEST_F(NcclDialerTest, WaitsTwiceAsLongAfterEachLinkThatBreaksSoon) {
+  absl::Duration lasts = kNcclFailureLasts;
+  for (int links = 1; links <= 3; ++links, lasts *= 2) {
+    ASSERT_THAT(Link(), IsOk());
+    EXPECT_EQ(num_asked_, links);
+    Break();
+    EXPECT_THAT(Link(), StatusIs(absl::StatusCode::kUnavailable));
+    clock_.Advance(lasts - absl::Milliseconds(1));
+    EXPECT_THAT(Link(), StatusIs(absl::StatusCode::kUnavailable)) << "dialled too soon";
+    clock_.Advance(absl::Milliseconds(1));
+  }
+  ASSERT_THAT(Link(), IsOk());
+  clock_.Advance(kNcclFailureLastsMax);
+  Break();
+  ASSERT_THAT(Link(), IsOk());
+  Break();
+  EXPECT_THAT(Link(), StatusIs(absl::StatusCode::kUnavailable));
+  clock_.Advance(kNcclFailureLasts);
+  EXPECT_THAT(Link(), IsOk()) << "one that stood long begins anew";
+}
+
+TEST_F(NcclDialerTest, SaysWhyNcclIsNotUsedOnceForEachReason) {
+  is_offered_ = false;
+  const auto logged = [this] {
+    testing::internal::CaptureStderr();
+    EXPECT_THAT(Link(), StatusIs(absl::StatusCode::kFailedPrecondition));
+    clock_.Advance(kNcclRefusalLasts);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(logged(), testing::HasSubstr("nccl: not used"));
+  EXPECT_THAT(logged(), testing::IsEmpty());
+  offers_ = absl::UnimplementedError("no such call");
+  EXPECT_THAT(logged(), testing::HasSubstr("does not know it"));
+  EXPECT_EQ(num_asked_, 3);
 }
 
 TEST_F(NcclDialerTest, RepeatsARefusalWhileItStands) {

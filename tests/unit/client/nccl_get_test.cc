@@ -135,6 +135,7 @@ TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
   EXPECT_THAT(get->WaitForLayer(0), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
   EXPECT_EQ(counters().nccl_gets, 0u);
+  EXPECT_EQ(counters().nccl_get_bytes, 2 * 2 * kFrameBytes) << "those that came";
   EXPECT_EQ(Counted().ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
   EXPECT_EQ(Counted().in_flight, 0u);
 }
@@ -149,6 +150,20 @@ TEST_F(NcclGetTest, WhatWasReplacedBeforeGrpcWentOnIsAborted) {
   other.num_tokens -= 1;
   holder_.objects[1] = SealTestObject(other, 7, 4096);
   ASSERT_EQ(holder_.objects[1].key(), keys_[1]);
+  holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(2), StatusIs(absl::StatusCode::kAborted, HasSubstr("object 1")));
+  EXPECT_THAT(get->CheckHeld(), StatusIs(absl::StatusCode::kAborted)) << "layers 0 and 1 too";
+}
+
+TEST_F(NcclGetTest, WhatWasReplacedByOtherFramesUnderAnEqualHeaderIsAbortedToo) {
+  ServeOverGrpc();
+  holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  auto get = StartPaired();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  const ObjectHeader header = holder_.objects[1].header;
+  holder_.objects[1] = SealTestObject(header, 7, 4096);
+  ASSERT_EQ(holder_.objects[1].header, header);
   holder_.stream->End(absl::UnavailableError("killed"));
   EXPECT_THAT(get->WaitForLayer(2), StatusIs(absl::StatusCode::kAborted, HasSubstr("object 1")));
   EXPECT_THAT(get->CheckHeld(), StatusIs(absl::StatusCode::kAborted)) << "layers 0 and 1 too";
@@ -227,6 +242,30 @@ TEST_F(NcclGetTest, ARefusalOfTheServerIsAFallback) {
   auto get = StartPaired();
   EXPECT_THAT(get->WaitForAll(), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
+}
+
+TEST_F(NcclGetTest, WhateverKeepsAPairFromBeingMadeGrpcIsUsed) {
+  ServeOverGrpc();
+  calls_->faults.begin_init = absl::InternalError("NCCL finds no network");
+  ASSERT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kInternal));
+  auto get = Start(Transport::kAuto);
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
+  EXPECT_EQ(counters().failures, 0u);
+}
+
+TEST_F(NcclGetTest, AnAnswerThatMakesNoSenseIsAFallback) {
+  ServeOverGrpc();
+  holder_.on_fetch = [](ScriptedStream& stream) {
+    v1::PairReply reply;
+    reply.mutable_manifest();
+    stream.Deliver(reply);
+  };
+  auto get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_EQ(counters().nccl_fallbacks, 1u);
+  EXPECT_EQ(counters().integrity_failures, 0u);
 }
 
 TEST_F(NcclGetTest, WithoutDeviceMemoryGrpcIsUsed) {

@@ -83,11 +83,11 @@ TEST_F(NcclLinkTest, AnAnswerOfTheWrongSizeBreaksIt) {
   ASSERT_THAT(link, IsOk());
   auto turn = TakeTurn(**link);
   ASSERT_THAT(turn, IsOk());
-  ASSERT_THAT((*turn)->Fetch({&key_, 1}), IsOk());
+  ASSERT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()), IsOk());
   v1::PairReply reply;
   reply.mutable_manifest();
   holder_.on_fetch = [&reply](ScriptedStream& stream) { stream.Deliver(reply); };
-  EXPECT_THAT((*turn)->Fetch({&key_, 1}),
+  EXPECT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()),
               StatusIs(absl::StatusCode::kDataLoss, testing::HasSubstr("makes no sense")));
   EXPECT_TRUE((*link)->broken());
   turn->reset();
@@ -101,9 +101,22 @@ TEST_F(NcclLinkTest, AFetchThatIsNotAnsweredInTimeBreaksIt) {
   ASSERT_THAT(link, IsOk());
   auto turn = TakeTurn(**link);
   holder_.on_fetch = [&](ScriptedStream&) { clock.Advance(absl::Minutes(1)); };
-  EXPECT_THAT((*turn)->Fetch({&key_, 1}), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_TRUE((*link)->broken()) << "a late answer would be taken for the next one's";
   EXPECT_TRUE(holder_.stream->cancelled());
+}
+
+// On a clock that stands still the link's own patience never ends.
+TEST_F(NcclLinkTest, AFetchEndsAtTheDeadlineOfWhoAsks) {
+  FakeClock clock;
+  const auto link =
+      NcclLink::Open(scripted_.connection, FakePort(calls_, 2), absl::Seconds(20), &clock);
+  ASSERT_THAT(link, IsOk());
+  auto turn = TakeTurn(**link);
+  holder_.on_fetch = [](ScriptedStream&) {};
+  EXPECT_THAT((*turn)->Fetch({&key_, 1}, clock.MonotonicNow()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(NcclLinkTest, TheEndOfTheCallBreaksItAndWhatWaits) {
@@ -111,7 +124,8 @@ TEST_F(NcclLinkTest, TheEndOfTheCallBreaksItAndWhatWaits) {
   ASSERT_THAT(link, IsOk());
   auto turn = TakeTurn(**link);
   holder_.on_fetch = [](ScriptedStream& stream) { stream.End(absl::UnavailableError("killed")); };
-  EXPECT_THAT((*turn)->Fetch({&key_, 1}), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()),
+              StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_TRUE((*link)->broken());
 }
 

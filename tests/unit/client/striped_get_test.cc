@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -109,6 +111,45 @@ TEST_F(StripedGetTest, EveryStreamBeginsWithTheFirstLayerThatIsWanted) {
   }
   EXPECT_EQ(get->received_bytes(), bytes);
   EXPECT_EQ(NumEnded(absl::StatusCode::kOk), 1u) << "layer 0 is nobody's";
+}
+
+TEST_F(StripedGetTest, IsAbortedWhenAnObjectHasAnotherHeadThanIsExpected) {
+  std::vector<std::string> heads;
+  for (int i = 0; i < kObjects; ++i) {
+    const std::span<const std::byte> head = object(i).head();
+    heads.emplace_back(reinterpret_cast<const char*>(head.data()), head.size());
+  }
+  for (const bool is_replaced : {false, true}) {
+    if (is_replaced) parts_[1][2] = MakeTestBlock(8, 100);
+    for (const auto& part : parts_) Answer(GetFrames(part, 1500, 1));
+    const auto get =
+        std::make_unique<StripedGet>(scripted_.core, keys_, kStreams, Deadline(), Record(),
+                                     /*first_layer=*/1, heads);
+    const absl::Status status = get->WaitForLayer(1);
+    if (is_replaced) {
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kAborted, HasSubstr("object 7 (")));
+    } else {
+      EXPECT_THAT(status, IsOk());
+    }
+  }
+}
+
+// So many layers that whatever writes past those there are is seen.
+TEST_F(StripedGetTest, ObjectsMayHaveFewerLayersThanTheFirstThatIsWanted) {
+  constexpr int kFirstLayer = 1 << 30;
+  for (const int max_streams : {1, 2}) {
+    scripted_.core->options.num_get_streams = max_streams;
+    for (int first = 0; first < max_streams; ++first) {
+      std::vector<SealedObject> part;
+      for (int i = first; i < kObjects; i += max_streams) {
+        part.push_back(i + 1 < kObjects ? MakeTestBlock(i + 1, i) : MakeTestWindow(99, 7, 1, 3));
+      }
+      Answer({ManifestFrame(part)});
+    }
+    const auto get = StartGrpcGet(scripted_.core, keys_, Deadline(), Record(), kFirstLayer);
+    EXPECT_THAT(get->WaitForLayer(2), IsOk());
+    EXPECT_THAT(get->WaitForLayer(3), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
 }
 
 TEST_F(StripedGetTest, IsOneCallThatEndsWithTheLastLayerOfAllStreams) {

@@ -124,7 +124,9 @@ class GetStream {
   // is_on_device. Places may be written to until ReleasePlaces(), or until the last layer is
   // here. REQUIRES: WaitForManifest() was OK and nothing was waited for since. At most once.
   virtual void PlaceFrames(std::span<std::byte* const> places) {}
-  // Cancels, and waits until nothing is written to places any more, 2 s at most.
+  // Cancels, and waits until nothing is written to places any more: at once where no transfer is
+  // under way. One that is goes on, since its bytes are on their way: until it is done, nothing
+  // comes for a second, or the get's deadline has passed; a second more to abort one that broke.
   //   Internal  the GPU does not stop: places are of no more use, end the process
   virtual absl::Status ReleasePlaces() { return absl::OkStatus(); }
 

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
@@ -17,7 +18,9 @@
 #include "proto/transport/convert.h"
 #include "proto/transport/host_identity.h"
 #include "proto/transport/local_socket.h"
+#include "proto/transport/nccl/nccl_port.h"
 #include "proto/transport/shm_frame.h"
+#include "tests/support/fake_pair_calls.h"
 #include "tests/support/health_check.h"
 #include "tests/support/status_matchers.h"
 
@@ -62,6 +65,35 @@ TEST(CacheServerTest, ServesOverTcp) {
   v1::StatsResponse response;
   EXPECT_THAT(FromGrpc(Stats(absl::StrCat("127.0.0.1:", (*server)->port()), response)), IsOk());
   EXPECT_EQ(response.capacity_bytes(), 1u << 20);
+}
+
+// Notes whether a socket is there while memory is pinned.
+class PinningCalls : public FakePairCalls {
+ public:
+  explicit PinningCalls(std::string socket)
+      : FakePairCalls(std::make_shared<FakeLink>(), nullptr), socket_(std::move(socket)) {}
+  absl::Status RegisterHost(std::byte* data, uint64_t bytes) override {
+    has_pinned = true;
+    was_listening = access(socket_.c_str(), F_OK) == 0;
+    return FakePairCalls::RegisterHost(data, bytes);
+  }
+  bool has_pinned = false, was_listening = false;
+
+ private:
+  const std::string socket_;
+};
+
+TEST(CacheServerTest, ListensOnlyOnceMemoryIsPinned) {
+  CacheServerOptions options = LocalOptions();
+  const std::string path = absl::StrCat(::testing::TempDir(), "/cache_server_pins.", getpid());
+  options.listen = absl::StrCat("unix:", path);
+  const auto calls = std::make_shared<PinningCalls>(path);
+  options.nccl = std::make_shared<const NcclPort>(NcclPort{.calls = calls, .capability = {}});
+  const auto server = CacheServer::Start(options);
+  ASSERT_THAT(server, IsOk());
+  EXPECT_TRUE(calls->has_pinned);
+  EXPECT_FALSE(calls->was_listening);
+  EXPECT_EQ(access(path.c_str(), F_OK), 0);
 }
 
 TEST(CacheServerTest, ServesOverAUnixSocket) {

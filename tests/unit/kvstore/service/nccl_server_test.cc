@@ -1,9 +1,12 @@
 #include "kvstore/service/nccl_server.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "proto/transport/nccl/nccl_offer.h"
 #include "tests/support/fake_pair_calls.h"
 #include "tests/support/status_matchers.h"
@@ -43,6 +46,16 @@ TEST_F(NcclServerTest, LetsTheGpuReadTheStoreAsLongAsItStands) {
     EXPECT_EQ(calls_->num_alive(), 1);
   }
   EXPECT_EQ(calls_->num_alive(), 0);
+}
+
+TEST_F(NcclServerTest, LogsWhatItPinsBeforeAndAfter) {
+  testing::internal::CaptureStderr();
+  ASSERT_THAT(Start(), IsOk());
+  const std::string bytes = absl::StrCat("bytes=", store_->memory().size());
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              testing::AllOf(testing::HasSubstr("pinning memory for the GPU"),
+                             testing::HasSubstr("pinned memory for the GPU"),
+                             testing::HasSubstr(bytes), testing::HasSubstr("seconds=")));
 }
 
 TEST_F(NcclServerTest, SaysWhyItCannotStart) {

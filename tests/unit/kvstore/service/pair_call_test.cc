@@ -165,6 +165,45 @@ TEST_F(PairCallTest, EndsWithTheErrorOfABrokenProtocol) {
   EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"failed\"}"), 1);
 }
 
+// While the server still waits for the pair to open.
+TEST_F(PairCallTest, AReaderThatSendsMoreThanAReaderHasEndsAtOnce) {
+  Start();
+  Context context;
+  const auto stream = handoff_->Pair(&context);
+  ASSERT_TRUE(stream->Write(Hello()));
+  v1::PairReply reply;
+  ASSERT_TRUE(stream->Read(&reply));
+  v1::PairRequest damaged;
+  damaged.mutable_damaged();
+  for (int i = 0; i < 9; ++i) stream->Write(damaged);
+  EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kInvalidArgument,
+                                       testing::HasSubstr("more requests than a reader has")));
+  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"failed\"}"), 1);
+}
+
+TEST_F(PairCallTest, AReaderThatDoesNotReadWhatItAsksForEnds) {
+  Start();
+  const SealedObject object = MakeTestWindow(1, 1);
+  ASSERT_THAT(Put(object), IsOk());
+  Context context;
+  const auto stream = handoff_->Pair(&context);
+  ASSERT_TRUE(stream->Write(Hello()));
+  v1::PairReply reply;
+  ASSERT_TRUE(stream->Read(&reply));
+  NcclPair reader(calls_, {.group_bytes = reply.offer().group_bytes()}, Clock::Real());
+  ASSERT_THAT(reader.Open(FromProto(reply.offer())->id, 1), IsOk());
+  // Answers of more than a stream's window. What is missing counts them.
+  v1::PairRequest fetch;
+  for (int i = 1; i < 4096; ++i) *fetch.mutable_fetch()->add_objects() = ToProto(object.key());
+  *fetch.mutable_fetch()->add_objects() = ToProto(MakeTestWindow(2, 1).key());
+  for (int answers = 1; answers <= 5; ++answers) {
+    ASSERT_TRUE(stream->Write(fetch));
+    while (Metric("pkv_block_gets_total{result=\"miss\"}") < answers) std::this_thread::yield();
+  }
+  EXPECT_THAT(Ended(*stream),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("does not read")));
+}
+
 TEST_F(PairCallTest, APairThatBreaksIsNoServerThatIsGone) {
   Start();
   calls_->faults.begin_init = absl::UnavailableError("no way to the reader's GPU");
