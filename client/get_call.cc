@@ -27,8 +27,8 @@ GetCall::GetCall(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, 
       keys_(std::move(keys)),
       deadline_(deadline),
       numbering_(numbering),
-      backoff_(core_->MakeBackoff()),
       first_layer_(first_layer),
+      backoff_(core_->MakeBackoff()),
       assembly_(keys_, numbering, first_layer, std::move(heads)),
       record_(std::move(record)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {

@@ -40,7 +40,7 @@ class QueryRecord {
  private:
   struct Layer {
     std::vector<float> moment_sums;  // [kv_head][head_dim][head_dim]
-    int64_t first_token = -1;  // of the first query; -1: none yet
+    int64_t first_token = -1;        // of the first query; -1: none yet
     int64_t num_vectors = 0, moment_weight = 0;
     QuerySample sample;
     std::vector<std::vector<float>> q;    // [kv_head] -> [sample][group][head_dim]

@@ -60,11 +60,11 @@ struct ServedWorker {
 };
 
 struct WorkerRole {
-  const char* name;
-  const char* description;
-  const char* default_listen;
-  void (*declare)(OptionTable&, ServeFlags&);  // options of the role
-  absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&);
+  const char* name = nullptr;
+  const char* description = nullptr;
+  const char* default_listen = nullptr;
+  void (*declare)(OptionTable&, ServeFlags&) = nullptr;  // options of the role
+  absl::StatusOr<ServedWorker> (*make_worker)(const WorkerParts&) = nullptr;
   bool takes_device_frames = false;  // from the cache, on --device cuda
 };
 

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "absl/strings/str_cat.h"
 #include "proto/config/service_options.h"
 #include "proto/config/value_text.h"
 #include "tests/support/scratch_folder.h"
@@ -82,13 +83,13 @@ TEST_F(ConfigSourcesTest, AllProblemsOfAllSourcesAreToldAtOnce) {
 TEST_F(ConfigSourcesTest, AFileThatIsMissingIsAProblemUnlessItMayBe) {
   const std::string missing = scratch_.path() + "/missing";
   EXPECT_THAT(LoadConfig(table_, {.file = missing}).problems, ElementsAre(HasSubstr(missing)));
-  const LoadedConfig loaded = LoadConfig(table_, {.file = "-" + missing});
+  const LoadedConfig loaded = LoadConfig(table_, {.file = absl::StrCat("-", missing)});
   EXPECT_THAT(loaded.problems, IsEmpty());
   EXPECT_EQ(loaded.file, "");
-  EXPECT_THAT(LoadConfig(table_, {.file = "-" + scratch_.path()}).problems,
+  EXPECT_THAT(LoadConfig(table_, {.file = absl::StrCat("-", scratch_.path())}).problems,
               ElementsAre(HasSubstr("cannot be read")))
       << "it is there, and a folder";
-  EXPECT_THAT(LoadConfig(table_, {.file = "-" + File("capacity: 1\n")}).problems,
+  EXPECT_THAT(LoadConfig(table_, {.file = absl::StrCat("-", File("capacity: 1\n"))}).problems,
               ElementsAre(HasSubstr("below 4KiB")));
 }
 
