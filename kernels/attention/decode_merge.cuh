@@ -4,9 +4,37 @@
 // Parts of an item: what a warp has of it, and the sum of such parts, in the order of the line:
 // equal inputs give equal bits.
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "kernels/attention/decode_query.cuh"
 
 namespace pkv {
+
+// Values of one row, consecutive ones in consecutive lanes: rotated (kernels/README.md, "Rotate").
+template <int kChannels>
+__device__ __forceinline__ void RotateRow(float (&x)[kChannels], int lane) {
+#pragma unroll
+  for (int distance = 1; distance < kChannels; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      if ((i & distance) != 0) continue;
+      const float a = x[i], b = x[i + distance];
+      x[i] = a + b;
+      x[i + distance] = a - b;
+    }
+  }
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, x[i], mask);
+      x[i] = (lane & mask) != 0 ? other - x[i] : x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) x[i] *= kChannels == 4 ? 0.088388347648318441f : 0.125f;
+}
 
 // What a warp has of an item, in shared or global memory (DecodeConfig::kPartFloats).
 template <typename C>

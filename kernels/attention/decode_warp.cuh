@@ -202,7 +202,7 @@ class DecodeWarp {
 
   // The new token's row of K and V, behind the window's others.
   __device__ void AppendToWindow(int item) const {
-    using Row = Values<uint16_t, QueryMath<C>::kChannels>;
+    using Row = Values<uint16_t, C::kHeadDim / 32>;
     const DecodeAttentionArgs& args = launch_.args;
     const int request = item / launch_.num_kv_heads, kv_head = item % launch_.num_kv_heads;
     const int64_t row = int64_t{kv_head} * args.window_capacity + args.num_window_tokens[request];
