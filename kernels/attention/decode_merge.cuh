@@ -48,7 +48,7 @@ struct DecodePart {
     return memory[C::kPartHistogramAt + id * C::kHeads + head];
   }
 
-  // All lanes. The output of codes and rows leaves the rotation.
+  // All lanes.
   __device__ void Write(WarpState<C>& state) const {
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) {
@@ -144,10 +144,9 @@ struct HeadSums {
   // What V patterns of a bank add, by their weights. shared_rows: the first kRowsInShared of them,
   // or null.
   __device__ __forceinline__ void AddPatterns(const PatternRows& patterns,
-                                              const uint16_t* shared_rows, bool is_rotated) {
+                                              const uint16_t* shared_rows) {
     if constexpr (C::kHasCodes) {
       if (patterns.num_v == 0) return;
-      float x[kCount][kChannels] = {};
 #pragma unroll
       for (int i = 0; i < kWeights; ++i) {
         const int count = min(patterns.num_v - 32 * i, 32);
@@ -159,17 +158,16 @@ struct HeadSums {
           const auto row = LoadRow(rows + id * C::kHeadDim);
 #pragma unroll
           for (int h = 0; h < kCount; ++h) {
-            AddRow(row, __shfl_sync(0xffffffffu, weights[h][i], id), x[h]);
+            AddRow(row, __shfl_sync(0xffffffffu, weights[h][i], id), out[h]);
           }
         }
       }
-#pragma unroll
-      for (int h = 0; h < kCount; ++h) {
-        if (C::kRotates && is_rotated) RotateRow(x[h], lane);
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) out[h][i] += x[h][i];
-      }
     }
+  }
+  // Takes the rotation off what parts and patterns add up to.
+  __device__ __forceinline__ void Rotate() {
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) RotateRow(out[h], lane);
   }
   using Row = Values<__half, kChannels>;
   __device__ __forceinline__ Row LoadRow(const uint16_t* row) const {
