@@ -24,14 +24,17 @@ class DecodeWarp {
     if (lane_ == 0) memory_.Ends(warp_).has_head = memory_.Ends(warp_).has_tail = 0;
     const SlicePlanner<C> planner = {launch_, &memory_.Feed(warp_), warp_, lane_,
                                      memory_.num_warps};
-    const bool has_units = planner.Plan();
+    if (launch_.args.is_planned) {
+      planner.Take();
+    } else {
+      planner.Make();
+    }
+    __syncwarp();
+    const WarpFeed& feed = memory_.Feed(warp_);
+    const bool has_units = feed.begin < feed.end;
     if (has_units) {
       ring().Init();
-      // A slice that begins behind an item's last unit begins with the next item.
-      UnitCursor at = consumed();
-      at.Advance(launch_, 0);
-      SetConsumed(at);
-      ring().Enter(at, memory_.Feed(warp_).end, run_);
+      ring().Enter(consumed(), feed.end, feed.first_page, run_);
       if (launch_.overlaps_previous && run_.left > 0) StartFeed();
     }
     ptx::WaitForPreviousGrid();
