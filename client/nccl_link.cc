@@ -14,7 +14,7 @@ namespace {
 // Of the control connection; then a link is made anew.
 constexpr absl::Duration kLinkLasts = absl::Hours(24);
 // For an answer that costs the server nothing but a look into its index.
-constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(1);
 
 }  // namespace
 

@@ -48,7 +48,7 @@ class NcclLink final : private StreamReceiver {
 
     // Has the server hold these objects, and asks what they are. `manifest` lists as many heads, or
     // has a code.
-    // Waits until `deadline`, 2 s at most.
+    // Waits until `deadline`, 1 s at most.
     //   Unavailable, DeadlineExceeded  the link is broken now
     //   DataLoss                       the answer makes no sense; broken too
     absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline) {

@@ -27,6 +27,7 @@
 #include "proto/metrics/reload_metrics.h"
 #include "proto/serving/grpc_acceptor.h"
 #include "proto/serving/health_server.h"
+#include "proto/serving/keepalive.h"
 #include "proto/serving/listener.h"
 #include "proto/transport/data_frame.h"
 #include "proto/transport/nccl/nccl_server.h"
@@ -37,7 +38,7 @@ namespace {
 // What clients send: a payload, its pieces, or 4,096 keys.
 constexpr int kMaxReceivedBytes = static_cast<int>(2 * kMaxPayloadBytes);
 
-// Caps what one connection may hold, and agrees with the clients' keepalive.
+// Caps what one connection may hold.
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -46,11 +47,7 @@ void SetLimits(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 << 10);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 128);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 3);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  SetKeepalive(builder);
 }
 
 absl::Status CheckMetricsAddress(const std::string& address) {

@@ -63,7 +63,8 @@ class CudaPrefillExecutor final : public PrefillExecutor {
   }
   absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
                    const std::function<bool()>& cancelled,
-                   const std::function<void(int)>& on_encoded) override;
+                   const std::function<void(int)>& on_encoded,
+                   const DeviceFrames& device_frames) override;
 
  private:
   // Brings the blocks of a cached prefix back as K and V.
@@ -139,7 +140,8 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
 
 absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int32_t> tokens,
                                       const std::function<bool()>& cancelled,
-                                      const std::function<void(int)>& on_encoded) {
+                                      const std::function<void(int)>& on_encoded,
+                                      const DeviceFrames& device_frames) {
   if (!turn_.TakeUnless(cancelled)) return absl::CancelledError("the caller went away");
   const HeldTurn held(&turn_);
   const int first_token = static_cast<int>(sequence.num_tokens());
@@ -194,7 +196,13 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
                                               made.table->header().num_patterns_k, "+",
                                               made.table->header().num_patterns_v));
     }
-    PKV_RETURN_IF_ERROR(staged[layer % kNumStaged]->StartCopy(num_made, window, stream));
+    LayerStaging& staging = *staged[layer % kNumStaged];
+    // Before the copies that the host waits for: once they are here, so are these.
+    if (device_frames) {
+      PKV_RETURN_IF_ERROR(
+          staging.CopyFrames(first_token == 0, window, device_frames(layer), stream));
+    }
+    PKV_RETURN_IF_ERROR(staging.StartCopy(num_made, window, stream));
     layers.Push(layer);
     return absl::OkStatus();
   };

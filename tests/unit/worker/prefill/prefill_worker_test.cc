@@ -351,7 +351,7 @@ class LostExecutor final : public PrefillExecutor {
  public:
   absl::Status CheckVariant(const CodecParams&) const override { return absl::OkStatus(); }
   absl::Status Run(KvSequence&, std::span<const int32_t>, const std::function<bool()>&,
-                   const std::function<void(int)>&) override {
+                   const std::function<void(int)>&, const DeviceFrames&) override {
     return absl::InternalError("the device is lost");
   }
 };
