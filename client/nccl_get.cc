@@ -115,7 +115,9 @@ absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience
                        link_->TakeTurn(std::min(core_->clock->MonotonicNow() + turn_patience,
                                                 deadline_),
                                        cancelled_));
+  asked_at_ = core_->clock->MonotonicNow();
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
+  answered_at_ = core_->clock->MonotonicNow();
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
   PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
   PKV_RETURN_IF_ERROR(KeepHeaders());
@@ -230,6 +232,7 @@ void NcclGet::PlaceFrames(std::span<std::byte* const> places) {
 }
 
 absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
+  placed_at_ = core_->clock->MonotonicNow();
   const size_t num_frames = heads_.size() * static_cast<size_t>(num_layers());
   PKV_CHECK(places.empty() || places.size() == num_frames, places.size(), " of ", num_frames);
   places_.assign(num_frames, nullptr);
@@ -270,7 +273,9 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
     }
     layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
   }
-  const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};
+  const absl::Time listed = core_->clock->MonotonicNow();
+  const TransferLimits limits{.timeout = deadline_ - listed};
+  absl::Time first, last;
   CounterSet& counters = core_->counters;
   std::atomic<uint64_t>& bytes =
       direct_ != nullptr ? counters.direct_get_bytes : counters.nccl_get_bytes;
@@ -280,6 +285,8 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         is_sound = is_sound && layer_status.ok();
         if (!is_sound) return;
         bytes += layer_bytes;
+        last = core_->clock->MonotonicNow();
+        if (layer == 0) first = last;
         MutexLock lock(&mu_);
         num_layers_here_ = static_cast<int>(layer) + 1;
         changed_.SignalAll();
@@ -291,11 +298,26 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
   }
   turn.reset();
+  if (status.ok()) LogTransfer(listed, first, last, layer_bytes * num_layers());
   if (status.ok()) ++(direct_ != nullptr ? counters.direct_gets : counters.nccl_gets);
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;
   changed_.SignalAll();
+}
+
+void NcclGet::LogTransfer(absl::Time listed, absl::Time first, absl::Time last,
+                          uint64_t bytes) const {
+  const auto ms = [](absl::Duration part) { return absl::ToDoubleMilliseconds(part); };
+  Log(LogLevel::kDebug, "nccl: received",
+      {{"from", direct_ != nullptr ? "prefill" : "cache"},
+       {"objects", keys_.size()},
+       {"bytes", bytes},
+       {"manifest_ms", ms(answered_at_ - asked_at_)},
+       {"place_ms", ms(placed_at_ - answered_at_)},
+       {"lists_ms", ms(listed - placed_at_)},
+       {"first_layer_ms", ms(first - listed)},
+       {"other_layers_ms", ms(last - first)}});
 }
 
 bool NcclGet::AwaitLayer(int layer, absl::Status& status) {

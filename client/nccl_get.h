@@ -64,6 +64,9 @@ class NcclGet final : public GetStream {
   void RunTransfer(std::unique_ptr<NcclLink::Turn> turn) ABSL_LOCKS_EXCLUDED(mu_);
   // Until `layer` is here: true; false: the transfer has ended without it, as `status` says.
   bool AwaitLayer(int layer, absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // What the log says of a transfer that ended, and how long each part took. `listed`: lists were
+  // made; `first`, `last`: layers were here.
+  void LogTransfer(absl::Time listed, absl::Time first, absl::Time last, uint64_t bytes) const;
   absl::Status Fail(const absl::Status& status);
 
   int num_layers() const { return static_cast<int>(heads_.front().frame_crcs.size()); }
@@ -85,6 +88,7 @@ class NcclGet final : public GetStream {
   // shared_ptr: the client's, and kept while this may use it. The turn, which uses it, comes after.
   std::shared_ptr<NcclLink> link_;
   std::unique_ptr<NcclLink::Turn> turn_;
+  absl::Time asked_at_, answered_at_, placed_at_;  // the manifest; places were named
   std::vector<ObjectHead> heads_;
   std::vector<std::string> head_bytes_;  // as received
   std::vector<ObjectHeader> headers_;    // constant once there

@@ -155,7 +155,7 @@ class FakeCacheClient : public CacheClient {
   }
 
   // What the last StartDeviceGet was told.
-  std::string last_direct_server() const {
+  std::string last_direct_server() {
     MutexLock lock(&mu_);
     return last_direct_server_;
   }
@@ -393,6 +393,7 @@ class FakeCacheClient : public CacheClient {
   }
 
   Mutex mu_;
+  std::string last_direct_server_ ABSL_GUARDED_BY(mu_);
   CondVar changed_;
   std::string address_;  // constant once used
   Script script_ ABSL_GUARDED_BY(mu_);
