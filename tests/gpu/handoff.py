@@ -138,7 +138,7 @@ class Fleet:
         """`way`: grpc, shm, nccl or direct, which names the server; WAY-whole: without streaming"""
         kind, _, whole = way.partition("-")
         arguments = ["--transport", kind if kind in ("grpc", "shm") else "auto",
-                     "--layer-streaming", "false" if whole else "true", "--max-batch", "4",
+                     "--layer-streaming=" + ("false" if whole else "true"), "--max-batch", "4",
                      "--pages", str(self.pages), "--log-level", "debug"]
         if kind == "direct":
             arguments += ["--direct-from", f"localhost:{self.prefill_port}"]

@@ -46,6 +46,8 @@ absl::StatusOr<std::unique_ptr<DirectHandoff>> DirectHandoff::Make(const NcclPor
   return handoff;
 }
 
+DirectHandoff::DirectHandoff(MetricRegistry& registry) : metrics_(registry) {}
+
 DirectHandoff::~DirectHandoff() = default;
 
 }  // namespace pkv

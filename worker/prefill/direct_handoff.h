@@ -42,7 +42,7 @@ class DirectHandoff {
   void Stop() { server_->Stop(); }
 
  private:
-  explicit DirectHandoff(MetricRegistry& registry) : metrics_(registry) {}
+  explicit DirectHandoff(MetricRegistry& registry);
 
   // Constant after Make(); each uses what stands above.
   DirectMetrics metrics_;

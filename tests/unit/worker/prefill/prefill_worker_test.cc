@@ -9,6 +9,7 @@
 
 #include "pkv/block/object_view.h"
 #include "proto/metrics/metric_registry.h"
+#include "tests/support/copying_executor.h"
 #include "tests/support/fake_cluster.h"
 #include "tests/support/fake_pair_calls.h"
 #include "tests/support/tiny_worker.h"
@@ -378,40 +379,6 @@ TEST_F(PrefillWorkerTest, TellsThatTheDeviceIsLostWithAndWithoutAPrefix) {
     EXPECT_THAT(failures[0], StatusIs(absl::StatusCode::kInternal));
   }
 }
-
-// As an executor on a GPU: frames stand in the device's memory, here the host's, as well.
-class CopyingExecutor final : public PrefillExecutor {
- public:
-  explicit CopyingExecutor(PrefillExecutor* inner) : inner_(*inner) {}
-  absl::Status CheckVariant(const CodecParams& params) const override {
-    return inner_.CheckVariant(params);
-  }
-  absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
-                   const std::function<bool()>& cancelled,
-                   const std::function<void(int)>& on_encoded,
-                   const DeviceFrames& device_frames) override {
-    num_offered += device_frames != nullptr;
-    const auto copy = [&](int layer) {
-      if (device_frames) Copy(sequence.layer_frames(layer), device_frames(layer));
-      on_encoded(layer);
-    };
-    return inner_.Run(sequence, tokens, cancelled, copy, nullptr);
-  }
-  int num_offered = 0;
-
- private:
-  static void Copy(const KvSequence::LayerFrames& from, const KvSequence::LayerFrames& to) {
-    ASSERT_EQ(from.blocks.size(), to.blocks.size());
-    for (size_t i = 0; i < from.blocks.size(); ++i) Copy(from.blocks[i], to.blocks[i]);
-    Copy(from.table, to.table);
-    Copy(from.window, to.window);
-  }
-  static void Copy(std::span<const std::byte> from, std::span<std::byte> to) {
-    ASSERT_EQ(from.size(), to.size());
-    std::ranges::copy(from, to.begin());
-  }
-  PrefillExecutor& inner_;
-};
 
 class PrefillDirectTest : public PrefillWorkerTest {
  protected:
