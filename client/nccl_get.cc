@@ -250,6 +250,8 @@ absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
       next += heads_[i / num_layers()].header.frame_bytes;
     }
   }
+  // Lists are made while the holder begins to send.
+  turn_->Ready();
   thread_ =
       std::thread([this](std::unique_ptr<NcclLink::Turn> turn) { RunTransfer(std::move(turn)); },
                   std::move(turn_));

@@ -32,10 +32,16 @@ class DirectStore::HoldOf final : public PairHold {
     for (const Part& part : parts_) {
       spans_.resize(std::max<size_t>(spans_.size(), part.num_layers));
     }
-    for (std::vector<DeviceSpan>& of_layer : spans_) of_layer.reserve(parts_.size());
     for (const Part& part : parts_) {
       for (int layer = 0; layer < part.num_layers; ++layer) {
-        spans_[layer].push_back({part.first_frame + layer * part.layer_bytes, part.frame_bytes});
+        std::byte* const frame = part.first_frame + layer * part.layer_bytes;
+        std::vector<DeviceSpan>& spans = spans_[layer];
+        // What lies in one piece is one: a whole prompt makes a list of one span a layer.
+        if (!spans.empty() && spans.back().data + spans.back().bytes == frame) {
+          spans.back().bytes += part.frame_bytes;
+        } else {
+          spans.push_back({frame, part.frame_bytes});
+        }
       }
     }
     for (const std::vector<DeviceSpan>& of_layer : spans_) layers_.push_back({.spans = of_layer});

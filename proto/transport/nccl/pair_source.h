@@ -25,9 +25,9 @@ class PairHold {
  public:
   virtual ~PairHold() = default;
 
-  // Their frames, in layer l those of all objects that have one, in the order of the fetch. Device
-  // memory of the pair's GPU, or registered host memory. The first call makes the lists, which are
-  // valid as long as this.
+  // The bytes of their frames, in layer l those of all objects that have one, in the order of the
+  // fetch; a span may hold several frames. Device memory of the pair's GPU, or registered host
+  // memory. The first call makes the lists, which are valid as long as this.
   virtual std::span<const LayerSpans> layers() = 0;
   // They have been sent, or, not OK, not all of them. At most once.
   virtual void SendEnded(const absl::Status& status) = 0;

@@ -37,9 +37,10 @@ class FrameRulesTest : public testing::TestWithParam<int> {
     }
   }
   static bool BreaksRules(const FrameRules& rules, const std::vector<std::byte>& frame) {
-    const CheckItem item{.frame = frame.data()};
+    std::vector<CheckItem> items;
+    AppendCheckItems(frame.data(), rules, 0, 0, items);
     uint32_t flag = 0;
-    CheckOnCpu({&item, 1}, {&rules, 1}, {&flag, 1});
+    CheckOnCpu(items, {&rules, 1}, {&flag, 1});
     return flag != 0;
   }
 };
