@@ -32,7 +32,8 @@ class CacheClusterImpl final : public CacheCluster {
       ClientOptions one = options;
       one.address = server.address;
       addresses_.push_back(std::move(server.address));
-      servers_.push_back({watched, MakeCacheClient(one, std::move(connection), gpu, scratch, direct)});
+      servers_.push_back(
+          {watched, MakeCacheClient(one, std::move(connection), gpu, scratch, direct)});
     }
   }
 

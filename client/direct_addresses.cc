@@ -96,7 +96,7 @@ DirectAddresses::DirectAddresses(std::vector<DirectName> names, Clock* clock, Re
 void DirectAddresses::StartResolving() {
   is_resolving_ = true;
   thread_.Schedule([this] {
-    absl::flat_hash_set<std::string> resolved;
+    std::set<std::string, std::less<>> resolved;
     for (const DirectName& name : names_) {
       for (const std::string& host : resolve_(name)) resolved.insert(Spell(host, name.port));
     }
@@ -114,7 +114,7 @@ bool DirectAddresses::Allows(absl::string_view address) {
   if (std::any_of(names_.begin(), names_.end(), is_named)) return true;
   MutexLock lock(&mu_);
   if (!is_resolving_ && clock_->MonotonicNow() - resolved_at_ >= kResolvedLasts) StartResolving();
-  return resolved_.contains(address);
+  return resolved_.find(address) != resolved_.end();
 }
 
 }  // namespace pkv

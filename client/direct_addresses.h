@@ -2,10 +2,10 @@
 #define PKV_CLIENT_DIRECT_ADDRESSES_H_
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -56,7 +56,7 @@ class DirectAddresses {
   Mutex mu_;
   bool is_resolving_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time resolved_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
-  absl::flat_hash_set<std::string> resolved_ ABSL_GUARDED_BY(mu_);
+  std::set<std::string, std::less<>> resolved_ ABSL_GUARDED_BY(mu_);
 
   ThreadPool thread_{1};  // uses what stands above
 };

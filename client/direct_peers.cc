@@ -32,9 +32,8 @@ absl::StatusOr<std::shared_ptr<DirectPeer>> DirectPeers::Find(const std::string&
       auto it = peers_.find(address);
       if (it == peers_.end()) {
         if (peers_.size() >= kMaxPeers && !CloseOne()) {
-          return absl::ResourceExhaustedError(
-              absl::StrCat(peers_.size(), " prefill workers are being read from, limit ",
-                           kMaxPeers));
+          return absl::ResourceExhaustedError(absl::StrCat(
+              peers_.size(), " prefill workers are being read from, limit ", kMaxPeers));
         }
         auto peer = std::make_shared<DirectPeer>(connect_(address), gpu_, clock_);
         it = peers_.emplace(address, Entry{std::move(peer)}).first;

@@ -111,10 +111,9 @@ absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience
     link_ = *std::move(link);
   }
   std::unique_ptr<NcclLink::Turn> turn;
-  PKV_ASSIGN_OR_RETURN(turn,
-                       link_->TakeTurn(std::min(core_->clock->MonotonicNow() + turn_patience,
-                                                deadline_),
-                                       cancelled_));
+  PKV_ASSIGN_OR_RETURN(
+      turn, link_->TakeTurn(std::min(core_->clock->MonotonicNow() + turn_patience, deadline_),
+                            cancelled_));
   asked_at_ = core_->clock->MonotonicNow();
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
   answered_at_ = core_->clock->MonotonicNow();
@@ -186,8 +185,7 @@ absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
   if (link_ != nullptr && !absl::IsFailedPrecondition(status)) {
     const bool is_direct = direct_ != nullptr;
     ++(is_direct ? core_->counters.direct_fallbacks : core_->counters.nccl_fallbacks);
-    Log(LogLevel::kWarning,
-        is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
+    Log(LogLevel::kWarning, is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
         {{"reason", status.ToString()}});
   }
   GoOver();

@@ -108,11 +108,10 @@ class CacheServerImpl : public CacheServer {
                                                      .policy = std::make_unique<Lru>()}));
     // Takes up to minutes, in which a client that finds no listener goes elsewhere at once.
     if (options_.nccl != nullptr) {
-      PKV_ASSIGN_OR_RETURN(pair_source_,
-                           StorePairSource::Make(options_.nccl->calls, store_.get(), &metrics_,
-                                                 Clock::Real()));
-      PKV_ASSIGN_OR_RETURN(
-          nccl_, NcclServer::Make({}, *options_.nccl, pair_source_.get(), Clock::Real()));
+      PKV_ASSIGN_OR_RETURN(pair_source_, StorePairSource::Make(options_.nccl->calls, store_.get(),
+                                                               &metrics_, Clock::Real()));
+      PKV_ASSIGN_OR_RETURN(nccl_,
+                           NcclServer::Make({}, *options_.nccl, pair_source_.get(), Clock::Real()));
     }
     PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
     PKV_RETURN_IF_ERROR(StartMetrics());

@@ -135,11 +135,12 @@ class Fleet:
                           str(max(self.options.context, 1024)))
 
     def start_decode(self, way, *more):
-        """`way`: grpc, shm, nccl or direct, which names the server; WAY-whole: without streaming"""
-        kind, _, whole = way.partition("-")
+        """`way` names the server: grpc, shm, nccl or direct; WAY-whole: without streaming; WAY-0,
+        WAY-1: the same"""
+        kind, _, suffix = way.partition("-")
         arguments = ["--transport", kind if kind in ("grpc", "shm") else "auto",
-                     "--layer-streaming=" + ("false" if whole else "true"), "--max-batch", "4",
-                     "--pages", str(self.pages), "--log-level", "debug"]
+                     "--layer-streaming=" + ("false" if suffix == "whole" else "true"),
+                     "--max-batch", "4", "--pages", str(self.pages), "--log-level", "debug"]
         if kind == "direct":
             arguments += ["--direct-from", f"localhost:{self.prefill_port}"]
         self.start_worker(way, "decode", 1, *arguments, *more)
@@ -153,6 +154,15 @@ class Fleet:
             self.start_decode(way, *more)
         for server in self.servers.values():
             server.wait_ready()
+
+    def num_pairs(self):
+        """Of the holder; and what it holds for none of them is an error."""
+        if self.options.holder == "prefill":
+            return self.servers["prefill"].metric('pkv_direct_pairs{role="prefill"}')
+        pkvd = self.servers["pkvd"]
+        if pkvd.metric('pkv_tier_pinned_bytes{tier="dram"}') > 0:
+            return float("inf")
+        return pkvd.metric("pkv_nccl_pairs")
 
     def stop(self):
         for server in self.servers.values():
@@ -298,17 +308,9 @@ def fallback_time(server, since):
     return None
 
 
-def holder_is_empty(fleet):
-    if fleet.options.holder == "prefill":
-        return fleet.servers["prefill"].metric('pkv_direct_pairs{role="prefill"}') == 0
-    pkvd = fleet.servers["pkvd"]
-    return (pkvd.metric("pkv_nccl_pairs") == 0
-            and pkvd.metric('pkv_tier_pinned_bytes{tier="dram"}') == 0)
-
-
-def one_kill(fleet, rng, who, prompt, expected, options):
+def one_kill(fleet, rng, way, who, prompt, expected):
     """Seconds until the fallback or the error; None when the transfer was over before."""
-    way = "direct" if options.holder == "prefill" else "nccl"
+    options = fleet.options
     generation = fleet.generate(way, prompt)
     await_transfer(fleet, way, generation)
     time.sleep(rng.random() * options.window_ms * 1e-3)
@@ -319,7 +321,6 @@ def one_kill(fleet, rng, who, prompt, expected, options):
         victim.process.wait(timeout=60)
         got, _ = finish(generation)
         seconds = time.time() - began
-        wait_until("the end of the pair", BOUND_S, lambda: holder_is_empty(fleet))
         # Without one: it had all its tokens before.
         caught = got is None
     else:
@@ -344,11 +345,22 @@ def one_kill(fleet, rng, who, prompt, expected, options):
     return seconds if caught else None
 
 
-def start_again(fleet, who, way, prompts, options):
-    """The victim of a kill, and what it held."""
-    if who == "decode":
-        fleet.start_decode(way)
-        fleet.servers[way].wait_ready()
+def end_gently(server):
+    server.end()
+    if server.process.returncode != 0:
+        raise Failed(f"{server.name} ended with {server.process.returncode}")
+
+
+def start_again(fleet, way, who, prompts):
+    """The victim, with what it held; and the decode worker, which would wait ever longer before it
+    made a pair again."""
+    options = fleet.options
+    if who != "decode":
+        end_gently(fleet.servers[way])
+    wait_until("the end of pairs and pins", BOUND_S,
+               lambda: who == "holder" or fleet.num_pairs() <= len(fleet.paired) - 1)
+    fleet.start_decode(way)
+    if who != "holder":
         return
     fleet.servers[options.holder].process.wait(timeout=60)
     if options.holder == "pkvd":
@@ -364,42 +376,50 @@ def start_again(fleet, who, way, prompts, options):
 def kills(options):
     fleet = Fleet(options, "fp16", options.capacity)
     rng = random.Random(options.seed)
-    way = "direct" if options.holder == "prefill" else "nccl"
-    # More than a worker's pages hold: each is fetched again whenever its turn comes.
+    kind = "direct" if options.holder == "prefill" else "nccl"
+    # In turn, so that one is there while another starts again.
+    fleet.paired = [f"{kind}-{i}" for i in range(3)]
+    # Less than two prompts: each is fetched again whenever its turn comes.
     fleet.pages = options.context // 128 + 32
     taken = {"decode": [], "holder": [], "stop": []}
     missed = rounds = 0
     try:
-        fleet.start(["grpc", way])
+        fleet.start(["grpc", *fleet.paired])
         prompts = [random_prompt(rng, options.context) for _ in range(2)]
         expected = [must(finish(fleet.generate("grpc", prompt)))["token_ids"] for prompt in prompts]
         began = time.monotonic()
         for rounds in range(1, options.rounds + 1):
+            way = fleet.paired[rounds % len(fleet.paired)]
+            fleet.servers[way].wait_ready()
             warm_up(fleet, way, rng)
-            # Who is killed must start again, a stopped one need not.
             who = rng.choices(["decode", "holder", "stop"],
                               [options.decode_share, options.holder_share, 2])[0]
             which = rounds % len(prompts)
-            seconds = one_kill(fleet, rng, who, prompts[which], expected[which], options)
+            seconds = one_kill(fleet, rng, way, who, prompts[which], expected[which])
             if seconds is None:
                 missed += 1
             else:
                 taken[who].append(seconds)
-            if who != "stop":
-                start_again(fleet, who, way, prompts, options)
+            print(f"kills: round {rounds}: {who}:", "over before" if seconds is None
+                  else f"{seconds:.2f} s", flush=True)
+            start_again(fleet, way, who, prompts)
             if options.seconds and time.monotonic() - began > options.seconds:
                 break
-        warm_up(fleet, way, rng)
-        for server in fleet.servers.values():
-            server.end()
-            if server.process.returncode != 0:
-                raise Failed(f"{server.name} ended with {server.process.returncode}")
+        for way in fleet.paired:
+            fleet.servers[way].wait_ready()
+        warm_up(fleet, fleet.paired[0], rng)
+        for way in fleet.paired:
+            end_gently(fleet.servers[way])
+        wait_until("the end of the last pair", BOUND_S, lambda: fleet.num_pairs() == 0)
+        for name in ["grpc", "prefill", "pkvd"]:
+            end_gently(fleet.servers[name])
     finally:
         fleet.stop()
-    for who, of in taken.items():
-        if of:
-            print(f"kills: {options.holder}: {who}: {len(of)} in a transfer, at most {max(of):.2f} "
-                  f"s, median {statistics.median(of):.2f} s until an error or a fallback")
+        for who, of in taken.items():
+            if of:
+                print(f"kills: {options.holder}: {who}: {len(of)} in a transfer, at most "
+                      f"{max(of):.2f} s, median {statistics.median(of):.2f} s until an error or a "
+                      "fallback")
     print(f"kills: passed, {rounds} rounds, {missed} after the transfer was over")
 
 

@@ -20,6 +20,7 @@
 #include "tests/support/tiny_worker.h"
 #include "worker/batch/cpu_batch_engine.h"
 #include "worker/prefill/direct_handoff.h"
+#include "worker/prefill/direct_metrics.h"
 
 namespace pkv {
 namespace {
@@ -71,8 +72,8 @@ class DeviceFramesEngine final : public BatchEngine {
 class DirectServer {
  public:
   explicit DirectServer(std::shared_ptr<FakePairCalls> calls) {
-    handoff_ = *DirectHandoff::Make(FakePort(calls, 1), uint64_t{8} << 20, registry,
-                                    Clock::Real());
+    handoff_ =
+        *DirectHandoff::Make(FakePort(calls, 1), uint64_t{8} << 20, &metrics_, Clock::Real());
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -93,6 +94,7 @@ class DirectServer {
   std::string address;
 
  private:
+  DirectMetrics metrics_{registry};
   std::unique_ptr<DirectHandoff> handoff_;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -127,9 +129,9 @@ class DirectTransportTest : public TinyWorkersTest {
   void StartDecode() {
     const NcclPort port = FakePort(decode_calls_, 2);
     cluster_ = *CacheCluster::Create(options_, &port);
-    direct_decode_ = std::make_unique<DecodeWorker>(
-        host_, std::make_unique<DeviceFramesEngine>(host_), cluster_.get(), &decode_metrics_,
-        BatchOptions{});
+    direct_decode_ =
+        std::make_unique<DecodeWorker>(host_, std::make_unique<DeviceFramesEngine>(host_),
+                                       cluster_.get(), &decode_metrics_, BatchOptions{});
   }
 
   v1::HandoffTicket Ticket(uint64_t seed) {

@@ -35,18 +35,16 @@ class Service final : public v1::Handoff::CallbackService {
 
 absl::StatusOr<std::unique_ptr<DirectHandoff>> DirectHandoff::Make(const NcclPort& port,
                                                                    uint64_t memory_bytes,
-                                                                   MetricRegistry& registry,
+                                                                   DirectMetrics* metrics,
                                                                    Clock* clock) {
-  std::unique_ptr<DirectHandoff> handoff(new DirectHandoff(registry));
-  PKV_ASSIGN_OR_RETURN(handoff->store_,
-                       DirectStore::Make(port.calls, memory_bytes, &handoff->metrics_));
-  PKV_ASSIGN_OR_RETURN(handoff->server_,
-                       NcclServer::Make({}, port, handoff->store_.get(), clock));
+  std::unique_ptr<DirectHandoff> handoff(new DirectHandoff);
+  PKV_ASSIGN_OR_RETURN(handoff->store_, DirectStore::Make(port.calls, memory_bytes, metrics));
+  PKV_ASSIGN_OR_RETURN(handoff->server_, NcclServer::Make({}, port, handoff->store_.get(), clock));
   handoff->service_ = std::make_unique<Service>(handoff->server_.get());
   return handoff;
 }
 
-DirectHandoff::DirectHandoff(MetricRegistry& registry) : metrics_(registry) {}
+DirectHandoff::DirectHandoff() = default;
 
 DirectHandoff::~DirectHandoff() = default;
 

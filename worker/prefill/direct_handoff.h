@@ -8,7 +8,6 @@
 #include "proto/base/clock.h"
 #include "proto/transport/nccl/nccl_port.h"
 #include "proto/transport/nccl/nccl_server.h"
-#include "worker/prefill/direct_metrics.h"
 #include "worker/prefill/direct_store.h"
 
 namespace grpc {
@@ -17,7 +16,7 @@ class Service;
 
 namespace pkv {
 
-class MetricRegistry;
+class DirectMetrics;
 
 // A prefill worker's direct store behind the Handoff service (proto/pkv/v1/handoff.proto), which
 // offers NCCL pairs and nothing else.
@@ -25,12 +24,11 @@ class MetricRegistry;
 // Thread-safe.
 class DirectHandoff {
  public:
-  // `memory_bytes` of `port`'s GPU; `registry` and `clock` outlive this.
+  // `memory_bytes` of `port`'s GPU; `metrics` and `clock` outlive this.
   //   ResourceExhausted  the device has no room
   static absl::StatusOr<std::unique_ptr<DirectHandoff>> Make(const NcclPort& port,
                                                              uint64_t memory_bytes,
-                                                             MetricRegistry& registry,
-                                                             Clock* clock);
+                                                             DirectMetrics* metrics, Clock* clock);
   // REQUIRES: the gRPC server that has the service has ended.
   ~DirectHandoff();
   DirectHandoff(const DirectHandoff&) = delete;
@@ -42,10 +40,9 @@ class DirectHandoff {
   void Stop() { server_->Stop(); }
 
  private:
-  explicit DirectHandoff(MetricRegistry& registry);
+  DirectHandoff();
 
   // Constant after Make(); each uses what stands above.
-  DirectMetrics metrics_;
   std::unique_ptr<DirectStore> store_;
   std::unique_ptr<NcclServer> server_;
   std::unique_ptr<grpc::Service> service_;

@@ -27,7 +27,8 @@ DirectMetrics::DirectMetrics(MetricRegistry& registry)
                                "NCCL pairs with decode workers, those being opened included.")),
       sent_(registry.AddCounter("pkv_direct_sent_bytes_total",
                                 "Frame bytes sent to decode workers, once all of a get are.")) {
-  AddCounters(registry, "pkv_direct_ended_total", "NCCL pairs that ended.", "reason", kEnds, ended_);
+  AddCounters(registry, "pkv_direct_ended_total", "NCCL pairs that ended.", "reason", kEnds,
+              ended_);
   AddCounters(registry, "pkv_direct_prompts_total",
               "Computed prompts that were kept on the GPU, or why they were not.", "result",
               kPrompts, prompts_);

@@ -79,10 +79,7 @@ absl::StatusOr<std::unique_ptr<DirectStore>> DirectStore::Make(std::shared_ptr<P
 
 DirectStore::DirectStore(std::shared_ptr<PairCalls> calls, std::byte* arena,
                          uint64_t capacity_bytes, DirectMetrics* metrics)
-    : calls_(std::move(calls)),
-      arena_(arena),
-      capacity_bytes_(capacity_bytes),
-      metrics_(*metrics) {
+    : calls_(std::move(calls)), arena_(arena), capacity_bytes_(capacity_bytes), metrics_(*metrics) {
   metrics_.SetCapacity(capacity_bytes);
 }
 

@@ -106,9 +106,9 @@ class DirectStore final : public PairSource {
   // Memory that a draft or a group has.
   struct Extent {
     uint64_t bytes = 0;
-    bool is_kept = false;     // published and found by its keys
-    int num_holds = 0;        // of fetches
-    uint64_t last_use = 0;    // the higher the later
+    bool is_kept = false;   // published and found by its keys
+    int num_holds = 0;      // of fetches
+    uint64_t last_use = 0;  // the higher the later
     uint64_t layer_bytes = 0;
     int num_layers = 0;
     std::vector<Object> objects;

@@ -28,10 +28,9 @@ absl::Status Download(void* to, const void* from, size_t bytes, void* stream) {
 absl::Status CopyRows(std::byte* to, size_t to_pitch, const void* from, size_t from_pitch,
                       size_t row_bytes, size_t count, void* stream) {
   if (row_bytes == 0 || count == 0) return absl::OkStatus();
-  return CudaStatus(
-      cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, count, cudaMemcpyDeviceToDevice,
-                        static_cast<cudaStream_t>(stream)),
-      "copy frames");
+  return CudaStatus(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, count,
+                                      cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)),
+                    "copy frames");
 }
 
 // The rest of each of `count` frames, behind their first `used` bytes.

@@ -102,7 +102,7 @@ struct PrefillWorker::Job {
   std::unique_ptr<KvSequence> sequence;
   v1::HandoffTicket* ticket = nullptr;
   v1::PrefillStats* stats = nullptr;
-  bool lost_race = false;  // what was computed could not be stored for what another had stored
+  bool lost_race = false;      // what was computed could not be stored for what another had stored
   bool has_conflicts = false;  // another chain is stored under some of the keys
   std::optional<Stopwatch> put_stopwatch;  // since the upload's begin
   CodecWork work;
@@ -398,8 +398,8 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   job.has_conflicts = false;
   absl::Status put_status;
   std::unique_ptr<PutStream> put;
-  PKV_RETURN_IF_ERROR(Compute(
-      job, draft == nullptr ? DeviceFrames() : draft->device_frames(), put, put_status));
+  PKV_RETURN_IF_ERROR(
+      Compute(job, draft == nullptr ? DeviceFrames() : draft->device_frames(), put, put_status));
   std::optional<ErrorSample> sample =
       ErrorSample::Take(sequence, job.SampledLayer(host_.config().num_layers));
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());

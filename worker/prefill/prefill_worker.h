@@ -46,7 +46,8 @@ class PrefillWorker {
 
   // All outlive the worker. A `direct` store is of the executor's GPU.
   PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheCluster* cluster,
-                WorkerMetrics* metrics, OnFailure on_failure = nullptr, Direct direct = {nullptr, ""})
+                WorkerMetrics* metrics, OnFailure on_failure = nullptr,
+                Direct direct = {nullptr, ""})
       : host_(*host),
         executor_(*executor),
         cluster_(*cluster),

@@ -67,7 +67,8 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   Digest parent;
   for (int i = 0; i < num_blocks; ++i) {
     const ObjectHeader& header = stream->header(num_tables + i);
-    PKV_RETURN_IF_ERROR(rules.Check(header, {ObjectKind::kBlock, uint64_t(i) * kBlockTokens, parent}));
+    PKV_RETURN_IF_ERROR(
+        rules.Check(header, {ObjectKind::kBlock, uint64_t(i) * kBlockTokens, parent}));
     PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
     parent = header.id;
     block_headers_.push_back(header);

@@ -131,9 +131,9 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
   integrity.Add({{"stage", "client"}}, counters.integrity_failures);
 
   std::vector<prometheus::MetricFamily> families;
-  for (Family* family : {&requests, &durations, &inflight, &retries, &backing_off, &bytes,
-                         &fallbacks, &nccl_fallbacks, &direct_fallbacks, &direct_refusals,
-                         &integrity}) {
+  for (Family* family :
+       {&requests, &durations, &inflight, &retries, &backing_off, &bytes, &fallbacks,
+        &nccl_fallbacks, &direct_fallbacks, &direct_refusals, &integrity}) {
     families.push_back(family->Take());
   }
   return families;

@@ -146,16 +146,16 @@ namespace {
 absl::Status CheckDirectMemory(const ServeFlags& flags) {
   if (flags.direct_memory == 0) return absl::OkStatus();
   if (flags.model.device != "cuda") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--direct-memory ", flags.direct_memory, ": a worker on --device ", flags.model.device,
-        " has no prompts in a GPU's memory"));
+    return absl::InvalidArgumentError(absl::StrCat("--direct-memory ", flags.direct_memory,
+                                                   ": a worker on --device ", flags.model.device,
+                                                   " has no prompts in a GPU's memory"));
   }
   const std::string& address = flags.direct_address();
   const absl::StatusOr<bool> is_wildcard = IsWildcard(address);
   if (is_wildcard.ok() && !*is_wildcard) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "--direct-memory: decode workers cannot reach '", address,
-      "': give a host and port of this worker with --direct-advertise"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("--direct-memory: decode workers cannot reach '", address,
+                   "': give a host and port of this worker with --direct-advertise"));
 }
 
 absl::Status CheckDirectFromFlag(const WorkerRole& role, const ServeFlags& flags) {
@@ -166,9 +166,9 @@ absl::Status CheckDirectFromFlag(const WorkerRole& role, const ServeFlags& flags
   }
   const bool is_possible = flags.transport == "auto" || flags.transport == "nccl";
   if (TakesDeviceFrames(role, flags) && is_possible) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "--direct-from needs --device cuda and --transport auto or nccl, not --device ",
-      flags.model.device, " and --transport ", flags.transport));
+  return absl::InvalidArgumentError(
+      absl::StrCat("--direct-from needs --device cuda and --transport auto or nccl, not --device ",
+                   flags.model.device, " and --transport ", flags.transport));
 }
 
 }  // namespace

@@ -49,9 +49,9 @@ struct FrameRules {
 };
 static_assert(sizeof(FrameRules) == 8 + 8 * 24, "read by kernels");
 
-// A part of one frame to check; `flag_index` names where a non-zero tells of a wrong number. Of each
-// section a part has every num_parts-th run of kCheckVectors pieces of 16 bytes, from the part-th
-// on.
+// A part of one frame to check; `flag_index` names where a non-zero tells of a wrong number. Of
+// each section a part has every num_parts-th run of kCheckVectors pieces of 16 bytes, from the
+// part-th on.
 struct CheckItem {
   const std::byte* frame = nullptr;  // aligned to 16 bytes
   uint32_t rules_index = 0;

@@ -27,9 +27,9 @@ TEST(ParseDirectNamesTest, TakesNamesAndNumbersWithPorts) {
 }
 
 TEST(ParseDirectNamesTest, RefusesWhatIsNone) {
-  for (const char* list : {"prefill", ":7441", "prefill:", "prefill:0", "prefill:65536",
-                           "prefill:x", "unix:/run/x:1", "dns:///prefill:7441", "fd00::7:7441",
-                           "[]:7441", "a:1,", "a:1,,b:1"}) {
+  for (const char* list :
+       {"prefill", ":7441", "prefill:", "prefill:0", "prefill:65536", "prefill:x", "unix:/run/x:1",
+        "dns:///prefill:7441", "fd00::7:7441", "[]:7441", "a:1,", "a:1,,b:1"}) {
     EXPECT_THAT(ParseDirectNames(list), StatusIs(absl::StatusCode::kInvalidArgument)) << list;
   }
 }
@@ -71,8 +71,8 @@ class DirectAddressesTest : public testing::Test {
 TEST_F(DirectAddressesTest, AllowsNamesAndWhatTheyResolveToWithTheirPort) {
   Set("prefill", {"10.0.0.7", "10.0.0.8", "fd00::7"});
   DirectAddresses addresses = Make("prefill:7441,[fd00::9]:7442");
-  for (const char* address : {"prefill:7441", "[fd00::9]:7442", "10.0.0.7:7441", "10.0.0.8:7441",
-                              "[fd00::7]:7441"}) {
+  for (const char* address :
+       {"prefill:7441", "[fd00::9]:7442", "10.0.0.7:7441", "10.0.0.8:7441", "[fd00::7]:7441"}) {
     EXPECT_TRUE(AllowsSoon(addresses, address)) << address;
   }
 }
@@ -82,12 +82,26 @@ TEST_F(DirectAddressesTest, AllowsNothingElse) {
   Set("prefill", {"10.0.0.7"});
   DirectAddresses addresses = Make("prefill:7441");
   ASSERT_TRUE(AllowsSoon(addresses, "10.0.0.7:7441"));
-  for (const char* address :
-       {"", "10.0.0.7", "10.0.0.7:7442", "10.0.0.70:7441", "010.0.0.7:7441", "0xa000007:7441",
-        "167772167:7441", "10.0.0.7:07441", " 10.0.0.7:7441", "10.0.0.7:7441 ", "prefill:7442",
-        "prefill.evil.example:7441", "PREFILL:7441", "prefill:7441,evil:1", "dns:///10.0.0.7:7441",
-        "ipv4:10.0.0.7:7441", "unix:/run/pkv.sock", "169.254.169.254:80", "localhost:7441",
-        "[::ffff:10.0.0.7]:7441"}) {
+  for (const char* address : {"",
+                              "10.0.0.7",
+                              "10.0.0.7:7442",
+                              "10.0.0.70:7441",
+                              "010.0.0.7:7441",
+                              "0xa000007:7441",
+                              "167772167:7441",
+                              "10.0.0.7:07441",
+                              " 10.0.0.7:7441",
+                              "10.0.0.7:7441 ",
+                              "prefill:7442",
+                              "prefill.evil.example:7441",
+                              "PREFILL:7441",
+                              "prefill:7441,evil:1",
+                              "dns:///10.0.0.7:7441",
+                              "ipv4:10.0.0.7:7441",
+                              "unix:/run/pkv.sock",
+                              "169.254.169.254:80",
+                              "localhost:7441",
+                              "[::ffff:10.0.0.7]:7441"}) {
     EXPECT_FALSE(addresses.Allows(address)) << address;
   }
 }
@@ -114,8 +128,7 @@ TEST_F(DirectAddressesTest, ANameThatResolvesToNothingIsAllowedByItselfAlone) {
 }
 
 TEST(ResolveByDnsTest, SpellsNumbersAndKnowsLocalhost) {
-  EXPECT_THAT(DirectAddresses::ResolveByDns({"127.0.0.1", "1"}),
-              testing::ElementsAre("127.0.0.1"));
+  EXPECT_THAT(DirectAddresses::ResolveByDns({"127.0.0.1", "1"}), testing::ElementsAre("127.0.0.1"));
   EXPECT_THAT(DirectAddresses::ResolveByDns({"localhost", "1"}),
               testing::Each(testing::AnyOf("127.0.0.1", "::1")));
   EXPECT_THAT(DirectAddresses::ResolveByDns({"no such name", "1"}), testing::IsEmpty());

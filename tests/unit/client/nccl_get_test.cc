@@ -331,12 +331,8 @@ class DirectGetTest : public NcclGetTest {
     ExpectFrames(get);
     EXPECT_THAT(get.ReleasePlaces(), IsOk());
   }
-  void PairDirectly() {
-    EXPECT_THAT(direct_->dialer.Link(absl::InfiniteFuture()), IsOk());
-  }
-  void PairWithServer() {
-    EXPECT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()), IsOk());
-  }
+  void PairDirectly() { EXPECT_THAT(direct_->dialer.Link(absl::InfiniteFuture()), IsOk()); }
+  void PairWithServer() { EXPECT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()), IsOk()); }
 
   ScriptedPairHolder direct_holder_{holder_.link};
   ScriptedConnection* direct_connection_ = nullptr;

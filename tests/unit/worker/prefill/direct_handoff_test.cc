@@ -17,6 +17,7 @@
 #include "tests/support/sealed_object.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/tiny_worker.h"
+#include "worker/prefill/direct_metrics.h"
 
 namespace pkv {
 namespace {
@@ -35,7 +36,7 @@ class DirectHandoffTest : public testing::Test {
 
   void SetUp() override {
     handoff_ = *DirectHandoff::Make({.calls = calls_, .capability = {.nccl_version = 22809}},
-                                    kMemoryBytes, registry_, Clock::Real());
+                                    kMemoryBytes, &metrics_, Clock::Real());
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -57,6 +58,7 @@ class DirectHandoffTest : public testing::Test {
   }
 
   MetricRegistry registry_;
+  DirectMetrics metrics_{registry_};
   std::shared_ptr<FakeLink> link_ = std::make_shared<FakeLink>();
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
   std::unique_ptr<DirectHandoff> handoff_;

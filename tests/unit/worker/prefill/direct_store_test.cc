@@ -83,8 +83,7 @@ class DirectStoreTest : public testing::Test {
     for (size_t i = 0; i < made.size(); ++i) {
       objects.push_back(made[i].get());
       for (int layer = 0; layer < kLayers; ++layer) {
-        std::ranges::copy(made[i]->frame(layer),
-                          draft->frame(static_cast<int>(i), layer).begin());
+        std::ranges::copy(made[i]->frame(layer), draft->frame(static_cast<int>(i), layer).begin());
       }
     }
     store_->Publish(std::move(draft), objects);
@@ -148,8 +147,7 @@ TEST_F(DirectStoreTest, SendsWhatWasKeptLayerByLayerInOnePiece) {
     EXPECT_EQ(BytesOf(layers[layer]), expected) << layer;
   }
   for (size_t i = 0; i < made.size(); ++i) {
-    EXPECT_TRUE(
-        std::ranges::equal(std::as_bytes(std::span(manifest.heads(i))), made[i]->head()));
+    EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(i))), made[i]->head()));
   }
   (*hold)->SendEnded(absl::OkStatus());
   EXPECT_EQ(Metric("pkv_direct_sent_bytes_total"), Metric("pkv_direct_resident_bytes"));

@@ -384,9 +384,8 @@ class PrefillDirectTest : public PrefillWorkerTest {
  protected:
   void Start(uint64_t memory_bytes = uint64_t{8} << 20) {
     store_ = *DirectStore::Make(calls_, memory_bytes, &metrics_);
-    worker_ = std::make_unique<PrefillWorker>(
-        host_, &copying_, &cache_, &prefill_metrics_, nullptr,
-        PrefillWorker::Direct{store_.get(), "10.0.0.7:7441"});
+    worker_ = std::make_unique<PrefillWorker>(host_, &copying_, &cache_, &prefill_metrics_, nullptr,
+                                              PrefillWorker::Direct{store_.get(), "10.0.0.7:7441"});
   }
   v1::HandoffTicket Run(const std::vector<int32_t>& prompt, bool ignore_cache = false) {
     v1::PrefillRequest request = MakePrefill(prompt, "pkv2");

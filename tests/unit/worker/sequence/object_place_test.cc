@@ -43,9 +43,7 @@ TEST_F(ObjectPlaceTest, WhatDiffersInAnythingIsNotTheOne) {
   const ObjectHeader block = *Block(kBlockTokens, TestDigest(1));
   const ObjectPlace place = {ObjectKind::kBlock, kBlockTokens, TestDigest(1)};
   const PlaceRules rules(kShape, params_, profile_);
-  const auto check = [&](const ObjectHeader& header) {
-    return rules.Check(header, place);
-  };
+  const auto check = [&](const ObjectHeader& header) { return rules.Check(header, place); };
   EXPECT_THAT(check(block), IsOk());
   std::vector<ObjectHeader> others(8, block);
   others[0].kind = ObjectKind::kWindow;

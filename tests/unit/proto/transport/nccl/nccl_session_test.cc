@@ -182,7 +182,8 @@ TEST_F(NcclSessionTest, SendsWhatWasFetchedAndHoldsItUntilThen) {
   ASSERT_NO_FATAL_FAILURE(Pair());
   const v1::PairManifest manifest = Fetch(Keys());
   ASSERT_EQ(manifest.heads_size(), 3);
-  EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), source_.objects[1].head()));
+  EXPECT_TRUE(
+      std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), source_.objects[1].head()));
   EXPECT_EQ(source_.num_held, 1);
   EXPECT_TRUE(ReceiveAll());
   EXPECT_THAT(End(), IsOk());
