@@ -9,9 +9,12 @@
 #include "kvstore/service/logical_bytes.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/thread_pool.h"
 
 namespace pkv {
 namespace {
+
+constexpr int kPopulatingThreads = 16;
 
 class LeaseHold final : public PairHold {
  public:
@@ -62,6 +65,10 @@ absl::StatusOr<std::unique_ptr<StorePairSource>> StorePairSource::Make(
   const std::span<std::byte> memory = store->memory();
   Log(LogLevel::kInfo, "pinning memory for the GPU", {{"bytes", memory.size()}});
   const absl::Time begin = clock->MonotonicNow();
+  {
+    ThreadPool pool(kPopulatingThreads);
+    PKV_RETURN_IF_ERROR(store->Populate(pool));
+  }
   PKV_RETURN_IF_ERROR(calls->RegisterHost(memory.data(), memory.size()));
   const double seconds = absl::ToDoubleSeconds(clock->MonotonicNow() - begin);
   Log(LogLevel::kInfo, "pinned memory for the GPU",

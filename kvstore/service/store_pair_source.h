@@ -21,7 +21,9 @@ namespace pkv {
 class StorePairSource final : public PairSource {
  public:
   // Lets the GPU read the store's memory, all of which is pinned for that: seconds to minutes,
-  // which the log tells of. What the pointers name outlives this. Errors: PairCalls::RegisterHost.
+  // which the log tells of. What the pointers name outlives this.
+  //   ResourceExhausted  there is less memory than the capacity
+  //   others             PairCalls::RegisterHost
   static absl::StatusOr<std::unique_ptr<StorePairSource>> Make(std::shared_ptr<PairCalls> calls,
                                                                BlockStore* store,
                                                                ServiceMetrics* metrics,
