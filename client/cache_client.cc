@@ -93,7 +93,8 @@ class CacheClientImpl final : public CacheClient {
   absl::StatusOr<LookupResult> Lookup(std::span<const Digest> prefix_ids,
                                       std::span<const Variant> variants) override;
   std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) override;
-  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) override;
+  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys,
+                                            absl::string_view direct_server) override;
   absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) override;
   absl::StatusOr<std::unique_ptr<PutStream>> StartPut(
       std::span<const ObjectDescriptor> objects) override;
@@ -134,6 +135,7 @@ class CacheClientImpl final : public CacheClient {
     return status;
   }
 
+  std::shared_ptr<DirectPeer> FindDirect(absl::string_view server);
   absl::Duration Left(absl::Time deadline) { return deadline - core_->clock->MonotonicNow(); }
 
   // shared_ptr: streams may outlive the client.
@@ -174,7 +176,8 @@ std::unique_ptr<GetStream> CacheClientImpl::StartGet(std::span<const ObjectKey> 
   return StartGrpcGet(core_, std::move(copied), deadline, core_->Record(CallMethod::kGet));
 }
 
-std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const ObjectKey> keys) {
+std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const ObjectKey> keys,
+                                                           absl::string_view direct_server) {
   const Transport transport = core_->options.transport;
   if (core_->nccl == nullptr || (transport != Transport::kAuto && transport != Transport::kNccl)) {
     return StartGet(keys);
@@ -182,7 +185,16 @@ std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const Objec
   ++core_->counters.gets;
   return std::make_unique<NcclGet>(core_, std::vector<ObjectKey>(keys.begin(), keys.end()),
                                    core_->clock->MonotonicNow() + core_->options.get_deadline,
-                                   core_->Record(CallMethod::kGet));
+                                   core_->Record(CallMethod::kGet), FindDirect(direct_server));
+}
+
+// Null: none, or none that may be asked.
+std::shared_ptr<DirectPeer> CacheClientImpl::FindDirect(absl::string_view server) {
+  if (core_->direct == nullptr || server.empty()) return nullptr;
+  absl::StatusOr<std::shared_ptr<DirectPeer>> peer = core_->direct->Find(std::string(server));
+  if (peer.ok()) return *std::move(peer);
+  if (absl::IsFailedPrecondition(peer.status())) ++core_->counters.direct_refusals;
+  return nullptr;
 }
 
 absl::StatusOr<std::vector<AlignedBuffer>> CacheClientImpl::Get(std::span<const ObjectKey> keys) {
@@ -291,8 +303,13 @@ ClientCounters CacheClientImpl::counters() const {
   counters.nccl_gets = set.nccl_gets;
   counters.nccl_get_bytes = set.nccl_get_bytes;
   counters.nccl_fallbacks = set.nccl_fallbacks;
+  counters.direct_gets = set.direct_gets;
+  counters.direct_get_bytes = set.direct_get_bytes;
+  counters.direct_fallbacks = set.direct_fallbacks;
+  counters.direct_refusals = set.direct_refusals;
   // Of one reading of each: what is neither never falls.
-  counters.get_bytes = set.grpc_get_bytes + counters.shm_get_bytes + counters.nccl_get_bytes;
+  counters.get_bytes = set.grpc_get_bytes + counters.shm_get_bytes + counters.nccl_get_bytes +
+                       counters.direct_get_bytes;
   return counters;
 }
 
@@ -306,6 +323,8 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
   return absl::InvalidArgumentError(
       absl::StrCat("transport \"", name, "\" not in {auto, grpc, shm, nccl}"));
 }
+
+absl::Status CheckDirectFrom(absl::string_view list) { return ParseDirectNames(list).status(); }
 
 absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");
@@ -330,6 +349,9 @@ absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu) 
         absl::StrCat("max_backoff ", absl::FormatDuration(options.max_backoff),
                      " is below initial_backoff ", absl::FormatDuration(options.initial_backoff)));
   }
+  if (const absl::Status named = CheckDirectFrom(options.direct_from); !named.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("direct_from: ", named.message()));
+  }
   if (options.transport == Transport::kNccl && gpu == nullptr) {
     return absl::InvalidArgumentError(
         "transport nccl needs a GPU of this process that frames come to");
@@ -342,10 +364,23 @@ std::shared_ptr<DeviceScratch> MakeDeviceScratch(const NcclPort& gpu) {
   return std::make_shared<DeviceScratch>(gpu.calls, kMaxScratchBytes);
 }
 
+std::shared_ptr<DirectPeers> MakeDirectPeers(const ClientOptions& options, const NcclPort* gpu) {
+  absl::StatusOr<std::vector<DirectName>> names = ParseDirectNames(options.direct_from);
+  if (gpu == nullptr || !names.ok() || names->empty()) return nullptr;
+  const auto connect = [options](const std::string& address) {
+    ClientOptions one = options;
+    one.address = address;
+    one.num_channels = 1;  // control messages alone
+    return MakeGrpcConnection(one);
+  };
+  return std::make_shared<DirectPeers>(*std::move(names), connect, *gpu, Clock::Real());
+}
+
 std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
                                              std::unique_ptr<Connection> connection,
                                              const NcclPort* gpu,
-                                             std::shared_ptr<DeviceScratch> scratch) {
+                                             std::shared_ptr<DeviceScratch> scratch,
+                                             std::shared_ptr<DirectPeers> direct) {
   auto core = std::make_shared<ClientCore>();
   core->options = options;
   if (core->options.statistics == nullptr) {
@@ -359,6 +394,7 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
   core->shm = std::make_unique<ShmDialer>(core->connection.get(), core->clock);
   if (gpu != nullptr) {
     core->scratch = std::move(scratch);
+    core->direct = std::move(direct);
     core->nccl = std::make_unique<NcclDialer>(core->connection.get(), *gpu, core->clock);
   }
   core->next_seed = std::random_device{}();
@@ -369,7 +405,8 @@ absl::StatusOr<std::unique_ptr<CacheClient>> CacheClient::Create(const ClientOpt
                                                                  const NcclPort* gpu) {
   PKV_RETURN_IF_ERROR(ValidateOptions(options, gpu));
   return MakeCacheClient(options, MakeGrpcConnection(options), gpu,
-                         gpu == nullptr ? nullptr : MakeDeviceScratch(*gpu));
+                         gpu == nullptr ? nullptr : MakeDeviceScratch(*gpu),
+                         MakeDirectPeers(options, gpu));
 }
 
 }  // namespace pkv

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "client/connection.h"
 #include "client/device_scratch.h"
+#include "client/direct_peers.h"
 #include "pkv/client/cache_client.h"
 #include "pkv/client/client_options.h"
 
@@ -32,12 +33,17 @@ std::unique_ptr<CacheCluster> MakeCacheCluster(const ClientOptions& options,
 // streams.
 std::shared_ptr<DeviceScratch> MakeDeviceScratch(const NcclPort& gpu);
 
+// The prefill workers that options.direct_from names; null: none, or no GPU. REQUIRES: `options`
+// are valid. shared_ptr: as the scratch.
+std::shared_ptr<DirectPeers> MakeDirectPeers(const ClientOptions& options, const NcclPort* gpu);
+
 // A client on top of any connection. `gpu`: for gets to its memory; null: none. REQUIRES: `options`
 // are valid; with a GPU, its scratch.
 std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
                                              std::unique_ptr<Connection> connection,
                                              const NcclPort* gpu = nullptr,
-                                             std::shared_ptr<DeviceScratch> scratch = nullptr);
+                                             std::shared_ptr<DeviceScratch> scratch = nullptr,
+                                             std::shared_ptr<DirectPeers> direct = nullptr);
 
 }  // namespace pkv
 

@@ -22,6 +22,7 @@ class CacheClusterImpl final : public CacheCluster {
   CacheClusterImpl(const ClientOptions& options, std::vector<ClusterServer> servers,
                    const NcclPort* gpu) {
     const auto scratch = gpu == nullptr ? nullptr : MakeDeviceScratch(*gpu);
+    const auto direct = MakeDirectPeers(options, gpu);
     for (ClusterServer& server : servers) {
       auto connection = std::make_unique<WatchedConnection>(
           std::move(server.connection),
@@ -31,7 +32,8 @@ class CacheClusterImpl final : public CacheCluster {
       ClientOptions one = options;
       one.address = server.address;
       addresses_.push_back(std::move(server.address));
-      servers_.push_back({watched, MakeCacheClient(one, std::move(connection), gpu, scratch)});
+      servers_.push_back(
+          {watched, MakeCacheClient(one, std::move(connection), gpu, scratch, direct)});
     }
   }
 
@@ -110,6 +112,10 @@ ClientCounters& ClientCounters::operator+=(const ClientCounters& other) {
   nccl_gets += other.nccl_gets;
   nccl_get_bytes += other.nccl_get_bytes;
   nccl_fallbacks += other.nccl_fallbacks;
+  direct_gets += other.direct_gets;
+  direct_get_bytes += other.direct_get_bytes;
+  direct_fallbacks += other.direct_fallbacks;
+  direct_refusals += other.direct_refusals;
   return *this;
 }
 

@@ -10,6 +10,7 @@
 #include "client/call_record.h"
 #include "client/connection.h"
 #include "client/device_scratch.h"
+#include "client/direct_peers.h"
 #include "client/nccl_dialer.h"
 #include "client/shm_dialer.h"
 #include "pkv/client/cache_client.h"
@@ -25,6 +26,8 @@ struct CounterSet {
   std::atomic<uint64_t> grpc_get_bytes{0}, put_bytes{0}, integrity_failures{0};
   std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
   std::atomic<uint64_t> nccl_gets{0}, nccl_get_bytes{0}, nccl_fallbacks{0};
+  std::atomic<uint64_t> direct_gets{0}, direct_get_bytes{0}, direct_fallbacks{0};
+  std::atomic<uint64_t> direct_refusals{0};
 
   // Counts how a call ended. A miss and a cancellation are no failures.
   void CountEnd(const absl::Status& status) {
@@ -43,6 +46,7 @@ struct ClientCore {
   // Of a client with a GPU; null: without.
   std::shared_ptr<DeviceScratch> scratch;  // shared with the other clients of a cluster
   std::unique_ptr<NcclDialer> nccl;        // uses the connection
+  std::shared_ptr<DirectPeers> direct;     // shared as the scratch; null: none may be asked
   Clock* clock = nullptr;
   CounterSet counters;
   std::atomic<uint64_t> next_seed{0};

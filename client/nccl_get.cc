@@ -17,6 +17,8 @@ namespace {
 
 // For other gets to have had their turn, where gRPC could be tried instead.
 constexpr absl::Duration kTurnPatience = absl::Seconds(2);
+// The same where the server's own pair comes next: of a prefix of 32k tokens a turn takes some ms.
+constexpr absl::Duration kDirectPatience = absl::Milliseconds(200);
 
 // How no pair came about, as a get says it: nothing of the objects is known yet, so that gRPC may
 // be tried whatever NCCL, CUDA or the server said.
@@ -31,11 +33,12 @@ absl::Status AsUnavailable(const absl::Status& status) {
 }  // namespace
 
 NcclGet::NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-                 CallRecord record)
+                 CallRecord record, std::shared_ptr<DirectPeer> direct)
     : core_(std::move(core)),
       keys_(std::move(keys)),
       deadline_(deadline),
-      record_(std::move(record)) {
+      record_(std::move(record)),
+      direct_(std::move(direct)) {
   if (keys_.empty() || keys_.size() > kMaxObjectsPerCall) {
     Fail(absl::InvalidArgumentError(
              absl::StrCat(keys_.size(), " keys in one get, not in 1..", kMaxObjectsPerCall)))
@@ -72,20 +75,48 @@ absl::Status NcclGet::Begin() {
 }
 
 absl::Status NcclGet::TryToFetch() {
+  if (direct_ != nullptr) {
+    const absl::Status tried = TryDirect();
+    if (tried.ok() || absl::IsCancelled(tried)) return tried;
+    MutexLock lock(&mu_);
+    link_.reset();
+    direct_.reset();
+  }
   // Where gRPC can be used instead, a pair that is being made is not waited for.
   const bool waits = core_->options.transport == Transport::kNccl;
+  return FetchOver(*core_->nccl, waits ? absl::InfiniteDuration() : absl::ZeroDuration(),
+                   waits ? absl::InfiniteDuration() : kTurnPatience);
+}
+
+// Whatever keeps the frames from coming so, the client's server is still to be asked.
+absl::Status NcclGet::TryDirect() {
+  const absl::Status tried = FetchOver(direct_->dialer, absl::ZeroDuration(), kDirectPatience);
+  // Not there any more, or not yet: no failure.
+  if (tried.ok() || link_ == nullptr || absl::IsNotFound(tried) || absl::IsCancelled(tried)) {
+    return tried;
+  }
+  ++core_->counters.direct_fallbacks;
+  Log(LogLevel::kWarning, "direct: asking the cache instead", {{"reason", tried.ToString()}});
+  return tried;
+}
+
+absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience,
+                                absl::Duration turn_patience) {
+  const absl::Time now = core_->clock->MonotonicNow();
   absl::StatusOr<std::shared_ptr<NcclLink>> link =
-      core_->nccl->Link(waits ? deadline_ : absl::InfinitePast());
+      dialer.Link(std::min(now + link_patience, deadline_));
   PKV_RETURN_IF_ERROR(AsUnavailable(link.status()));
   {
     MutexLock lock(&mu_);
     link_ = *std::move(link);
   }
   std::unique_ptr<NcclLink::Turn> turn;
-  const absl::Time soon = core_->clock->MonotonicNow() + kTurnPatience;
-  PKV_ASSIGN_OR_RETURN(turn,
-                       link_->TakeTurn(waits ? deadline_ : std::min(soon, deadline_), cancelled_));
+  PKV_ASSIGN_OR_RETURN(
+      turn, link_->TakeTurn(std::min(core_->clock->MonotonicNow() + turn_patience, deadline_),
+                            cancelled_));
+  asked_at_ = core_->clock->MonotonicNow();
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
+  answered_at_ = core_->clock->MonotonicNow();
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
   PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
   PKV_RETURN_IF_ERROR(KeepHeaders());
@@ -140,17 +171,22 @@ absl::Status NcclGet::KeepHeaders() {
 
 absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
   turn_.reset();
+  // What was damaged on the way from another server, or there, is whole on ours.
+  const bool is_elsewhere = direct_ != nullptr && absl::IsDataLoss(status);
+  if (is_elsewhere) ++core_->counters.integrity_failures;
   // The same answer as gRPC would give; damage is damage; and after Internal places may still be
   // written to.
-  if (!failure_.ok() || absl::IsNotFound(status) || absl::IsDataLoss(status) ||
+  if (!failure_.ok() || absl::IsNotFound(status) || (absl::IsDataLoss(status) && !is_elsewhere) ||
       absl::IsCancelled(status) || absl::IsInternal(status) ||
       core_->options.transport == Transport::kNccl) {
     return Fail(status);
   }
   // A server without nccl, or a pair that is not there yet, is no failure of it.
   if (link_ != nullptr && !absl::IsFailedPrecondition(status)) {
-    ++core_->counters.nccl_fallbacks;
-    Log(LogLevel::kWarning, "nccl: going on over gRPC", {{"reason", status.ToString()}});
+    const bool is_direct = direct_ != nullptr;
+    ++(is_direct ? core_->counters.direct_fallbacks : core_->counters.nccl_fallbacks);
+    Log(LogLevel::kWarning, is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
+        {{"reason", status.ToString()}});
   }
   GoOver();
   return absl::OkStatus();
@@ -194,6 +230,7 @@ void NcclGet::PlaceFrames(std::span<std::byte* const> places) {
 }
 
 absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
+  placed_at_ = core_->clock->MonotonicNow();
   const size_t num_frames = heads_.size() * static_cast<size_t>(num_layers());
   PKV_CHECK(places.empty() || places.size() == num_frames, places.size(), " of ", num_frames);
   places_.assign(num_frames, nullptr);
@@ -211,6 +248,8 @@ absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
       next += heads_[i / num_layers()].header.frame_bytes;
     }
   }
+  // Lists are made while the holder begins to send.
+  turn_->Ready();
   thread_ =
       std::thread([this](std::unique_ptr<NcclLink::Turn> turn) { RunTransfer(std::move(turn)); },
                   std::move(turn_));
@@ -234,13 +273,20 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
     }
     layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
   }
-  const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};
+  const absl::Time listed = core_->clock->MonotonicNow();
+  const TransferLimits limits{.timeout = deadline_ - listed};
+  absl::Time first, last;
+  CounterSet& counters = core_->counters;
+  std::atomic<uint64_t>& bytes =
+      direct_ != nullptr ? counters.direct_get_bytes : counters.nccl_get_bytes;
   bool is_sound = true;
   absl::Status status =
       turn->Receive(layers, limits, [&](size_t layer, const absl::Status& layer_status) {
         is_sound = is_sound && layer_status.ok();
         if (!is_sound) return;
-        core_->counters.nccl_get_bytes += layer_bytes;
+        bytes += layer_bytes;
+        last = core_->clock->MonotonicNow();
+        if (layer == 0) first = last;
         MutexLock lock(&mu_);
         num_layers_here_ = static_cast<int>(layer) + 1;
         changed_.SignalAll();
@@ -252,11 +298,26 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
   }
   turn.reset();
-  if (status.ok()) ++core_->counters.nccl_gets;
+  if (status.ok()) LogTransfer(listed, first, last, layer_bytes * num_layers());
+  if (status.ok()) ++(direct_ != nullptr ? counters.direct_gets : counters.nccl_gets);
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;
   changed_.SignalAll();
+}
+
+void NcclGet::LogTransfer(absl::Time listed, absl::Time first, absl::Time last,
+                          uint64_t bytes) const {
+  const auto ms = [](absl::Duration part) { return absl::ToDoubleMilliseconds(part); };
+  Log(LogLevel::kDebug, "nccl: received",
+      {{"from", direct_ != nullptr ? "prefill" : "cache"},
+       {"objects", keys_.size()},
+       {"bytes", bytes},
+       {"manifest_ms", ms(answered_at_ - asked_at_)},
+       {"place_ms", ms(placed_at_ - answered_at_)},
+       {"lists_ms", ms(listed - placed_at_)},
+       {"first_layer_ms", ms(first - listed)},
+       {"other_layers_ms", ms(last - first)}});
 }
 
 bool NcclGet::AwaitLayer(int layer, absl::Status& status) {

@@ -17,14 +17,15 @@
 namespace pkv {
 
 // GetStream whose frames come to device memory, over a link's pair: received by a thread of its
-// own, layer after layer, into the places that the caller named. With Transport::kAuto what NCCL
-// does not bring comes over gRPC, from the first missing layer on.
+// own, layer after layer, into the places that the caller named. A prefill worker that is said to
+// have them is asked first, then the client's server. With Transport::kAuto what NCCL does not
+// bring comes over gRPC from that server, from the first missing layer on.
 class NcclGet final : public GetStream {
  public:
   // shared_ptr: a stream may outlive the client that started it. REQUIRES: core->nccl.
-  // The call is counted in `record`.
+  // The call is counted in `record`. `direct`: null: none.
   NcclGet(std::shared_ptr<ClientCore> core, std::vector<ObjectKey> keys, absl::Time deadline,
-          CallRecord record);
+          CallRecord record, std::shared_ptr<DirectPeer> direct = nullptr);
   // As ReleasePlaces.
   ~NcclGet() override;
 
@@ -47,6 +48,10 @@ class NcclGet final : public GetStream {
   // Has the server hold the objects, or goes over to gRPC. OK: either is done, see inner_.
   absl::Status Begin();
   absl::Status TryToFetch();
+  absl::Status TryDirect();
+  // Waits so long for the link to be made, and for other gets to have had their turn.
+  absl::Status FetchOver(NcclDialer& dialer, absl::Duration link_patience,
+                         absl::Duration turn_patience);
   absl::Status ReadManifest(v1::PairManifest manifest);
   // Keeps the headers that the first attempt brings.
   //   Aborted  gRPC brings others
@@ -59,6 +64,9 @@ class NcclGet final : public GetStream {
   void RunTransfer(std::unique_ptr<NcclLink::Turn> turn) ABSL_LOCKS_EXCLUDED(mu_);
   // Until `layer` is here: true; false: the transfer has ended without it, as `status` says.
   bool AwaitLayer(int layer, absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
+  // What the log says of a transfer that ended, and how long each part took. `listed`: lists were
+  // made; `first`, `last`: layers were here.
+  void LogTransfer(absl::Time listed, absl::Time first, absl::Time last, uint64_t bytes) const;
   absl::Status Fail(const absl::Status& status);
 
   int num_layers() const { return static_cast<int>(heads_.front().frame_crcs.size()); }
@@ -74,9 +82,13 @@ class NcclGet final : public GetStream {
   // Touched by the owner's thread alone, and constant while a transfer runs.
   absl::Status failure_;
   CallRecord record_;  // until gRPC takes over
+  // shared_ptr: kept while the link, which uses its connection, is. Null once it does not bring the
+  // frames.
+  std::shared_ptr<DirectPeer> direct_;
   // shared_ptr: the client's, and kept while this may use it. The turn, which uses it, comes after.
   std::shared_ptr<NcclLink> link_;
   std::unique_ptr<NcclLink::Turn> turn_;
+  absl::Time asked_at_, answered_at_, placed_at_;  // the manifest; places were named
   std::vector<ObjectHead> heads_;
   std::vector<std::string> head_bytes_;  // as received
   std::vector<ObjectHeader> headers_;    // constant once there

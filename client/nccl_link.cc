@@ -14,7 +14,7 @@ namespace {
 // Of the control connection; then a link is made anew.
 constexpr absl::Duration kLinkLasts = absl::Hours(24);
 // For an answer that costs the server nothing but a look into its index.
-constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(1);
 
 }  // namespace
 
@@ -153,11 +153,14 @@ absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys
   return reply.status();
 }
 
-absl::Status NcclLink::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
-                               const NcclPair::LayerDone& layer_done) {
+void NcclLink::Ready() {
   v1::PairRequest request;
   request.mutable_ready();
   Send(request);
+}
+
+absl::Status NcclLink::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+                               const NcclPair::LayerDone& layer_done) {
   const absl::Status status = pair_->Receive(layers, limits, layer_done);
   if (!status.ok() && !absl::IsDataLoss(status)) {
     Break(status);

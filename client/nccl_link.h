@@ -48,13 +48,15 @@ class NcclLink final : private StreamReceiver {
 
     // Has the server hold these objects, and asks what they are. `manifest` lists as many heads, or
     // has a code.
-    // Waits until `deadline`, 2 s at most.
+    // Waits until `deadline`, 1 s at most.
     //   Unavailable, DeadlineExceeded  the link is broken now
     //   DataLoss                       the answer makes no sense; broken too
     absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline) {
       return link_->Fetch(keys, deadline);
     }
-    // Has the server send all of them, and receives. As NcclPair::Receive.
+    // Has the server send all of them. REQUIRES: Receive() follows.
+    void Ready() { link_->Ready(); }
+    // Receives them. As NcclPair::Receive.
     absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
                          const NcclPair::LayerDone& layer_done) {
       return link_->Receive(layers, limits, layer_done);
@@ -88,6 +90,7 @@ class NcclLink final : private StreamReceiver {
   void Break(const absl::Status& reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
+  void Ready();
   absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
   std::optional<NcclPair::BadSpan> ReportDamage();

@@ -1,12 +1,12 @@
 #include "kvstore/service/block_service.h"
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/get_call.h"
-#include "kvstore/service/pair_call.h"
 #include "kvstore/service/put_call.h"
 #include "pkv/v1/cache_service.grpc.pb.h"
 #include "pkv/v1/handoff.grpc.pb.h"
@@ -14,6 +14,7 @@
 #include "proto/metrics/build_info.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
+#include "proto/transport/nccl/pair_call.h"
 
 namespace pkv {
 namespace {
@@ -210,7 +211,10 @@ class HandoffService : public v1::Handoff::CallbackService {
   }
   grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>* Pair(
       grpc::CallbackServerContext* context) override {
-    return ServePair(parts_, nccl_, context);
+    // shared_ptr: of the function, which is copied.
+    const auto call = std::make_shared<RpcCall>(parts_, RpcMethod::kHandoffPair);
+    return ServePair(nccl_, context, RequireDeadline(parts_, *context),
+                     [call](absl::StatusCode code) { call->End(code); });
   }
 
  private:

@@ -6,11 +6,12 @@
 #include <functional>
 #include <memory>
 
-#include "kvstore/service/nccl_server.h"
 #include "kvstore/service/rpc_call.h"
 #include "pkv/v1/handoff.pb.h"
 
 namespace pkv {
+
+class NcclServer;
 
 // The services of cache_service.proto over a store. `parts` and what it points at outlive the
 // gRPC server they are registered with. `drain` starts draining and may be called again.

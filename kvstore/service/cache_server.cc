@@ -13,10 +13,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/service/block_service.h"
-#include "kvstore/service/nccl_server.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/service/shm_server.h"
 #include "kvstore/service/stall_watchdog.h"
+#include "kvstore/service/store_pair_source.h"
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/lru.h"
 #include "kvstore/store/slab_arena.h"
@@ -27,8 +27,10 @@
 #include "proto/metrics/reload_metrics.h"
 #include "proto/serving/grpc_acceptor.h"
 #include "proto/serving/health_server.h"
+#include "proto/serving/keepalive.h"
 #include "proto/serving/listener.h"
 #include "proto/transport/data_frame.h"
+#include "proto/transport/nccl/nccl_server.h"
 
 namespace pkv {
 namespace {
@@ -36,7 +38,7 @@ namespace {
 // What clients send: a payload, its pieces, or 4,096 keys.
 constexpr int kMaxReceivedBytes = static_cast<int>(2 * kMaxPayloadBytes);
 
-// Caps what one connection may hold, and agrees with the clients' keepalive.
+// Caps what one connection may hold.
 void SetLimits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMaxReceivedBytes);
   builder.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -45,11 +47,7 @@ void SetLimits(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, 8 << 10);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 128);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 3);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  SetKeepalive(builder);
 }
 
 absl::Status CheckMetricsAddress(const std::string& address) {
@@ -96,6 +94,7 @@ class CacheServerImpl : public CacheServer {
     exposer_.reset();
     if (shm_ != nullptr) shm_->Stop();
     nccl_.reset();
+    pair_source_.reset();
     AwaitLastSlices();
   }
 
@@ -109,8 +108,10 @@ class CacheServerImpl : public CacheServer {
                                                      .policy = std::make_unique<Lru>()}));
     // Takes up to minutes, in which a client that finds no listener goes elsewhere at once.
     if (options_.nccl != nullptr) {
-      PKV_ASSIGN_OR_RETURN(
-          nccl_, NcclServer::Start({}, *options_.nccl, store_.get(), &metrics_, Clock::Real()));
+      PKV_ASSIGN_OR_RETURN(pair_source_, StorePairSource::Make(options_.nccl->calls, store_.get(),
+                                                               &metrics_, Clock::Real()));
+      PKV_ASSIGN_OR_RETURN(nccl_,
+                           NcclServer::Make({}, *options_.nccl, pair_source_.get(), Clock::Real()));
     }
     PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
     PKV_RETURN_IF_ERROR(StartMetrics());
@@ -242,6 +243,7 @@ class CacheServerImpl : public CacheServer {
   std::unique_ptr<HealthServer> health_;  // null: none
   std::unique_ptr<BlockStore> store_;
   std::unique_ptr<ShmServer> shm_;
+  std::unique_ptr<StorePairSource> pair_source_;
   std::unique_ptr<NcclServer> nccl_;
   std::shared_ptr<StoreCollector> store_collector_;      // shared with the exposer
   std::shared_ptr<ProcessCollector> process_collector_;  // shared with the exposer

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <memory>
 
+#include "proto/transport/nccl/pair_call.h"
+
 namespace pkv {
 
 RpcCall::RpcCall(const ServiceParts& parts, RpcMethod method)
@@ -20,9 +22,9 @@ void RpcCall::End(absl::StatusCode code) {
 }
 
 absl::Status RequireDeadline(const ServiceParts& parts, const grpc::ServerContextBase& context) {
-  if (context.deadline() != std::chrono::system_clock::time_point::max()) return absl::OkStatus();
-  parts.metrics->Rejected(RejectReason::kNoDeadline);
-  return absl::InvalidArgumentError("the call has no deadline: set one");
+  const absl::Status status = CheckDeadline(context);
+  if (!status.ok()) parts.metrics->Rejected(RejectReason::kNoDeadline);
+  return status;
 }
 
 absl::Status CutOffStatus(const grpc::ServerContextBase& context) {

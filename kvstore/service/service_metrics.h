@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "kvstore/store/block_store.h"
 #include "proto/metrics/metric_registry.h"
+#include "proto/transport/nccl/pair_source.h"
 
 namespace pkv {
 
@@ -44,13 +45,6 @@ enum class ShmEnd {
   kSilent,     // did not renew in time
   kHeld,       // a pin was held for too long
   kStopped     // this server ends
-};
-
-// Why a pair of the nccl transport ended.
-enum class NcclEnd {
-  kReader,  // closed by the reader, or the reader is gone
-  kFailed,  // did not open, broke or timed out, or the reader does not speak the protocol
-  kStopped  // this server ends
 };
 
 // Every counter of pkvd (README.md, "Metrics"). All series exist, at zero, from the start.
@@ -86,7 +80,7 @@ class ServiceMetrics : public StoreObserver {
   void SetShm(size_t num_connections, uint64_t pinned_bytes);
   void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
   void SetNcclPairs(size_t num_pairs) { nccl_pairs_->Set(static_cast<double>(num_pairs)); }
-  void NcclEnded(NcclEnd reason) { At(nccl_ends_, reason)->Increment(); }
+  void NcclEnded(PairEnd reason) { At(nccl_ends_, reason)->Increment(); }
   void AcceptFailed() { accept_errors_->Increment(); }
   void SetDraining() { draining_->Set(1); }
 

@@ -75,8 +75,8 @@ SCHEMA_MISTAKES = [
     ("podSelectors", lambda o: rename(
         find(o, "NetworkPolicy", "pkvd")["spec"]["ingress"][0]["from"][0], "podSelector",
         "podSelectors")),
-    ("'port' is a dependency of 'endPort'", lambda o: find(o, "NetworkPolicy", "nccl-pkvd")["spec"][
-        "ingress"][0]["ports"][0].pop("port")),
+    ("'port' is a dependency of 'endPort'", lambda o: find(o, "NetworkPolicy", "nccl-holders")[
+        "spec"]["ingress"][0]["ports"][0].pop("port")),
     ("kernel.msgmax", lambda o: spec_of(o, "pkvd")["securityContext"]["sysctls"][0].update(
         name="kernel.msgmax")),
     ("podMetricEndpoints", lambda o: rename(
@@ -224,7 +224,16 @@ POLICY_MISTAKES = {
         lambda o: find(o, "NetworkPolicy", "nccl-decode")["spec"]["ingress"][0]["ports"][
             0].update(endPort=50000),
         lambda o: [o.remove(find(o, "NetworkPolicy", name))
-                   for name in ("nccl-pkvd", "nccl-decode")],
+                   for name in ("nccl-holders", "nccl-decode")],
+    ],
+    "direct": [
+        lambda o: set_env(container_of(o, "decode"), "PKV_DIRECT_FROM", "prefill-0.prefill:7441"),
+        lambda o: set_env(container_of(o, "decode"), "PKV_DIRECT_FROM", "prefill:7440"),
+        lambda o: set_env(container_of(o, "prefill"), "PKV_DIRECT_ADVERTISE", "0.0.0.0:7441"),
+        lambda o: set_env(container_of(o, "prefill"), "PKV_DIRECT_ADVERTISE", "$(POD_IP):7440"),
+        lambda o: container_of(o, "prefill")["env"].remove(next(
+            one for one in container_of(o, "prefill")["env"] if one["name"] == "POD_IP")),
+        lambda o: find(o, "Service", "prefill")["spec"].pop("clusterIP"),
     ],
     "default-deny": [
         lambda o: o.remove(find(o, "NetworkPolicy", "default-deny")),

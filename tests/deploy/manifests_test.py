@@ -73,11 +73,16 @@ class Rendered(unittest.TestCase):
         for port in (32768, 45000, 60999):
             self.assertTrue(may_connect(objects, pod_of["decode"], pod_of["pkvd"], port))
             self.assertTrue(may_connect(objects, pod_of["pkvd"], pod_of["decode"], port))
-            for source, target in (("prefill", "pkvd"), ("pkvd", "prefill"), ("prefill", "decode"),
-                                   ("decode", "decode"), ("pkvd", "pkvd")):
+            self.assertTrue(may_connect(objects, pod_of["decode"], pod_of["prefill"], port))
+            self.assertTrue(may_connect(objects, pod_of["prefill"], pod_of["decode"], port))
+            for source, target in (("prefill", "pkvd"), ("pkvd", "prefill"), ("decode", "decode"),
+                                   ("pkvd", "pkvd"), ("prefill", "prefill")):
                 self.assertFalse(may_connect(objects, pod_of[source], pod_of[target], port))
         for port in (32767, 61000, 7442, 8440, 9440):
             self.assertFalse(may_connect(objects, pod_of["pkvd"], pod_of["decode"], port))
+            self.assertFalse(may_connect(objects, pod_of["prefill"], pod_of["decode"], port))
+        self.assertTrue(may_connect(objects, pod_of["decode"], pod_of["prefill"], 7441))
+        self.assertFalse(may_connect(objects, pod_of["pkvd"], pod_of["prefill"], 7441))
 
     def test_paths_that_are_needed_are_open(self):
         for name, objects in self.rendered.items():

@@ -93,6 +93,11 @@ def sends_over_nccl(container):
     return int(env(container).get("PKV_NCCL_DEVICE", -1)) >= 0
 
 
+def keeps_prompts(container):
+    """On its GPU, for decode workers to fetch."""
+    return env(container).get("PKV_DIRECT_MEMORY", "0") != "0"
+
+
 RULES = {}
 
 
@@ -386,7 +391,7 @@ def nccl(objects):
     """NCCL listens on any port of its pod's range: both ends of a pair state it, and policies open
     it, no more and no less."""
     ends = {workload["metadata"]["name"]: workload for workload, container in containers(objects)
-            if sends_over_nccl(container)}
+            if sends_over_nccl(container) or keeps_prompts(container)}
     if not ends:
         return
     readers = {workload["metadata"]["name"]: workload for workload, container in containers(objects)
@@ -401,6 +406,30 @@ def nccl(objects):
                   if one["name"] == "net.ipv4.ip_local_port_range"}
         if stated != opened:
             yield f"{title(workload)}: listens on {stated}, policies open {opened}"
+
+
+@rule
+def direct(objects):
+    """A ticket names one pod of those that keep prompts, by its address; decode workers may ask all
+    that a headless service resolves to."""
+    asked = {name for _, container in containers(objects)
+             for name in env(container).get("PKV_DIRECT_FROM", "").split(",")}
+    for workload, container in containers(objects):
+        if not keeps_prompts(container):
+            continue
+        where = title(workload)
+        port = next(one["containerPort"] for one in container["ports"] if one["name"] == "grpc")
+        names = [one["name"] for one in container["env"]]
+        advertised = env(container).get("PKV_DIRECT_ADVERTISE")
+        if advertised != f"$(POD_IP):{port}" or "POD_IP" not in names or (
+                names.index("POD_IP") > names.index("PKV_DIRECT_ADVERTISE")):
+            yield f"{where}: advertises {advertised}, not its own address"
+        headless = [one for one in of_kind(objects, "Service")
+                    if one["spec"].get("clusterIP") == "None"
+                    and one["spec"]["selector"].items() <= pod_labels(workload).items()]
+        wanted = {f"{one['metadata']['name']}:{port}" for one in headless}
+        if not wanted & asked:
+            yield f"{where}: no PKV_DIRECT_FROM names a headless service of it ({wanted})"
 
 
 @rule

@@ -1,11 +1,13 @@
-"""Real pkvd, prefill and decode workers on two GPUs: blocks from pkvd's GPU to a decode worker's.
+"""Real pkvd, prefill and decode workers on two GPUs: blocks from one GPU to the other.
 
-handoff.py timing --tools DIR --out DIR [--shape NAME] [--context N] [--prompts N]
-    equal tokens over gRPC, shm and NCCL, and the time each takes until the first token, with the
-    first step beside the transfer and (NAME-whole) after it
-handoff.py kills --tools DIR --out DIR [--shape NAME] [--context N] [--rounds N] [--seed N] ...
-    pkvd or the decode worker killed, or pkvd stopped, in the middle of a transfer: each time an
-    error or a fallback within BOUND_S, the right tokens, no pair and no pin left
+handoff.py timing --tools DIR --out DIR [--shape NAME] [--context N] [--prompts N] [--ways WAY...]
+    equal tokens over gRPC, shm, NCCL from pkvd (nccl) and from the prefill worker's GPU (direct),
+    and the time each takes until the first token, with the first step beside the transfer and
+    (WAY-whole) after it
+handoff.py kills --tools DIR --out DIR [--holder pkvd|prefill] [--shape NAME] [--context N] ...
+    who holds what is sent, or the decode worker, killed, or the holder stopped, in the middle of a
+    transfer: each time an error or a fallback within BOUND_S, the right tokens, no pair and no pin
+    left
 
 pkvd and prefill share GPU 0, decode workers GPU 1. Exits 1 when something does not hold; prints
 "skipped: ..." and exits 0 without two GPUs. Whoever runs it keeps NVLink multicast off where it
@@ -19,6 +21,7 @@ import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -98,10 +101,17 @@ class Server:
             self.process.wait(timeout=60)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Fleet:
     def __init__(self, options, preset, capacity):
         self.tools, self.out = options.tools, options.out
         self.options, self.preset, self.capacity = options, preset, capacity
+        self.pages = 2 * options.context // 128
         self.servers = {}
 
     def start_pkvd(self, listen="127.0.0.1:0"):
@@ -114,22 +124,45 @@ class Fleet:
         cache = f"127.0.0.1:{self.servers['pkvd'].port}"
         self.servers[name] = Server(self, name, gpu, [
             f"pkv-{role}", "serve", "--device", "cuda", "--shape", self.options.shape, "--preset",
-            self.preset, "--cache", cache, "--listen", "127.0.0.1:0", "--metrics-listen",
-            "127.0.0.1:0", *more])
+            self.preset, "--cache", cache, "--metrics-listen", "127.0.0.1:0",
+            *([] if "--listen" in more else ["--listen", "127.0.0.1:0"]), *more])
 
-    def start_decode(self, name, transport, *more):
-        self.start_worker(name, "decode", 1, "--transport", transport, "--max-batch", "4",
-                          "--pages", str(2 * self.options.context // 128), *more)
+    def start_prefill(self):
+        # Named in tickets, so chosen before.
+        self.start_worker("prefill", "prefill", 0, "--transport", "grpc", "--listen",
+                          f"127.0.0.1:{self.prefill_port}", "--direct-memory",
+                          self.options.direct_memory, "--max-prompt-tokens",
+                          str(max(self.options.context, 1024)))
 
-    def start(self, transports, *more):
+    def start_decode(self, way, *more):
+        """`way` names the server: grpc, shm, nccl or direct; WAY-whole: without streaming; WAY-0,
+        WAY-1: the same"""
+        kind, _, suffix = way.partition("-")
+        arguments = ["--transport", kind if kind in ("grpc", "shm") else "auto",
+                     "--layer-streaming=" + ("false" if suffix == "whole" else "true"),
+                     "--max-batch", "4", "--pages", str(self.pages), "--log-level", "debug"]
+        if kind == "direct":
+            arguments += ["--direct-from", f"localhost:{self.prefill_port}"]
+        self.start_worker(way, "decode", 1, *arguments, *more)
+
+    def start(self, ways, *more):
+        self.prefill_port = free_port()
         self.start_pkvd()
         self.servers["pkvd"].wait_ready()
-        self.start_worker("prefill", "prefill", 0, "--transport", "grpc")
-        for name, transport in transports.items():
-            streaming = "false" if name.endswith("-whole") else "true"
-            self.start_decode(name, transport, "--layer-streaming", streaming, *more)
+        self.start_prefill()
+        for way in ways:
+            self.start_decode(way, *more)
         for server in self.servers.values():
             server.wait_ready()
+
+    def num_pairs(self):
+        """Of the holder; and what it holds for none of them is an error."""
+        if self.options.holder == "prefill":
+            return self.servers["prefill"].metric('pkv_direct_pairs{role="prefill"}')
+        pkvd = self.servers["pkvd"]
+        if pkvd.metric('pkv_tier_pinned_bytes{tier="dram"}') > 0:
+            return float("inf")
+        return pkvd.metric("pkv_nccl_pairs")
 
     def stop(self):
         for server in self.servers.values():
@@ -138,7 +171,7 @@ class Fleet:
         for server in self.servers.values():
             server.process.wait(timeout=60)
 
-    def generate(self, decode, tokens, max_tokens=16):
+    def generate(self, decode, tokens, max_tokens=16, *more):
         """A started pkvctl, whose output, longer than a pipe, goes to a file; see finish()."""
         output = open(os.path.join(self.out, "pkvctl.json"), "w+")
         chunks = [",".join(map(str, tokens[i:i + 8192])) for i in range(0, len(tokens), 8192)]
@@ -146,7 +179,7 @@ class Fleet:
             [os.path.join(self.tools, "pkvctl"), "--output", "json", "--no-progress", "generate",
              "--prefill", f"127.0.0.1:{self.servers['prefill'].port}", "--decode",
              f"127.0.0.1:{self.servers[decode].port}", "--preset", self.preset, "--max-tokens",
-             str(max_tokens), "--token-ids", *chunks],
+             str(max_tokens), *more, "--token-ids", *chunks],
             stdout=output, stderr=subprocess.PIPE, text=True)
         process.output = output
         return process
@@ -171,36 +204,51 @@ def random_prompt(rng, length):
     return [rng.randrange(1, 1000) for _ in range(length)]
 
 
+def received(server, transport):
+    return server.metric(
+        f'pkv_client_payload_bytes_total{{direction="in",role="decode",transport="{transport}"}}')
+
+
 def warm_up(fleet, decode, rng):
     """Until the pair stands: a get has come over it."""
-    pkvd = fleet.servers["pkvd"]
-    series = 'pkv_payload_bytes_total{direction="out",transport="nccl"}'
-    before = pkvd.metric(series)
+    transport = decode.partition("-")[0]
+    before = received(fleet.servers[decode], transport)
 
     def over_nccl():
         must(finish(fleet.generate(decode, random_prompt(rng, SHORT_PROMPT), 1)))
-        return pkvd.metric(series) > before
+        return received(fleet.servers[decode], transport) > before
 
-    wait_until("a get over NCCL", 20, over_nccl)
+    wait_until(f"a get over {transport}", 20, over_nccl)
+
+
+def transfers(server, at_least_bytes):
+    """What the worker logged of its NCCL transfers, the large ones."""
+    found = []
+    for line in open(server.log):
+        if '"nccl: received"' in line or "nccl: received" in line:
+            fields = dict(re.findall(r"(\w+)=([\w.e+-]+)", line))
+            if float(fields["bytes"]) >= at_least_bytes:
+                found.append({key: float(value) for key, value in fields.items()
+                              if key == "bytes" or key.endswith("_ms")})
+    return found
 
 
 def timing(options):
     fleet = Fleet(options, options.preset, options.capacity)
     rng = random.Random(options.seed)
-    transports = {"grpc": "grpc", "shm": "shm", "nccl": "auto", "grpc-whole": "grpc",
-                  "shm-whole": "shm", "nccl-whole": "auto"}
-    rows = {name: [] for name in transports}
+    rows = {way: [] for way in options.ways}
+    paired = [way for way in options.ways if way.startswith(("nccl", "direct"))]
     try:
         # None computes prompts here; six models and their pages are enough for one GPU.
-        fleet.start(transports, "--max-prompt-tokens", "128")
-        warm_up(fleet, "nccl", rng)
-        warm_up(fleet, "nccl-whole", rng)
-        for name in transports:  # kernels, connections, buffers
+        fleet.start(options.ways, "--max-prompt-tokens", "128")
+        for way in paired:
+            warm_up(fleet, way, rng)
+        for name in options.ways:  # kernels, connections, buffers
             must(finish(fleet.generate(name, random_prompt(rng, options.context // 2), 4)))
         for _ in range(options.prompts):
             prompt = random_prompt(rng, options.context)
             tokens = {}
-            for name in transports:
+            for name in options.ways:
                 generation = must(finish(fleet.generate(name, prompt)))
                 tokens[name] = generation["token_ids"]
                 if generation["decode"]["recomputed_tokens"] != 0:
@@ -208,14 +256,23 @@ def timing(options):
                 rows[name].append(generation["decode"])
             if len({tuple(of) for of in tokens.values()}) != 1:
                 raise Failed(f"tokens differ: {tokens}")
-        sent = fleet.servers["pkvd"].metric(
-            'pkv_payload_bytes_total{direction="out",transport="nccl"}')
-        if sent < sum(row["fetched_bytes"] for row in rows["nccl"] + rows["nccl-whole"]):
-            raise Failed(f"only {sent} bytes went over NCCL")
+        for way in paired:
+            got = received(fleet.servers[way], way.partition("-")[0])
+            if got < sum(row["fetched_bytes"] for row in rows[way]):
+                raise Failed(f"{way}: only {got} bytes came so")
     finally:
         fleet.stop()
     report = {}
-    for name, of in rows.items():
+    for way in paired:
+        of = transfers(fleet.servers[way], max(row["fetched_bytes"] for row in rows[way]))
+        medians = {key: statistics.median(row[key] for row in of) for key in of[0]}
+        moving_ms = medians["first_layer_ms"] + medians["other_layers_ms"]
+        medians["transfer_gb_per_s"] = 1e-6 * medians["bytes"] / moving_ms
+        print(f"timing: {way:12} parts", " ".join(f"{k} {v:.4g}" for k, v in medians.items()))
+        rows[way + " parts"] = of
+    for name in options.ways:
+        of = rows[name]
+
         def median(key):
             return statistics.median(row[key] for row in of)
         seconds = median("fetch_seconds") - median("queue_seconds")
@@ -224,14 +281,14 @@ def timing(options):
             "last_layer_ms": 1e3 * median("fetch_seconds"),
             "first_token_ms": 1e3 * median("first_token_seconds"),
             "gb_per_s": 1e-9 * median("fetched_bytes") / seconds}
-        print(f"timing: {name:10}", " ".join(f"{k} {v:.4g}" for k, v in report[name].items()))
+        print(f"timing: {name:12}", " ".join(f"{k} {v:.4g}" for k, v in report[name].items()))
     json.dump({"report": report, "rows": rows}, open(os.path.join(options.out, "timing.json"), "w"))
     print(f"timing: passed, {options.prompts} prompts of {options.context} tokens, equal tokens")
 
 
-def await_transfer(fleet, generation):
+def await_transfer(fleet, way, generation):
     """Until the decode worker fetches."""
-    decode = fleet.servers["nccl"]
+    decode = fleet.servers[way]
 
     def fetching():
         if generation.poll() is not None:
@@ -241,86 +298,128 @@ def await_transfer(fleet, generation):
     wait_until("the decode worker's fetch", 60, fetching)
 
 
-def one_kill(fleet, rng, who, prompt, expected, options):
+def fallback_time(server, since):
+    """When the decode worker went on without the pair, of a transfer that had begun or was asked
+    for."""
+    for text in ("going on over gRPC", "asking the cache instead"):
+        at = server.log_time(text, since)
+        if at is not None:
+            return at
+    return None
+
+
+def one_kill(fleet, rng, way, who, prompt, expected):
     """Seconds until the fallback or the error; None when the transfer was over before."""
-    generation = fleet.generate("nccl", prompt)
-    await_transfer(fleet, generation)
+    options = fleet.options
+    generation = fleet.generate(way, prompt)
+    await_transfer(fleet, way, generation)
     time.sleep(rng.random() * options.window_ms * 1e-3)
-    victim = fleet.servers["nccl" if who == "decode" else "pkvd"]
+    victim = fleet.servers[way if who == "decode" else options.holder]
     began = time.time()
     victim.process.send_signal(signal.SIGSTOP if who == "stop" else signal.SIGKILL)
     if who == "decode":
         victim.process.wait(timeout=60)
         got, _ = finish(generation)
         seconds = time.time() - began
-        pkvd = fleet.servers["pkvd"]
-        wait_until("the end of the pair", BOUND_S, lambda: pkvd.metric("pkv_nccl_pairs") == 0)
-        wait_until("the end of the pins", BOUND_S,
-                   lambda: pkvd.metric('pkv_tier_pinned_bytes{tier="dram"}') == 0)
         # Without one: it had all its tokens before.
         caught = got is None
     else:
         end = began + BOUND_S
-        log = fleet.servers["nccl"]
         at = None
         while at is None and time.time() < end and generation.poll() is None:
-            at = log.log_time("nccl: going on over gRPC", began)
+            at = fallback_time(fleet.servers[way], began)
             time.sleep(0.001)
         if who == "stop":
             victim.process.send_signal(signal.SIGCONT)
         got = must(finish(generation))
-        at = at or log.log_time("nccl: going on over gRPC", began)
+        at = at or fallback_time(fleet.servers[way], began)
         caught = at is not None
         seconds = at - began if caught else 0
     if got is not None and got["token_ids"] != expected:
         raise Failed(f"{who}: tokens {got['token_ids']}, expected {expected}")
+    # A pkvd that was killed has nothing any more.
+    if got is not None and options.holder == "prefill" and got["decode"]["recomputed_tokens"] != 0:
+        raise Failed(f"{who}: computed: {got['decode']['recompute_reason']}")
     if seconds > BOUND_S:
         raise Failed(f"{who}: {seconds:.2f} s until an error or a fallback")
     return seconds if caught else None
 
 
+def end_gently(server):
+    server.end()
+    if server.process.returncode != 0:
+        raise Failed(f"{server.name} ended with {server.process.returncode}")
+
+
+def start_again(fleet, way, who, prompts):
+    """The victim, with what it held; and the decode worker, which would wait ever longer before it
+    made a pair again."""
+    options = fleet.options
+    if who != "decode":
+        end_gently(fleet.servers[way])
+    wait_until("the end of pairs and pins", BOUND_S,
+               lambda: who == "holder" or fleet.num_pairs() <= len(fleet.paired) - 1)
+    fleet.start_decode(way)
+    if who != "holder":
+        return
+    fleet.servers[options.holder].process.wait(timeout=60)
+    if options.holder == "pkvd":
+        fleet.start_pkvd(f"127.0.0.1:{fleet.servers['pkvd'].port}")
+        fleet.servers["pkvd"].wait_ready()
+        return
+    fleet.start_prefill()
+    fleet.servers["prefill"].wait_ready()
+    for prompt in prompts:  # back onto its GPU
+        must(finish(fleet.generate("grpc", prompt, 1, "--ignore-cache")))
+
+
 def kills(options):
     fleet = Fleet(options, "fp16", options.capacity)
     rng = random.Random(options.seed)
-    taken = {"decode": [], "pkvd": [], "stop": []}
+    kind = "direct" if options.holder == "prefill" else "nccl"
+    # In turn, so that one is there while another starts again.
+    fleet.paired = [f"{kind}-{i}" for i in range(3)]
+    # Less than two prompts: each is fetched again whenever its turn comes.
+    fleet.pages = options.context // 128 + 32
+    taken = {"decode": [], "holder": [], "stop": []}
     missed = rounds = 0
     try:
-        fleet.start({"grpc": "grpc", "nccl": "auto"})
-        # More than a worker's pages hold: each is fetched again whenever its turn comes.
-        prompts = [random_prompt(rng, options.context) for _ in range(4)]
+        fleet.start(["grpc", *fleet.paired])
+        prompts = [random_prompt(rng, options.context) for _ in range(2)]
         expected = [must(finish(fleet.generate("grpc", prompt)))["token_ids"] for prompt in prompts]
         began = time.monotonic()
         for rounds in range(1, options.rounds + 1):
-            warm_up(fleet, "nccl", rng)
-            # A killed worker takes longest to start again.
-            who = rng.choices(["decode", "pkvd", "stop"], [options.decode_share, 2, 2])[0]
+            way = fleet.paired[rounds % len(fleet.paired)]
+            fleet.servers[way].wait_ready()
+            warm_up(fleet, way, rng)
+            who = rng.choices(["decode", "holder", "stop"],
+                              [options.decode_share, options.holder_share, 2])[0]
             which = rounds % len(prompts)
-            seconds = one_kill(fleet, rng, who, prompts[which], expected[which], options)
+            seconds = one_kill(fleet, rng, way, who, prompts[which], expected[which])
             if seconds is None:
                 missed += 1
             else:
                 taken[who].append(seconds)
-            if who == "decode":
-                fleet.start_decode("nccl", "auto")
-                fleet.servers["nccl"].wait_ready()
-            elif who == "pkvd":
-                port = fleet.servers["pkvd"].port
-                fleet.servers["pkvd"].process.wait(timeout=60)
-                fleet.start_pkvd(f"127.0.0.1:{port}")
-                fleet.servers["pkvd"].wait_ready()
+            print(f"kills: round {rounds}: {who}:", "over before" if seconds is None
+                  else f"{seconds:.2f} s", flush=True)
+            start_again(fleet, way, who, prompts)
             if options.seconds and time.monotonic() - began > options.seconds:
                 break
-        warm_up(fleet, "nccl", rng)
-        for server in fleet.servers.values():
-            server.end()
-            if server.process.returncode != 0:
-                raise Failed(f"{server.name} ended with {server.process.returncode}")
+        for way in fleet.paired:
+            fleet.servers[way].wait_ready()
+        warm_up(fleet, fleet.paired[0], rng)
+        for way in fleet.paired:
+            end_gently(fleet.servers[way])
+        wait_until("the end of the last pair", BOUND_S, lambda: fleet.num_pairs() == 0)
+        for name in ["grpc", "prefill", "pkvd"]:
+            end_gently(fleet.servers[name])
     finally:
         fleet.stop()
-    for who, of in taken.items():
-        if of:
-            print(f"kills: {who}: {len(of)} in a transfer, at most {max(of):.2f} s, median "
-                  f"{statistics.median(of):.2f} s until an error or a fallback")
+        for who, of in taken.items():
+            if of:
+                print(f"kills: {options.holder}: {who}: {len(of)} in a transfer, at most "
+                      f"{max(of):.2f} s, median {statistics.median(of):.2f} s until an error or a "
+                      "fallback")
     print(f"kills: passed, {rounds} rounds, {missed} after the transfer was over")
 
 
@@ -333,11 +432,16 @@ def main():
     parser.add_argument("--preset", default="default", help="of timing; kills has fp16")
     parser.add_argument("--context", type=int, default=32500)
     parser.add_argument("--capacity", default="12GiB")
+    parser.add_argument("--direct-memory", default="6GiB")
+    parser.add_argument("--ways", nargs="+", default=["grpc", "shm", "nccl", "direct", "nccl-whole",
+                                                      "direct-whole"])
+    parser.add_argument("--holder", choices=["pkvd", "prefill"], default="pkvd")
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=0, help="no more rounds then; 0: all")
     parser.add_argument("--window-ms", type=float, default=30)
     parser.add_argument("--decode-share", type=float, default=1)
+    parser.add_argument("--holder-share", type=float, default=2)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     os.makedirs(options.out, exist_ok=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Blocks from pkvd's GPU to a decode worker's, on a machine with two GPUs, from a bundle
-# (tests/gpu/bundle.sh ... serve): handoff.py timing, then handoff.py kills. Fails when a part does;
-# says "skipped" with fewer GPUs.
+# Blocks from the GPUs of pkvd and of a prefill worker to a decode worker's, on a machine with two
+# GPUs, from a bundle (tests/gpu/bundle.sh ... serve): handoff.py timing, then handoff.py kills of
+# either. Fails when a part does; says "skipped" with fewer GPUs.
 #
 #   tests/gpu/run_handoff.sh [BUNDLE_DIR] [OUT] [ROUNDS]      default: .bundle handoff 50
 #
@@ -24,6 +24,10 @@ export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}$
 failed=0
 python3 "$here/handoff.py" timing --tools "$bundle/tools" --out "$out/timing" || failed=1
 python3 "$here/handoff.py" kills --tools "$bundle/tools" --out "$out/kills" \
-  --shape llama-3.2-1b --rounds "$rounds" || failed=1
+  --shape llama-3.2-1b --context 16000 --rounds "$rounds" || failed=1
+# 4.2 GB a request: 17 ms to be killed in.
+python3 "$here/handoff.py" kills --tools "$bundle/tools" --out "$out/kills-direct" \
+  --holder prefill --context 32000 --direct-memory 10GiB --window-ms 12 --holder-share 0.4 \
+  --rounds "$rounds" || failed=1
 [[ $failed -eq 0 ]] && echo "run_handoff: passed" || echo "run_handoff: FAILED"
 exit "$failed"

@@ -424,7 +424,7 @@ class NcclServiceTest : public testing::Test {
 TEST_F(NcclServiceTest, FramesComeToTheGpuByteForByte) {
   const auto client = MakeClient(Transport::kNccl);
   for (int round = 0; round < 2; ++round) {
-    const auto get = client->StartDeviceGet(keys_);
+    const auto get = client->StartDeviceGet(keys_, "");
     ASSERT_THAT(get->WaitForAll(), IsOk());
     EXPECT_TRUE(get->is_on_device(3));
     ExpectFrames(*get);
@@ -445,7 +445,7 @@ TEST_F(NcclServiceTest, AServersGpuThatStandsStillEndsInAFallback) {
   const auto client = MakeClient(Transport::kAuto);
   // The first get only begins to make the pair.
   while (client->counters().nccl_fallbacks == 0) {
-    const auto get = client->StartDeviceGet(keys_);
+    const auto get = client->StartDeviceGet(keys_, "");
     ASSERT_THAT(get->WaitForAll(), IsOk());
     ExpectFrames(*get);
   }
@@ -453,7 +453,7 @@ TEST_F(NcclServiceTest, AServersGpuThatStandsStillEndsInAFallback) {
 
 TEST_F(NcclServiceTest, AServerThatEndsWaitsForNoPair) {
   const auto client = MakeClient(Transport::kNccl);
-  ASSERT_THAT(client->StartDeviceGet(keys_)->WaitForAll(), IsOk());
+  ASSERT_THAT(client->StartDeviceGet(keys_, "")->WaitForAll(), IsOk());
   const absl::Time began = Clock::Real()->MonotonicNow();
   server_->Shutdown(kPatience);
   EXPECT_LT(Clock::Real()->MonotonicNow() - began, kPatience);

@@ -183,5 +183,37 @@ TEST_F(SpanDigestParityTest, NumbersAreFoundWrongAsOnTheHost) {
   }
 }
 
+// A frame that many CTAs share: each of its numbers is looked at by one.
+TEST_F(SpanDigestParityTest, ChecksEveryNumberOfALargeFrame) {
+  FrameRules rules;
+  rules.num_sections = 1;
+  rules.sections[0] = {32, 70'016, 3, 70'000, NumberRule::kFinite, 0};
+  const uint32_t frame_bytes = 32 + 3 * 70'016;
+  std::vector<std::byte> bytes(frame_bytes);
+  std::vector<CheckItem> items;
+  constexpr uint32_t kSeed = 5;
+  std::mt19937 random(kSeed);
+  for (int round = 0; round < 40; ++round) {
+    const uint32_t at = 32 + round % 3 * 70'016 + random() % 35'000 * 2;
+    bytes[at + 1] = std::byte{0x7c};  // infinite
+    const DeviceBuffer device = OnDevice(bytes);
+    items.clear();
+    AppendCheckItems(device.data(), rules, 0, 0, items);
+    ASSERT_GT(items.size(), 5u);
+    const std::vector<FrameRules> all = {rules};
+    const DeviceBuffer device_items = OnDevice(items), device_rules = OnDevice(all);
+    std::vector<uint32_t> flags(1);
+    DeviceBuffer device_flags = OnDevice(flags);
+    ASSERT_EQ(LaunchCheckItems(reinterpret_cast<const CheckItem*>(device_items.data()),
+                               static_cast<uint32_t>(items.size()),
+                               reinterpret_cast<const FrameRules*>(device_rules.data()),
+                               device_flags.As<uint32_t>(), 0, stream()),
+              cudaSuccess);
+    ToHost(device_flags, flags);
+    EXPECT_EQ(flags[0], 1u) << "seed " << kSeed << " byte " << at;
+    bytes[at + 1] = std::byte{0};
+  }
+}
+
 }  // namespace
 }  // namespace pkv

@@ -145,8 +145,19 @@ class FakeCacheClient : public CacheClient {
     return Start(CacheCall::kStartGet, keys);
   }
   // To the host's memory all the same.
-  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) override {
+  std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys,
+                                            absl::string_view direct_server) override {
+    {
+      MutexLock lock(&mu_);
+      last_direct_server_ = std::string(direct_server);
+    }
     return Start(CacheCall::kStartDeviceGet, keys);
+  }
+
+  // What the last StartDeviceGet was told.
+  std::string last_direct_server() {
+    MutexLock lock(&mu_);
+    return last_direct_server_;
   }
 
   absl::StatusOr<std::vector<AlignedBuffer>> Get(std::span<const ObjectKey> keys) override {
@@ -382,6 +393,7 @@ class FakeCacheClient : public CacheClient {
   }
 
   Mutex mu_;
+  std::string last_direct_server_ ABSL_GUARDED_BY(mu_);
   CondVar changed_;
   std::string address_;  // constant once used
   Script script_ ABSL_GUARDED_BY(mu_);

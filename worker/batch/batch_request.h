@@ -31,6 +31,9 @@ struct BatchRequest {
   int num_tables = 0, num_blocks = 0, num_window_tokens = 0;
   std::string cache_server;  // CacheClient::address() of the server that has them; may be empty
 
+  // Address of a prefill worker that may have them on its GPU; may be empty, or anything.
+  std::string direct_server;
+
   int max_tokens = 1;
   std::vector<int32_t> end_tokens;  // any of these is the last one
   SamplingParams sampling;

@@ -210,8 +210,9 @@ absl::Status BatchScheduler::FetchPrefix(SequenceRun& run, StepOutput& output) {
   GetStream* stream = nullptr;  // the engine's until First() has returned
   std::function<void()> on_first_layer;
   if (!keys.empty()) {
-    prefix.stream = run.watch.Watch(limits_.takes_device_frames ? run.cache->StartDeviceGet(keys)
-                                                                : run.cache->StartGet(keys));
+    prefix.stream = run.watch.Watch(limits_.takes_device_frames
+                                        ? run.cache->StartDeviceGet(keys, request.direct_server)
+                                        : run.cache->StartGet(keys));
     stream = prefix.stream.get();
     on_first_layer = [&run] { run.stats.set_first_layer_seconds(run.since_request.Seconds()); };
   }

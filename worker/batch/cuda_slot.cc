@@ -150,10 +150,11 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
     return absl::FailedPreconditionError(absl::StrCat("the stream brings ", stream.num_objects(),
                                                       " objects, ", expected, " were asked for"));
   }
+  const PlaceRules rules(shape, params, profile);
   SequenceBanks banks(KvShape{0, shape.num_kv_heads, shape.head_dim});
   for (int i = 0; i < prefix.num_tables; ++i) {
     const ObjectHeader& header = stream.header(i);
-    PKV_RETURN_IF_ERROR(CheckPlace(header, {ObjectKind::kTable, 0, {}}, shape, params, profile));
+    PKV_RETURN_IF_ERROR(rules.Check(header, {ObjectKind::kTable, 0, {}}));
     banks.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
   }
   PKV_ASSIGN_OR_RETURN(slot.headers, BlockHeaders(prefix));
@@ -166,16 +167,14 @@ absl::Status AttachPrefix(EnginePrefix prefix, const CodecParams& params, const 
   Digest parent;
   for (size_t i = 0; i < slot.headers.size(); ++i) {
     const ObjectHeader& header = slot.headers[i];
-    PKV_RETURN_IF_ERROR(
-        CheckPlace(header, {ObjectKind::kBlock, i * kBlockTokens, parent}, shape, params, profile));
+    PKV_RETURN_IF_ERROR(rules.Check(header, {ObjectKind::kBlock, i * kBlockTokens, parent}));
     PKV_RETURN_IF_ERROR(banks.AddBlock(header));
     parent = header.id;
   }
   if (has_window) {
     const ObjectHeader& header = stream.header(expected - 1);
     PKV_RETURN_IF_ERROR(
-        CheckPlace(header, {ObjectKind::kWindow, slot.headers.size() * kBlockTokens, parent}, shape,
-                   params, profile));
+        rules.Check(header, {ObjectKind::kWindow, slot.headers.size() * kBlockTokens, parent}));
     if (header.num_tokens != prefix.num_window_tokens) {
       return absl::FailedPreconditionError(absl::StrCat("window ", header.id.ToShortHex(),
                                                         " holds ", header.num_tokens,

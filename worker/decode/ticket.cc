@@ -74,6 +74,7 @@ absl::StatusOr<BatchRequest> ReadTicket(const v1::DecodeRequest& request, const 
   PKV_RETURN_IF_ERROR(NamePrefix(ticket, profile, read));
 
   read.cache_server = ticket.cache_server();
+  read.direct_server = ticket.direct_server();
 
   const v1::Sampling& sampling = request.sampling();
   if (sampling.max_tokens() < 1) return absl::InvalidArgumentError("max_tokens 0: at least 1");

@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 #include "worker/prefill/layer_queue.h"
 
@@ -9,7 +10,9 @@ namespace pkv {
 
 absl::Status CpuPrefillExecutor::Run(KvSequence& sequence, std::span<const int32_t> tokens,
                                      const std::function<bool()>& cancelled,
-                                     const std::function<void(int)>& on_encoded) {
+                                     const std::function<void(int)>& on_encoded,
+                                     const DeviceFrames& device_frames) {
+  PKV_CHECK(device_frames == nullptr, "frames on a device, of a model on the CPU");
   // Layers are encoded on a thread of their own, in order, while the model goes on. It alone
   // touches what stands here until it is joined.
   LayerQueue layers;

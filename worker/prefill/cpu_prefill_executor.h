@@ -16,7 +16,8 @@ class CpuPrefillExecutor final : public PrefillExecutor {
   absl::Status CheckVariant(const CodecParams& params) const override { return absl::OkStatus(); }
   absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
                    const std::function<bool()>& cancelled,
-                   const std::function<void(int)>& on_encoded) override;
+                   const std::function<void(int)>& on_encoded,
+                   const DeviceFrames& device_frames) override;
 
  private:
   ModelHost& host_;

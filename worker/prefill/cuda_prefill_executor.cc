@@ -48,6 +48,15 @@ class StagingRoom {
   int num_left_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
+absl::Status CheckRoom(const DeviceBank& bank, const ObjectHeader& table) {
+  if (bank.num_k == table.num_patterns_k && bank.num_v == table.num_patterns_v) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat(bank.num_k, "+", bank.num_v,
+                                          " patterns were mined, the table has room for ",
+                                          table.num_patterns_k, "+", table.num_patterns_v));
+}
+
 class CudaPrefillExecutor final : public PrefillExecutor {
  public:
   explicit CudaPrefillExecutor(const CodecParams& params) : params_(params) {}
@@ -63,7 +72,8 @@ class CudaPrefillExecutor final : public PrefillExecutor {
   }
   absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
                    const std::function<bool()>& cancelled,
-                   const std::function<void(int)>& on_encoded) override;
+                   const std::function<void(int)>& on_encoded,
+                   const DeviceFrames& device_frames) override;
 
  private:
   // Brings the blocks of a cached prefix back as K and V.
@@ -139,7 +149,8 @@ absl::Status CudaPrefillExecutor::LoadPrefix(KvSequence& sequence, int layer,
 
 absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int32_t> tokens,
                                       const std::function<bool()>& cancelled,
-                                      const std::function<void(int)>& on_encoded) {
+                                      const std::function<void(int)>& on_encoded,
+                                      const DeviceFrames& device_frames) {
   if (!turn_.TakeUnless(cancelled)) return absl::CancelledError("the caller went away");
   const HeldTurn held(&turn_);
   const int first_token = static_cast<int>(sequence.num_tokens());
@@ -187,14 +198,15 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
   const KvSequence::MadeObjects made = sequence.made_objects();
   request.on_compressed = [&](int layer, const PrefillTarget& target, const KvTensorView& window,
                               void* stream) -> absl::Status {
-    if (mines && (target.bank->num_k != made.table->header().num_patterns_k ||
-                  target.bank->num_v != made.table->header().num_patterns_v)) {
-      return absl::InternalError(absl::StrCat(target.bank->num_k, "+", target.bank->num_v,
-                                              " patterns were mined, the table has room for ",
-                                              made.table->header().num_patterns_k, "+",
-                                              made.table->header().num_patterns_v));
+    if (mines) PKV_RETURN_IF_ERROR(CheckRoom(*target.bank, made.table->header()));
+    LayerStaging& staging = *staged[layer % kNumStaged];
+    // Before the copies that the host waits for: once they are here, so are these. All prompts' are
+    // on one stream: what one that failed has under way comes before the next one's.
+    if (device_frames) {
+      PKV_RETURN_IF_ERROR(
+          staging.CopyFrames(first_token == 0, window, device_frames(layer), stream));
     }
-    PKV_RETURN_IF_ERROR(staged[layer % kNumStaged]->StartCopy(num_made, window, stream));
+    PKV_RETURN_IF_ERROR(staging.StartCopy(num_made, window, stream));
     layers.Push(layer);
     return absl::OkStatus();
   };

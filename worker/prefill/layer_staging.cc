@@ -24,6 +24,24 @@ absl::Status Download(void* to, const void* from, size_t bytes, void* stream) {
       "read layer");
 }
 
+// Rows of `row_bytes`, from one memory of the device to another.
+absl::Status CopyRows(std::byte* to, size_t to_pitch, const void* from, size_t from_pitch,
+                      size_t row_bytes, size_t count, void* stream) {
+  if (row_bytes == 0 || count == 0) return absl::OkStatus();
+  return CudaStatus(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, row_bytes, count,
+                                      cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)),
+                    "copy frames");
+}
+
+// The rest of each of `count` frames, behind their first `used` bytes.
+absl::Status ClearPadding(std::byte* frames, size_t frame_bytes, size_t used, size_t count,
+                          void* stream) {
+  if (used == frame_bytes || count == 0) return absl::OkStatus();
+  return CudaStatus(cudaMemset2DAsync(frames + used, frame_bytes, 0, frame_bytes - used, count,
+                                      static_cast<cudaStream_t>(stream)),
+                    "clear padding");
+}
+
 }  // namespace
 
 absl::StatusOr<LayerStaging> LayerStaging::Make(const KvShape& shape, const CodecParams& params,
@@ -92,6 +110,48 @@ absl::Status LayerStaging::StartCopy(int num_blocks, const KvTensorView& window,
     to += bytes;
   }
   return copied_.Record(stream);
+}
+
+absl::Status LayerStaging::CopyFrames(bool at_start, const KvTensorView& window,
+                                      const KvSequence::LayerFrames& to, void* stream) const {
+  const std::span<const std::span<std::byte>> blocks = to.blocks;
+  for (size_t begin = 0, end; begin < blocks.size(); begin = end) {
+    // Frames of one size that follow one another.
+    const size_t bytes = blocks[begin].size();
+    end = begin + 1;
+    while (end < blocks.size() && blocks[end].size() == bytes &&
+           blocks[end].data() == blocks[end - 1].data() + bytes) {
+      ++end;
+    }
+    std::byte* const first = blocks[begin].data();
+    PKV_RETURN_IF_ERROR(ClearPadding(first, bytes, page_bytes_, end - begin, stream));
+    PKV_RETURN_IF_ERROR(CopyRows(first, bytes, pages_.data() + begin * page_stride_, page_stride_,
+                                 page_bytes_, end - begin, stream));
+  }
+  if (at_start && !blocks.empty()) {
+    PKV_RETURN_IF_ERROR(CopyRows(blocks[0].data() + page_bytes_, sink_bytes_, sinks_.data(),
+                                 sink_bytes_, sink_bytes_, 1, stream));
+  }
+  const size_t row = shape_.head_dim * sizeof(uint16_t);
+  const size_t heads = shape_.num_kv_heads;
+  if (!to.table.empty()) {
+    const size_t k_bytes = bank_.num_k * row, v_bytes = bank_.num_v * row;
+    const size_t from_pitch = kMaxPatterns * row, to_pitch = k_bytes + v_bytes;
+    PKV_RETURN_IF_ERROR(
+        ClearPadding(to.table.data(), to.table.size(), heads * to_pitch, 1, stream));
+    PKV_RETURN_IF_ERROR(CopyRows(to.table.data(), to_pitch, bank_memory_.data(), from_pitch,
+                                 k_bytes, heads, stream));
+    PKV_RETURN_IF_ERROR(CopyRows(to.table.data() + k_bytes, to_pitch,
+                                 bank_memory_.data() + heads * from_pitch, from_pitch, v_bytes,
+                                 heads, stream));
+  }
+  if (to.window.empty()) return absl::OkStatus();
+  const size_t bytes = window.num_tokens * row, from_pitch = window.head_stride * sizeof(uint16_t);
+  PKV_RETURN_IF_ERROR(
+      ClearPadding(to.window.data(), to.window.size(), 2 * bytes * heads, 1, stream));
+  PKV_RETURN_IF_ERROR(
+      CopyRows(to.window.data(), 2 * bytes, window.k, from_pitch, bytes, heads, stream));
+  return CopyRows(to.window.data() + bytes, 2 * bytes, window.v, from_pitch, bytes, heads, stream);
 }
 
 void LayerStaging::FillTable(std::span<std::byte> frame) const {

@@ -36,6 +36,10 @@ class LayerStaging {
   // Enqueues the copies of so many pages, of sinks, bank and window, then what WaitAndFill() waits
   // for.
   absl::Status StartCopy(int num_blocks, const KvTensorView& window, void* stream);
+  // Enqueues copies of the same, as frames, to memory on the device: what WaitAndFill() will fill,
+  // padding included. Called before StartCopy().
+  absl::Status CopyFrames(bool at_start, const KvTensorView& window,
+                          const KvSequence::LayerFrames& to, void* stream) const;
   // Waits for the copies and fills the frames. Frames of blocks are those of the pages, in order;
   // `at_start`: the first has the sinks. REQUIRES: a table has room for the bank's patterns.
   absl::Status WaitAndFill(bool at_start, const KvSequence::LayerFrames& frames);

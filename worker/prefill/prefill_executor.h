@@ -11,6 +11,9 @@
 
 namespace pkv {
 
+// Where the frames of a layer are to stand in the device's memory as well.
+using DeviceFrames = std::function<KvSequence::LayerFrames(int layer)>;
+
 // Computes and encodes prompts on some device, for a prefill worker. Thread-safe.
 class PrefillExecutor {
  public:
@@ -22,12 +25,15 @@ class PrefillExecutor {
   // Computes what `sequence` lacks of `tokens` and fills the frames of everything that its
   // StartBlocks made. Calls on_encoded(layer) once a layer's are filled, in order, from one thread,
   // while later layers are computed; that it takes long holds the computation back. `cancelled` may
-  // be null; it is asked after each layer.
+  // be null; it is asked after each layer. `device_frames`, when not null (REQUIRES: the executor's
+  // device is a GPU), names memory of the GPU into which frames are copied on their way; after OK
+  // they stand there.
   //   Cancelled, OutOfRange, errors of the sequence's prefix
   //   Internal, without a prefix  the device failed: it computes nothing any more
   virtual absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,
                            const std::function<bool()>& cancelled,
-                           const std::function<void(int)>& on_encoded) = 0;
+                           const std::function<void(int)>& on_encoded,
+                           const DeviceFrames& device_frames) = 0;
 };
 
 }  // namespace pkv

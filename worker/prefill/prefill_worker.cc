@@ -9,6 +9,7 @@
 #include "pkv/block/prefix_hash.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "worker/prefill/direct_store.h"
 #include "worker/prefill/error_sample.h"
 #include "worker/sequence/stopwatch.h"
 
@@ -24,6 +25,70 @@ uint64_t LogicalTokenBytes(const KvShape& shape) {
   return uint64_t{4} * shape.num_layers * shape.num_kv_heads * shape.head_dim;
 }
 
+// What is put layer by layer. A table is put when it is whole.
+std::vector<const ObjectBuilder*> PutObjects(const KvSequence::MadeObjects& made) {
+  std::vector<const ObjectBuilder*> objects = made.blocks;
+  if (made.window != nullptr) objects.push_back(made.window);
+  return objects;
+}
+
+// In the order of a get.
+std::vector<const ObjectBuilder*> AllObjects(const KvSequence::MadeObjects& made) {
+  std::vector<const ObjectBuilder*> objects;
+  if (made.table != nullptr) objects.push_back(made.table);
+  const std::vector<const ObjectBuilder*> others = PutObjects(made);
+  objects.insert(objects.end(), others.begin(), others.end());
+  return objects;
+}
+
+// What StartBlocks made of a sequence, on its way into a direct store.
+class DirectDraft {
+ public:
+  // Null: there is no store, nothing was made, or the store has no room.
+  static std::unique_ptr<DirectDraft> Reserve(DirectStore* store, const KvSequence& sequence) {
+    const KvSequence::MadeObjects made = sequence.made_objects();
+    std::vector<uint64_t> frame_bytes;
+    for (const ObjectBuilder* object : AllObjects(made)) {
+      frame_bytes.push_back(object->frame(0).size());
+    }
+    if (store == nullptr || frame_bytes.empty()) return nullptr;
+    std::unique_ptr<DirectStore::Draft> draft =
+        store->Reserve(frame_bytes, sequence.config().shape.num_layers);
+    if (draft == nullptr) return nullptr;
+    return std::unique_ptr<DirectDraft>(new DirectDraft(store, std::move(draft), made));
+  }
+
+  // Valid until Publish().
+  DeviceFrames device_frames() const {
+    return [this](int layer) {
+      KvSequence::LayerFrames frames;
+      int next = 0;
+      if (has_table_) frames.table = draft_->frame(next++, layer);
+      for (int i = 0; i < num_blocks_; ++i) frames.blocks.push_back(draft_->frame(next++, layer));
+      if (has_window_) frames.window = draft_->frame(next, layer);
+      return frames;
+    };
+  }
+  // REQUIRES: the sequence's FinishBlocks has sealed what it made.
+  void Publish(const KvSequence& sequence) {
+    store_.Publish(std::move(draft_), AllObjects(sequence.made_objects()));
+  }
+
+ private:
+  DirectDraft(DirectStore* store, std::unique_ptr<DirectStore::Draft> draft,
+              const KvSequence::MadeObjects& made)
+      : store_(*store),
+        draft_(std::move(draft)),
+        num_blocks_(static_cast<int>(made.blocks.size())),
+        has_table_(made.table != nullptr),
+        has_window_(made.window != nullptr) {}
+
+  DirectStore& store_;
+  std::unique_ptr<DirectStore::Draft> draft_;
+  const int num_blocks_;
+  const bool has_table_, has_window_;
+};
+
 }  // namespace
 
 // One request on its way.
@@ -37,7 +102,9 @@ struct PrefillWorker::Job {
   std::unique_ptr<KvSequence> sequence;
   v1::HandoffTicket* ticket = nullptr;
   v1::PrefillStats* stats = nullptr;
-  bool lost_race = false;  // what was computed could not be stored for what another had stored
+  bool lost_race = false;      // what was computed could not be stored for what another had stored
+  bool has_conflicts = false;  // another chain is stored under some of the keys
+  std::optional<Stopwatch> put_stopwatch;  // since the upload's begin
   CodecWork work;
 
   int num_window_tokens() const {
@@ -52,6 +119,10 @@ struct PrefillWorker::Job {
   int SampledLayer(int num_layers) const { return parent().bytes[0] % num_layers; }
   ObjectKey BlockKey(int i) const { return {ObjectKind::kBlock, prefix_ids[i], params.variant()}; }
   ObjectKey TableKey(const Digest& id) const { return {ObjectKind::kTable, id, params.variant()}; }
+  // REQUIRES: num_window_tokens() is positive.
+  ObjectKey WindowKey(const Digest& profile) const {
+    return {ObjectKind::kWindow, TailOf(profile), params.variant()};
+  }
   void AddTable(const Digest& id) {
     for (const std::string& known : ticket->table_ids()) {
       if (id.AsBytes() == known) return;
@@ -87,6 +158,7 @@ absl::StatusOr<v1::PrefillResponse> PrefillWorker::Prefill(const v1::PrefillRequ
   job.stats->set_prompt_tokens(static_cast<uint32_t>(prompt.size()));
   job.stats->set_logical_bytes(job.tokens.size() * LogicalTokenBytes(shape));
   PKV_RETURN_IF_ERROR(Run(job, request.ignore_cache()));
+  OfferDirect(job);
   worker_metrics_.CountPrefill(*job.stats);
   metrics_.CountCodec(job.work);
   return response;
@@ -182,7 +254,7 @@ bool PrefillWorker::AnswerFromCache(Job& job, const LookupResult& found) {
   }
   const size_t num_chained = keys.size();
   if (job.num_window_tokens() > 0) {
-    keys.push_back({ObjectKind::kWindow, job.TailOf(host_.profile()), job.params.variant()});
+    keys.push_back(job.WindowKey(host_.profile()));
   }
   uint64_t cache_bytes = found.bytes, window_bytes = 0;
   if (!keys.empty()) {
@@ -274,30 +346,25 @@ absl::Status PrefillWorker::StartPut(Job& job, std::span<const ObjectBuilder* co
   return absl::OkStatus();
 }
 
-absl::Status PrefillWorker::ComputeAndStore(Job& job) {
+// Encodes on the executor, putting each layer as it is done.
+absl::Status PrefillWorker::Compute(Job& job, const DeviceFrames& device_frames,
+                                    std::unique_ptr<PutStream>& put, absl::Status& put_status) {
   KvSequence& sequence = *job.sequence;
-  const int num_missing = job.num_blocks - sequence.num_blocks();
-  PKV_RETURN_IF_ERROR(
-      sequence.StartBlocks(num_missing, Phase::kPrefill, job.tokens, /*with_window=*/true));
-  const KvSequence::MadeObjects objects = sequence.made_objects();
-  std::vector<const ObjectBuilder*> builders = objects.blocks;
-  if (objects.window != nullptr) builders.push_back(objects.window);
-
-  absl::Status put_status;
-  std::unique_ptr<PutStream> put;
-  std::optional<Stopwatch> put_stopwatch;
+  const std::vector<const ObjectBuilder*> builders = PutObjects(sequence.made_objects());
   const Stopwatch compute_stopwatch;
-  const absl::Status computed = executor_.Run(sequence, job.tokens, job.cancelled, [&](int layer) {
+  const auto on_encoded = [&](int layer) {
     // Not before the first layer: a stream that waits for the model's turn stalls to pkvd.
-    if (!put_stopwatch.has_value() && !builders.empty()) {
-      put_stopwatch.emplace();
+    if (!job.put_stopwatch.has_value() && !builders.empty()) {
+      job.put_stopwatch.emplace();
       put_status = StartPut(job, builders, put);
     }
     if (put == nullptr || !put_status.ok()) return;
     std::vector<std::span<const std::byte>> frames;
     for (const ObjectBuilder* builder : builders) frames.push_back(builder->frame(layer));
     put_status = put->WriteLayer(layer, frames);
-  });
+  };
+  const absl::Status computed =
+      executor_.Run(sequence, job.tokens, job.cancelled, on_encoded, device_frames);
   job.stats->set_compute_seconds(compute_stopwatch.Seconds());
   job.stats->set_fetched_bytes(sequence.received_bytes());
   job.stats->set_fetch_seconds(sequence.prefix_seconds());
@@ -305,7 +372,34 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   if (absl::IsInternal(computed) && job.stats->cached_tokens() == 0 && on_failure_) {
     on_failure_(computed);
   }
-  PKV_RETURN_IF_ERROR(computed);
+  return computed;
+}
+
+// Work that was done once more is work.
+void PrefillWorker::CountWork(Job& job) {
+  const KvSequence& sequence = *job.sequence;
+  job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
+  job.work.mine_seconds += sequence.mine_seconds();
+  job.work.encode_seconds += sequence.encode_seconds();
+  job.work.input_bytes += (job.tokens.size() - job.stats->cached_tokens()) *
+                          LogicalTokenBytes(host_.config().kv_shape());
+  for (const ObjectBuilder* builder : AllObjects(sequence.made_objects())) {
+    job.work.output_bytes += builder->bytes().size();
+  }
+}
+
+absl::Status PrefillWorker::ComputeAndStore(Job& job) {
+  KvSequence& sequence = *job.sequence;
+  const int num_missing = job.num_blocks - sequence.num_blocks();
+  PKV_RETURN_IF_ERROR(
+      sequence.StartBlocks(num_missing, Phase::kPrefill, job.tokens, /*with_window=*/true));
+  const std::unique_ptr<DirectDraft> draft = DirectDraft::Reserve(direct_.store, sequence);
+  job.put_stopwatch.reset();
+  job.has_conflicts = false;
+  absl::Status put_status;
+  std::unique_ptr<PutStream> put;
+  PKV_RETURN_IF_ERROR(
+      Compute(job, draft == nullptr ? DeviceFrames() : draft->device_frames(), put, put_status));
   std::optional<ErrorSample> sample =
       ErrorSample::Take(sequence, job.SampledLayer(host_.config().num_layers));
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
@@ -313,24 +407,34 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
     const absl::StatusOr<RelativeError> error = sample->Measure(sequence);
     if (error.ok()) metrics_.ObserveRelativeError(error->k, error->v);
   }
-  job.stats->set_encode_seconds(sequence.mine_seconds() + sequence.encode_seconds());
-  // Work that was done once more is work.
-  job.work.mine_seconds += sequence.mine_seconds();
-  job.work.encode_seconds += sequence.encode_seconds();
-  job.work.input_bytes += (job.tokens.size() - job.stats->cached_tokens()) *
-                          LogicalTokenBytes(host_.config().kv_shape());
-  const KvSequence::MadeObjects made = sequence.made_objects();
-  if (made.table != nullptr) job.work.output_bytes += made.table->bytes().size();
-  for (const ObjectBuilder* builder : builders) job.work.output_bytes += builder->bytes().size();
-
+  CountWork(job);
   if (put != nullptr && put_status.ok()) put_status = CommitAll(job, *put);
-  if (put_stopwatch.has_value()) job.stats->set_put_seconds(put_stopwatch->Seconds());
+  if (job.put_stopwatch.has_value()) job.stats->set_put_seconds(job.put_stopwatch->Seconds());
+  // What pkvd does not have can be fetched here all the same. But a chain beside the one that is
+  // stored would be found by tickets of that one.
+  if (draft != nullptr && !job.has_conflicts) {
+    draft->Publish(sequence);
+    const ObjectBuilder* table = sequence.made_objects().table;
+    if (table != nullptr) job.AddTable(table->header().id);
+  }
   job.stats->set_stored(put_status.ok());
   if (!put_status.ok()) {
     job.stats->set_store_error(put_status.ToString());
     Log(LogLevel::kWarning, "prompt not stored", {{"reason", put_status.ToString()}});
   }
   return absl::OkStatus();
+}
+
+// Says in the ticket where its objects are on a GPU, if all of them are.
+void PrefillWorker::OfferDirect(Job& job) {
+  if (direct_.store == nullptr || job.tokens.empty()) return;
+  std::vector<ObjectKey> keys;
+  for (const std::string& id : job.ticket->table_ids()) {
+    keys.push_back(job.TableKey(Digest::FromBytes(id).value()));
+  }
+  for (int i = 0; i < job.num_blocks; ++i) keys.push_back(job.BlockKey(i));
+  if (job.num_window_tokens() > 0) keys.push_back(job.WindowKey(host_.profile()));
+  if (direct_.store->HasAll(keys)) job.ticket->set_direct_server(direct_.address);
 }
 
 absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
@@ -346,11 +450,8 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
     job.stats->set_table_bytes(objects.table->bytes().size());
     job.AddTable(objects.table->header().id);
   }
-  std::vector<const ObjectBuilder*> builders = objects.blocks;
-  if (objects.window != nullptr) {
-    builders.push_back(objects.window);
-    job.stats->set_window_bytes(objects.window->bytes().size());
-  }
+  const std::vector<const ObjectBuilder*> builders = PutObjects(objects);
+  if (objects.window != nullptr) job.stats->set_window_bytes(objects.window->bytes().size());
   for (size_t i = 0; i < builders.size(); ++i) {
     PKV_RETURN_IF_ERROR(put.Commit(static_cast<int>(i), builders[i]->head()));
   }
@@ -359,17 +460,17 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
   for (const ObjectHeader& header : job.sequence->block_headers())
     cache_bytes += header.object_bytes;
   job.stats->set_cache_bytes(cache_bytes);
-  bool conflicts = false;
   for (size_t i = 0; i < builders.size(); ++i) {
     if (outcomes[i].stored) put_bytes += builders[i]->bytes().size();
     // Another prefill of the same prefix was first. Its block serves as well.
-    conflicts |= absl::IsAlreadyExists(outcomes[i].status);
+    job.has_conflicts |= absl::IsAlreadyExists(outcomes[i].status);
     if (!outcomes[i].status.ok() && !absl::IsAlreadyExists(outcomes[i].status)) {
       return outcomes[i].status;
     }
   }
   job.stats->set_put_bytes(put_bytes);
-  return conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job) : absl::OkStatus();
+  return job.has_conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job)
+                                                               : absl::OkStatus();
 }
 
 // The ticket of a prompt of which others have stored blocks: good when all are there, in one chain.

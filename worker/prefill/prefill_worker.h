@@ -20,6 +20,8 @@
 
 namespace pkv {
 
+class DirectStore;
+
 // take -> mine -> encode -> put: turns prompts into stored blocks and a ticket to them.
 //
 // The longest stored prefix is fetched instead of computed, and its pattern table used for the
@@ -27,7 +29,8 @@ namespace pkv {
 // computed one after another (prefix_turns.h); when another worker stores blocks of a prompt
 // meanwhile, what they lack is computed once more, behind them. One server of the cluster serves a
 // whole request; one that goes away meanwhile costs the store, never the answer: the ticket is
-// still good, the decode worker computes what is not there.
+// still good, the decode worker computes what is not there. With a direct store, what is computed
+// stays on the GPU too, and tickets say so as long as all that they name is there.
 //
 // Thread-safe.
 class PrefillWorker {
@@ -35,15 +38,23 @@ class PrefillWorker {
   // Told when the executor can compute no more (Internal), from the request's thread.
   using OnFailure = std::function<void(const absl::Status&)>;
 
-  // All outlive the worker.
+  // Where decode workers may fetch prompts from this worker's GPU.
+  struct Direct {
+    DirectStore* store;   // null: nowhere
+    std::string address;  // host:port, for tickets
+  };
+
+  // All outlive the worker. A `direct` store is of the executor's GPU.
   PrefillWorker(ModelHost* host, PrefillExecutor* executor, CacheCluster* cluster,
-                WorkerMetrics* metrics, OnFailure on_failure = nullptr)
+                WorkerMetrics* metrics, OnFailure on_failure = nullptr,
+                Direct direct = {nullptr, ""})
       : host_(*host),
         executor_(*executor),
         cluster_(*cluster),
         worker_metrics_(*metrics),
         metrics_(*metrics->registry()),
-        on_failure_(std::move(on_failure)) {}
+        on_failure_(std::move(on_failure)),
+        direct_(std::move(direct)) {}
 
   // Asked after each layer; true ends the request. Null: never.
   using Cancelled = std::function<bool()>;
@@ -73,7 +84,11 @@ class PrefillWorker {
   absl::Status ComputeAndStore(Job& job);
   absl::Status StartPut(Job& job, std::span<const ObjectBuilder* const> builders,
                         std::unique_ptr<PutStream>& put);
+  absl::Status Compute(Job& job, const DeviceFrames& device_frames, std::unique_ptr<PutStream>& put,
+                       absl::Status& put_status);
+  void CountWork(Job& job);
   absl::Status CommitAll(Job& job, PutStream& put);
+  void OfferDirect(Job& job);
   absl::Status AdoptStoredChain(Job& job);
 
   ModelHost& host_;
@@ -82,6 +97,7 @@ class PrefillWorker {
   WorkerMetrics& worker_metrics_;
   PrefillMetrics metrics_;
   const OnFailure on_failure_;
+  const Direct direct_;
   PrefixTurns turns_;
 };
 

@@ -57,19 +57,18 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   PKV_RETURN_IF_ERROR(stream->WaitForManifest());
   const bool has_window = num_window_tokens > 0;
   const int num_blocks = stream->num_objects() - num_tables - (has_window ? 1 : 0);
-  const auto check = [this](const ObjectHeader& header, const ObjectPlace& place) {
-    return CheckPlace(header, place, config_.shape, config_.params, config_.profile);
-  };
+  const PlaceRules rules(config_.shape, config_.params, config_.profile);
   for (int i = 0; i < num_tables; ++i) {
     const ObjectHeader& header = stream->header(i);
-    PKV_RETURN_IF_ERROR(check(header, {ObjectKind::kTable, 0, {}}));
+    PKV_RETURN_IF_ERROR(rules.Check(header, {ObjectKind::kTable, 0, {}}));
     banks_.AddTable(header.id, header.num_patterns_k, header.num_patterns_v);
     attached_table_bytes_ += header.object_bytes;
   }
   Digest parent;
   for (int i = 0; i < num_blocks; ++i) {
     const ObjectHeader& header = stream->header(num_tables + i);
-    PKV_RETURN_IF_ERROR(check(header, {ObjectKind::kBlock, uint64_t(i) * kBlockTokens, parent}));
+    PKV_RETURN_IF_ERROR(
+        rules.Check(header, {ObjectKind::kBlock, uint64_t(i) * kBlockTokens, parent}));
     PKV_RETURN_IF_ERROR(banks_.AddBlock(header));
     parent = header.id;
     block_headers_.push_back(header);
@@ -78,7 +77,7 @@ absl::Status KvSequence::AttachPrefix(std::unique_ptr<GetStream> stream, int num
   if (has_window) {
     const ObjectHeader& header = stream->header(stream->num_objects() - 1);
     PKV_RETURN_IF_ERROR(
-        check(header, {ObjectKind::kWindow, uint64_t(num_blocks) * kBlockTokens, parent}));
+        rules.Check(header, {ObjectKind::kWindow, uint64_t(num_blocks) * kBlockTokens, parent}));
     if (header.num_tokens != num_window_tokens) {
       return absl::FailedPreconditionError(absl::StrCat("window ", header.id.ToShortHex(),
                                                         " holds ", header.num_tokens,

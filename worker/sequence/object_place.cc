@@ -7,16 +7,14 @@
 
 namespace pkv {
 
-absl::Status CheckPlace(const ObjectHeader& header, const ObjectPlace& place, const KvShape& shape,
-                        const CodecParams& params, const Digest& profile) {
-  const Variant variant = params.variant();
-  const bool same_geometry = header.shape() == shape && (place.kind != ObjectKind::kBlock ||
-                                                         header.encoding() == params.encoding);
+absl::Status PlaceRules::Check(const ObjectHeader& header, const ObjectPlace& place) const {
+  const bool same_geometry = header.shape() == shape_ && (place.kind != ObjectKind::kBlock ||
+                                                          header.encoding() == params_.encoding);
   // Readers have room for as many sinks as the variant says, and read as many.
   const bool has_sinks =
-      place.kind == ObjectKind::kBlock && place.first_token == 0 && !params.encoding.is_fp16();
-  const bool same_sinks = header.num_sinks == (has_sinks ? params.num_sinks : 0);
-  if (header.kind == place.kind && header.profile == profile && header.variant() == variant &&
+      place.kind == ObjectKind::kBlock && place.first_token == 0 && !params_.encoding.is_fp16();
+  const bool same_sinks = header.num_sinks == (has_sinks ? params_.num_sinks : 0);
+  if (header.kind == place.kind && header.profile == profile_ && header.variant() == variant_ &&
       same_geometry && same_sinks && header.first_token == place.first_token &&
       header.parent == place.parent) {
     return absl::OkStatus();
@@ -26,7 +24,7 @@ absl::Status CheckPlace(const ObjectHeader& header, const ObjectPlace& place, co
       header.variant().name, ", ", header.num_layers, " layers, ", header.num_kv_heads,
       " kv heads, head_dim ", header.head_dim, ", ", header.num_sinks, " sinks, first token ",
       header.first_token, ") is not the one that follows token ", place.first_token, " of a ",
-      variant.name, " sequence of this model"));
+      variant_.name, " sequence of this model"));
 }
 
 ObjectHeader HeaderOf(ObjectKind kind, const KvShape& shape, const CodecParams& params,

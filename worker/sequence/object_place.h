@@ -18,11 +18,24 @@ struct ObjectPlace {
   Digest parent;
 };
 
-// The object is of this model, geometry and variant, and stands at `place`. The geometry is checked
-// although the variant names it: whoever wrote the object may have lied, and sizes of frames follow
-// from it. FailedPrecondition: it is not; names it.
-absl::Status CheckPlace(const ObjectHeader& header, const ObjectPlace& place, const KvShape& shape,
-                        const CodecParams& params, const Digest& profile);
+// What objects of one model, geometry and variant have at their places. Immutable.
+class PlaceRules {
+ public:
+  // `params` outlives this.
+  PlaceRules(const KvShape& shape, const CodecParams& params, const Digest& profile)
+      : shape_(shape), params_(params), profile_(profile), variant_(params.variant()) {}
+
+  // The object is of them, and stands at `place`. The geometry is checked although the variant
+  // names it: whoever wrote the object may have lied, and sizes of frames follow from it.
+  // FailedPrecondition: it is not; names it.
+  absl::Status Check(const ObjectHeader& header, const ObjectPlace& place) const;
+
+ private:
+  const KvShape shape_;
+  const CodecParams& params_;
+  const Digest profile_;
+  const Variant variant_;  // takes microseconds to make
+};
 
 // The fields of an object's header that follow from model and variant; places and ids are left to
 // the caller, the number of tokens too but for blocks. REQUIRES: params are valid for `shape`.

@@ -107,9 +107,11 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
   Family bytes("pkv_client_payload_bytes_total",
                "Frame bytes received, or read in place, and sent.", kCounter, role_);
   bytes.Add({{"direction", "in"}, {"transport", "grpc"}},
-            counters.get_bytes - counters.shm_get_bytes - counters.nccl_get_bytes);
+            counters.get_bytes - counters.shm_get_bytes - counters.nccl_get_bytes -
+                counters.direct_get_bytes);
   bytes.Add({{"direction", "in"}, {"transport", "shm"}}, counters.shm_get_bytes);
   bytes.Add({{"direction", "in"}, {"transport", "nccl"}}, counters.nccl_get_bytes);
+  bytes.Add({{"direction", "in"}, {"transport", "direct"}}, counters.direct_get_bytes);
   bytes.Add({{"direction", "out"}, {"transport", "grpc"}}, counters.put_bytes);
   Family fallbacks("pkv_client_shm_fallbacks_total",
                    "Gets over gRPC although the server offers shm.", kCounter, role_);
@@ -117,12 +119,21 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
   Family nccl_fallbacks("pkv_client_nccl_fallbacks_total",
                         "Gets that NCCL began, or refused, and gRPC finished.", kCounter, role_);
   nccl_fallbacks.Add({}, counters.nccl_fallbacks);
+  Family direct_fallbacks("pkv_client_direct_fallbacks_total",
+                          "Gets that a prefill worker began, or refused, and the cache finished.",
+                          kCounter, role_);
+  direct_fallbacks.Add({}, counters.direct_fallbacks);
+  Family direct_refusals("pkv_client_direct_refusals_total",
+                         "Tickets that name a direct server which is none to be asked.", kCounter,
+                         role_);
+  direct_refusals.Add({}, counters.direct_refusals);
   Family integrity("pkv_integrity_failures_total", "Checksums that did not fit", kCounter, role_);
   integrity.Add({{"stage", "client"}}, counters.integrity_failures);
 
   std::vector<prometheus::MetricFamily> families;
-  for (Family* family : {&requests, &durations, &inflight, &retries, &backing_off, &bytes,
-                         &fallbacks, &nccl_fallbacks, &integrity}) {
+  for (Family* family :
+       {&requests, &durations, &inflight, &retries, &backing_off, &bytes, &fallbacks,
+        &nccl_fallbacks, &direct_fallbacks, &direct_refusals, &integrity}) {
     families.push_back(family->Take());
   }
   return families;

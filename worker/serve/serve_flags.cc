@@ -22,9 +22,6 @@
 namespace pkv {
 namespace {
 
-// CUDA's current device, which nothing here changes.
-constexpr int kModelDevice = 0;
-
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
@@ -112,6 +109,14 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
 void DeclarePrefillOptions(OptionTable& table, ServeFlags& flags) {
   table.AddInteger({.name = "max-running", .help = "requests running at once"},
                    flags.queue.max_running, {.min = 1, .max = 1024});
+  table.AddSize({.name = "direct-memory",
+                 .help = "cuda: device memory for the newest prompts, which decode workers then "
+                         "fetch from this GPU over NCCL; 0: none"},
+                flags.direct_memory, {.min = 0, .max = uint64_t{1} << 40});
+  table.AddText({.name = "direct-advertise",
+                 .help = "host:port by which decode workers reach this one for that; empty: "
+                         "--listen"},
+                flags.direct_advertise);
 }
 
 void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags) {
@@ -129,7 +134,44 @@ void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags) {
                    .help = "compute a layer as soon as its part of the prefix is here, rather than "
                            "when all layers are"},
                   flags.layer_streaming);
+  table.AddText({.name = "direct-from",
+                 .help = "cuda: prefill workers, name:port,..., whose GPUs may be asked for a "
+                         "prompt before the cache is; a name stands for all that it resolves to; "
+                         "empty: none"},
+                flags.direct_from);
 }
+
+namespace {
+
+absl::Status CheckDirectMemory(const ServeFlags& flags) {
+  if (flags.direct_memory == 0) return absl::OkStatus();
+  if (flags.model.device != "cuda") {
+    return absl::InvalidArgumentError(absl::StrCat("--direct-memory ", flags.direct_memory,
+                                                   ": a worker on --device ", flags.model.device,
+                                                   " has no prompts in a GPU's memory"));
+  }
+  const std::string& address = flags.direct_address();
+  const absl::StatusOr<bool> is_wildcard = IsWildcard(address);
+  if (is_wildcard.ok() && !*is_wildcard) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--direct-memory: decode workers cannot reach '", address,
+                   "': give a host and port of this worker with --direct-advertise"));
+}
+
+absl::Status CheckDirectFromFlag(const WorkerRole& role, const ServeFlags& flags) {
+  if (flags.direct_from.empty()) return absl::OkStatus();
+  const absl::Status named = CheckDirectFrom(flags.direct_from);
+  if (!named.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--direct-from: ", named.message()));
+  }
+  const bool is_possible = flags.transport == "auto" || flags.transport == "nccl";
+  if (TakesDeviceFrames(role, flags) && is_possible) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--direct-from needs --device cuda and --transport auto or nccl, not --device ",
+                   flags.model.device, " and --transport ", flags.transport));
+}
+
+}  // namespace
 
 absl::Status CheckServeFlags(const WorkerRole& role, const ServeFlags& flags) {
   PKV_RETURN_IF_ERROR(WorkerModel::Check(flags.model));
@@ -138,7 +180,9 @@ absl::Status CheckServeFlags(const WorkerRole& role, const ServeFlags& flags) {
                                                    " worker on --device ", flags.model.device,
                                                    " takes no frames in device memory"));
   }
-  return CheckListenAddresses(flags.server);
+  PKV_RETURN_IF_ERROR(CheckListenAddresses(flags.server));
+  PKV_RETURN_IF_ERROR(CheckDirectMemory(flags));
+  return CheckDirectFromFlag(role, flags);
 }
 
 namespace {
@@ -169,6 +213,7 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   client_options.transport = *transport;
   client_options.statistics = std::make_shared<CallStatistics>();
   client_options.put_deadline = flags.put_deadline;
+  client_options.direct_from = flags.direct_from;
   const absl::StatusOr<std::optional<NcclPort>> gpu = OpenGpu(role, flags, *transport);
   if (!gpu.ok()) return ExitCode(gpu.status());
   absl::StatusOr<std::unique_ptr<CacheCluster>> cluster =
@@ -199,7 +244,9 @@ int RunWorker(const WorkerRole& role, Configuration<ServeFlags>& config) {
   };
   server.fault = &fault;
   server.health = health->get();
-  return ExitCode(ServeUntilSignal(server, {served->service.get()}, metrics.registry()));
+  std::vector<grpc::Service*> services = {served->service.get()};
+  if (served->handoff != nullptr) services.push_back(served->handoff);
+  return ExitCode(ServeUntilSignal(server, services, metrics.registry()));
 }
 
 }  // namespace

@@ -18,6 +18,9 @@ namespace pkv {
 
 class CacheCluster;
 
+// CUDA's current device, which nothing here changes.
+inline constexpr int kModelDevice = 0;
+
 // What the worker binaries are started with.
 struct ServeFlags {
   ModelFlags model;
@@ -33,6 +36,16 @@ struct ServeFlags {
   int max_batch = 8;
   int num_pages = 0;  // 0: as many as fit
   bool layer_streaming = true;
+  // Of a decode worker: ClientOptions::direct_from.
+  std::string direct_from;
+  // Of a prefill worker: device memory for prompts that decode workers fetch from there, and the
+  // address by which they do; empty: `server.listen`.
+  uint64_t direct_memory = 0;  // 0: none
+  std::string direct_advertise;
+
+  const std::string& direct_address() const {
+    return direct_advertise.empty() ? server.listen : direct_advertise;
+  }
 };
 
 // Declare options, those of both roles and those of one.
@@ -54,7 +67,8 @@ struct WorkerParts {
 struct ServedWorker {
   std::shared_ptr<void> worker;  // of whatever type: only kept alive
   std::unique_ptr<grpc::Service> service;
-  std::function<void()> drain;  // stops admitting; may be null
+  grpc::Service* handoff = nullptr;  // of the worker; null: none
+  std::function<void()> drain;       // stops admitting; may be null
   // Takes another --max-waiting.
   std::function<void(int)> set_max_waiting;
 };
@@ -69,7 +83,7 @@ struct WorkerRole {
 };
 
 // What no option shows alone, before anything is loaded: which model and where, the addresses,
-// whether frames can come by --transport.
+// whether frames can come by --transport, or from a GPU or to one directly.
 //   InvalidArgument, Unimplemented  name the options
 absl::Status CheckServeFlags(const WorkerRole& role, const ServeFlags& flags);
 

@@ -22,6 +22,7 @@
 #include "proto/metrics/process_collector.h"
 #include "proto/serving/grpc_acceptor.h"
 #include "proto/serving/health_server.h"
+#include "proto/serving/keepalive.h"
 #include "proto/serving/listener.h"
 
 namespace pkv {
@@ -109,6 +110,16 @@ absl::Status CheckListenAddress(const std::string& address, bool allow_insecure)
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> IsWildcard(const std::string& address) {
+  PKV_RETURN_IF_ERROR(CheckListenAddress(address, /*allow_insecure=*/true));
+  if (absl::StartsWith(address, "unix:")) return true;
+  const size_t colon = address.rfind(':');
+  const std::string host = address.substr(0, colon);
+  int port = 0;
+  return host == "0.0.0.0" || host == "[::]" || host == "*" ||
+         !absl::SimpleAtoi(address.substr(colon + 1), &port) || port == 0;
+}
+
 absl::Status CheckListenAddresses(const ServerHostOptions& options) {
   PKV_RETURN_IF_ERROR(CheckListenAddress(options.listen, options.allow_insecure));
   if (options.metrics_listen.empty()) return absl::OkStatus();
@@ -141,6 +152,7 @@ absl::Status ServeUntilSignal(const ServerHostOptions& options,
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
+  SetKeepalive(builder);
   GrpcAcceptor acceptor(builder, grpc::InsecureServerCredentials());
   for (grpc::Service* service : services) builder.RegisterService(service);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

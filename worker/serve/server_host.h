@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/base/sync.h"
 
@@ -69,6 +70,10 @@ absl::Status CheckListenAddresses(const ServerHostOptions& options);
 // Blocks SIGTERM, SIGINT and SIGHUP in this thread and those it starts later, so that
 // ServeUntilSignal can wait for them.
 void BlockTerminationSignals();
+
+// Whether nobody can be told to connect to an address that may be listened on: its host stands for
+// all of this machine's, or its port for any, or it is a unix socket. InvalidArgument: it is none.
+absl::StatusOr<bool> IsWildcard(const std::string& address);
 
 // InvalidArgument unless `address` is host:port or unix:/path; not loopback needs `allow_insecure`.
 absl::Status CheckListenAddress(const std::string& address, bool allow_insecure);

@@ -1,5 +1,6 @@
 #include "proto/transport/nccl/frame_rules.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "pkv/block/object_header.h"
@@ -7,6 +8,11 @@
 #include "proto/block/payload_layout.h"
 
 namespace pkv {
+namespace {
+
+constexpr uint32_t kVectorBytes = 16;
+
+}  // namespace
 
 FrameRules FrameRules::Of(const ObjectHeader& header) {
   const PayloadLayout layout = PayloadLayout::Of(header);
@@ -41,17 +47,37 @@ FrameRules FrameRules::Of(const ObjectHeader& header) {
   return rules;
 }
 
+uint32_t NumCheckItems(const FrameRules& rules) {
+  uint64_t bytes = 0;
+  for (uint32_t s = 0; s < rules.num_sections; ++s) {
+    bytes += uint64_t{rules.sections[s].head_bytes} * rules.sections[s].num_heads;
+  }
+  return static_cast<uint32_t>(
+      std::max<uint64_t>((bytes + kCheckItemBytes - 1) / kCheckItemBytes, 1));
+}
+
+void AppendCheckItems(const std::byte* frame, const FrameRules& rules, uint32_t rules_index,
+                      uint32_t flag_index, std::vector<CheckItem>& items) {
+  const uint32_t num_parts = NumCheckItems(rules);
+  for (uint32_t part = 0; part < num_parts; ++part) {
+    items.push_back({frame, rules_index, flag_index, part, num_parts});
+  }
+}
+
 void CheckOnCpu(std::span<const CheckItem> items, std::span<const FrameRules> rules,
                 std::span<uint32_t> flags) {
   for (const CheckItem& item : items) {
     const FrameRules& of = rules[item.rules_index];
     for (uint32_t s = 0; s < of.num_sections; ++s) {
       const NumberSection& section = of.sections[s];
-      for (uint32_t head = 0; head < section.num_heads; ++head) {
-        const std::byte* at = item.frame + section.offset + head * section.head_stride;
-        for (uint32_t i = 0; i < section.head_bytes; i += sizeof(uint32_t)) {
+      const uint32_t vectors = section.head_bytes / kVectorBytes;
+      for (uint32_t i = 0; i < vectors * section.num_heads; ++i) {
+        if (i / kCheckVectors % item.num_parts != item.part) continue;
+        const std::byte* at = item.frame + section.offset + i / vectors * section.head_stride +
+                              i % vectors * kVectorBytes;
+        for (uint32_t begin = 0; begin < kVectorBytes; begin += sizeof(uint32_t)) {
           uint32_t word;
-          std::memcpy(&word, at + i, sizeof(word));
+          std::memcpy(&word, at + begin, sizeof(word));
           flags[item.flag_index] |= BreaksRule(word, section.rule, section.bank_size);
         }
       }

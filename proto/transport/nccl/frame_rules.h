@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "proto/base/host_device.h"
 
@@ -48,13 +49,25 @@ struct FrameRules {
 };
 static_assert(sizeof(FrameRules) == 8 + 8 * 24, "read by kernels");
 
-// One frame to check; `flag_index` names where a non-zero tells of a wrong number.
+// A part of one frame to check; `flag_index` names where a non-zero tells of a wrong number. Of
+// each section a part has every num_parts-th run of kCheckVectors pieces of 16 bytes, from the
+// part-th on.
 struct CheckItem {
   const std::byte* frame = nullptr;  // aligned to 16 bytes
   uint32_t rules_index = 0;
   uint32_t flag_index = 0;
+  uint32_t part = 0;
+  uint32_t num_parts = 1;
 };
-static_assert(sizeof(CheckItem) == 16, "read by kernels");
+static_assert(sizeof(CheckItem) == 24, "read by kernels");
+inline constexpr uint32_t kCheckVectors = 128;  // of a CTA at a time
+// Numbers of one part. One CTA takes 1 MB of a window about 0.3 ms, which the whole GPU waits for.
+inline constexpr uint64_t kCheckItemBytes = 32 << 10;
+
+uint32_t NumCheckItems(const FrameRules& rules);
+// All parts of a frame.
+void AppendCheckItems(const std::byte* frame, const FrameRules& rules, uint32_t rules_index,
+                      uint32_t flag_index, std::vector<CheckItem>& items);
 
 // Two fp16 numbers, or four ids, at a time; non-zero when one of them breaks the rule.
 PKV_HOST_DEVICE inline uint32_t BreaksRule(uint32_t word, NumberRule rule, uint32_t bank_size) {

@@ -60,7 +60,9 @@ uint64_t PairSlot::ListBytes(const TransferPlan::Group& group) {
   for (const TransferPlan::EndingSpan& ending : group.ending) {
     bytes +=
         2 * sizeof(uint32_t) + sizeof(DigestItem) * pieces_of(ending.span.bytes, kDigestItemBytes);
-    if (ending.rules != nullptr) bytes += sizeof(CheckItem) + sizeof(FrameRules);
+    if (ending.rules != nullptr) {
+      bytes += sizeof(CheckItem) * NumCheckItems(*ending.rules) + sizeof(FrameRules);
+    }
   }
   return bytes;
 }
@@ -90,7 +92,8 @@ void PairSlot::Fill(const TransferPlan::Group& group, bool gather, bool with_cop
       if (ending.rules == nullptr) continue;
       // Neighbours have the same, but for a few.
       if (rules_.empty() || rules_.back() != *ending.rules) rules_.push_back(*ending.rules);
-      checks_.push_back({ending.span.data, static_cast<uint32_t>(rules_.size() - 1), index});
+      AppendCheckItems(ending.span.data, rules_.back(), static_cast<uint32_t>(rules_.size() - 1),
+                       index, checks_);
     }
   }
   results_at_ = BytesOf(copies_) + BytesOf(items_) + BytesOf(checks_) + BytesOf(rules_);

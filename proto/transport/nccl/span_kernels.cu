@@ -5,7 +5,7 @@ namespace {
 
 constexpr int kCopyThreads = 256;
 constexpr int kDigestWarps = 4;
-constexpr int kCheckThreads = 128;
+constexpr int kCheckThreads = kCheckVectors;
 constexpr int kRowsAhead = 4;
 constexpr uint32_t kFullWarp = 0xffffffffu;
 constexpr int kRowVectors = static_cast<int>(kDigestRowBytes / sizeof(uint4));
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kCheckThreads)
     for (uint32_t s = 0; s < of.num_sections; ++s) {
       const NumberSection section = of.sections[s];
       const uint32_t vectors = section.head_bytes / sizeof(uint4);
-      for (uint32_t i = threadIdx.x; i < vectors * section.num_heads; i += kCheckThreads) {
+      for (uint32_t i = item.part * kCheckThreads + threadIdx.x; i < vectors * section.num_heads;
+           i += item.num_parts * kCheckThreads) {
         const std::byte* head = item.frame + section.offset + i / vectors * section.head_stride;
         const uint4 four = __ldg(reinterpret_cast<const uint4*>(head) + i % vectors);
         for (const uint32_t word : {four.x, four.y, four.z, four.w}) {

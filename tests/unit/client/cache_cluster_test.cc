@@ -239,7 +239,7 @@ class CacheClusterDeviceTest : public testing::Test {
   absl::Status Get(int i) {
     const SealedObject& object = holders_[i].objects[0];
     const ObjectKey key = object.key();
-    const auto get = Server(i).StartDeviceGet({&key, 1});
+    const auto get = Server(i).StartDeviceGet({&key, 1}, "");
     PKV_RETURN_IF_ERROR(get->WaitForAll());
     for (int layer = 0; layer < object.header.num_layers; ++layer) {
       EXPECT_TRUE(get->is_on_device(layer));

@@ -300,5 +300,163 @@ TEST_F(NcclGetTest, AGpuThatGoesOnWritingIsInternalToWhoeverReleasesThePlaces) {
   EXPECT_THAT(get->ReleasePlaces(), StatusIs(absl::StatusCode::kInternal));
 }
 
+// Beside the server's holder, a prefill worker's with the same objects.
+class DirectGetTest : public NcclGetTest {
+ protected:
+  DirectGetTest() {
+    auto connection = std::make_unique<ScriptedConnection>();
+    for (const SealedObject& object : holder_.objects) {
+      direct_holder_.objects.push_back(Copy(object));
+    }
+    direct_holder_.Serve(*connection);
+    direct_connection_ = connection.get();
+    direct_ = std::make_shared<DirectPeer>(std::move(connection), FakePort(calls_, 2),
+                                           scripted_.core->clock);
+  }
+  static SealedObject Copy(const SealedObject& object) {
+    AlignedBuffer buffer(object.bytes().size());
+    std::ranges::copy(object.bytes(), buffer.span().begin());
+    return {object.header, std::move(buffer)};
+  }
+  std::unique_ptr<NcclGet> StartDirect(Transport transport = Transport::kAuto) {
+    scripted_.core->options.transport = transport;
+    return std::make_unique<NcclGet>(
+        scripted_.core, keys_,
+        scripted_.core->clock->MonotonicNow() + scripted_.core->options.get_deadline,
+        scripted_.core->Record(CallMethod::kGet), direct_);
+  }
+  // Everything has come, and is counted.
+  void ExpectWhole(NcclGet& get) {
+    ASSERT_THAT(get.WaitForAll(), IsOk());
+    ExpectFrames(get);
+    EXPECT_THAT(get.ReleasePlaces(), IsOk());
+  }
+  void PairDirectly() { EXPECT_THAT(direct_->dialer.Link(absl::InfiniteFuture()), IsOk()); }
+  void PairWithServer() { EXPECT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()), IsOk()); }
+
+  ScriptedPairHolder direct_holder_{holder_.link};
+  ScriptedConnection* direct_connection_ = nullptr;
+  std::shared_ptr<DirectPeer> direct_;
+};
+
+TEST_F(DirectGetTest, ComesFromThePrefillWorkerAndTheServerIsNotAsked) {
+  PairDirectly();
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_TRUE(get->is_on_device(0));
+  EXPECT_EQ(scripted_.connection->num_calls, 0);
+  EXPECT_EQ(counters().direct_gets, 1u);
+  EXPECT_EQ(counters().direct_get_bytes, 2 * kLayers * kFrameBytes);
+  EXPECT_EQ(counters().nccl_gets + counters().nccl_get_bytes, 0u);
+  EXPECT_EQ(Counted().ended[static_cast<size_t>(absl::StatusCode::kOk)], 1u);
+}
+
+TEST_F(DirectGetTest, WhileThePairIsBeingMadeTheServersIsUsed) {
+  PairWithServer();
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+  EXPECT_EQ(counters().direct_fallbacks, 0u);
+  // It was made meanwhile.
+  PairDirectly();
+  ExpectWhole(*StartDirect());
+  EXPECT_EQ(counters().direct_gets, 1u);
+}
+
+TEST_F(DirectGetTest, WhatThePrefillWorkerHasNoMoreIsAskedOfTheServer) {
+  PairDirectly();
+  PairWithServer();
+  direct_holder_.objects.pop_back();
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+  EXPECT_EQ(counters().direct_fallbacks, 0u) << "no failure";
+  EXPECT_EQ(counters().failures, 0u);
+}
+
+TEST_F(DirectGetTest, AndOfGrpcWhereTheServerHasNoGpu) {
+  ServeOverGrpc();
+  scripted_.connection->scripts.pop_front();  // the holder's
+  scripted_.connection->open_handoff = nullptr;
+  PairDirectly();
+  direct_holder_.objects.pop_back();
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().direct_fallbacks + counters().nccl_fallbacks, 0u);
+}
+
+TEST_F(DirectGetTest, ARefusalOfThePrefillWorkerIsAFallback) {
+  PairDirectly();
+  PairWithServer();
+  direct_holder_.refusal.set_code(static_cast<int>(absl::StatusCode::kDataLoss));
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().direct_fallbacks, 1u);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+}
+
+TEST_F(DirectGetTest, APrefillWorkerThatAnswersNoMoreIsAFallbackInTime) {
+  PairDirectly();
+  PairWithServer();
+  direct_holder_.on_fetch = [](ScriptedStream&) {};
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().direct_fallbacks, 1u);
+}
+
+TEST_F(DirectGetTest, WhatATransferThatBreaksDidNotBringComesFromTheServer) {
+  scripted_.connection->scripts.clear();
+  ServeOverGrpc();
+  direct_holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  PairDirectly();
+  auto get = StartDirect();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(direct_holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  direct_holder_.stream->End(absl::UnavailableError("killed"));
+  ASSERT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_TRUE(get->is_on_device(1));
+  EXPECT_FALSE(get->is_on_device(2));
+  EXPECT_EQ(grpc_first_layer_, 2);
+  ExpectFrames(*get);
+  EXPECT_EQ(counters().direct_fallbacks, 1u);
+  EXPECT_EQ(counters().direct_gets, 0u);
+  EXPECT_EQ(counters().direct_get_bytes, 2 * 2 * kFrameBytes);
+}
+
+TEST_F(DirectGetTest, WhatIsDamagedOnTheWayComesFromTheServerAndIsReported) {
+  scripted_.connection->scripts.clear();
+  ServeOverGrpc();
+  calls_->faults.corrupt_begin = 1 + 2 * 1 + 1;  // object 1 of layer 1
+  PairDirectly();
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(grpc_first_layer_, 1);
+  EXPECT_EQ(direct_holder_.requests.back().damaged().object_index(), 1u);
+  EXPECT_EQ(counters().integrity_failures, 1u);
+  EXPECT_EQ(counters().direct_fallbacks, 1u);
+}
+
+TEST_F(DirectGetTest, BytesOfAnotherPrefillUnderEqualKeysEndTheGet) {
+  scripted_.connection->scripts.clear();
+  ServeOverGrpc();
+  ObjectHeader other = holder_.objects[1].header;
+  other.num_tokens -= 1;
+  holder_.objects[1] = SealTestObject(other, 7, 4096);
+  direct_holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  PairDirectly();
+  auto get = StartDirect();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  direct_holder_.Join().IgnoreError();
+  direct_holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_THAT(get->WaitForLayer(2), StatusIs(absl::StatusCode::kAborted));
+}
+
+TEST_F(DirectGetTest, WithNothingButNcclTheServersPairIsWaitedForInstead) {
+  direct_connection_->open_handoff = nullptr;
+  auto get = StartDirect(Transport::kNccl);
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+}
+
 }  // namespace
 }  // namespace pkv

@@ -186,8 +186,11 @@ class CacheClient : public CacheCluster {
   virtual std::unique_ptr<GetStream> StartGet(std::span<const ObjectKey> keys) = 0;
   // As StartGet, for a caller that takes frames in the memory of the client's GPU as well as in the
   // host's: which it is shows layer by layer, GetStream::is_on_device. TakeObject is not for such a
-  // stream while a layer of it is there.
-  virtual std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys) {
+  // stream while a layer of it is there. `direct_server`: address of a prefill worker that is said
+  // to have all of them on its GPU, which is asked first if it may be (ClientOptions::direct_from);
+  // empty: none.
+  virtual std::unique_ptr<GetStream> StartDeviceGet(std::span<const ObjectKey> keys,
+                                                    absl::string_view direct_server) {
     return StartGet(keys);
   }
   // Whole objects. As GetStream, waiting for all.

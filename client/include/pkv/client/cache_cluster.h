@@ -40,6 +40,11 @@ struct ClientCounters {
   uint64_t nccl_gets = 0;       // those that came to the GPU whole
   uint64_t nccl_get_bytes = 0;  // part of get_bytes
   uint64_t nccl_fallbacks = 0;  // gets that a pair began, or refused, and gRPC finished
+  // The same from prefill workers' GPUs; a get that one does not have is no fallback.
+  uint64_t direct_gets = 0;
+  uint64_t direct_get_bytes = 0;  // part of get_bytes, and not of nccl_get_bytes
+  uint64_t direct_fallbacks = 0;
+  uint64_t direct_refusals = 0;  // gets told to ask a server that is none to be asked
 
   ClientCounters& operator+=(const ClientCounters& other);  // of several clients
 };

@@ -25,6 +25,9 @@ enum class Transport {
 // "auto", "grpc", "shm" or "nccl", as on command lines. InvalidArgument: something else.
 absl::StatusOr<Transport> ParseTransport(absl::string_view name);
 
+// InvalidArgument: not a list for ClientOptions::direct_from.
+absl::Status CheckDirectFrom(absl::string_view list);
+
 // How a CacheClient connects and retries. Plain data.
 struct ClientOptions {
   // host:port or unix:/path of one pkvd; for CacheCluster of up to 64, separated by commas.
@@ -55,6 +58,11 @@ struct ClientOptions {
   int max_attempts = 4;
   absl::Duration initial_backoff = absl::Milliseconds(20);
   absl::Duration max_backoff = absl::Seconds(1);
+
+  // Of a client with a GPU: prefill workers, name:port, separated by commas, that gets to it may
+  // ask first when their caller names one (StartDeviceGet). An address that a name resolves to may
+  // be asked too; no other, whatever a ticket says. Empty: none.
+  std::string direct_from;
 
   uint32_t message_bytes = 512 << 10;  // target payload of one message, 4 KiB..1 MiB
 

@@ -412,12 +412,14 @@ TEST_F(BatchSchedulerTest, FetchesToTheHostForAnEngineThatTakesFramesThereAlone)
 
 TEST_F(BatchSchedulerTest, FetchesToTheGpuForAnEngineThatTakesFramesThere) {
   Start({.num_slots = 1, .num_pages = 8, .max_blocks = 8, .takes_device_frames = true});
-  const BatchRequest request = StoredRequest(Prompt(39, 200), 2);
+  BatchRequest request = StoredRequest(Prompt(39, 200), 2);
+  request.direct_server = "10.0.0.7:7441";
   BatchCaller caller;
   MustSubmit(request, caller);
   EXPECT_THAT(caller.WaitForEnd().status, IsOk());
   EXPECT_EQ(caller.tokens(), Expected(request));
   EXPECT_EQ(cache_.calls(CacheCall::kStartDeviceGet), 1);
+  EXPECT_EQ(cache_.last_direct_server(), "10.0.0.7:7441");
   EXPECT_EQ(cache_.calls(CacheCall::kStartGet), 0);
 }
 

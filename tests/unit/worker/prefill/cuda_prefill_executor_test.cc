@@ -5,16 +5,24 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "kernels/device/cuda_status.h"
+#include "pkv/block/object_view.h"
+#include "proto/metrics/metric_registry.h"
 #include "tests/support/cuda_fixture.h"
 #include "tests/support/fake_cache_client.h"
+#include "tests/support/fake_pair_calls.h"
 #include "tests/support/novella.h"
 #include "tests/support/status_matchers.h"
 #include "worker/decode/decode_worker.h"
 #include "worker/prefill/cpu_prefill_executor.h"
+#include "worker/prefill/direct_store.h"
 #include "worker/prefill/prefill_worker.h"
 
 namespace pkv {
@@ -137,6 +145,81 @@ TEST_F(CudaPrefillExecutorTest, EveryPresetIsStoredReadAndContinued) {
     ASSERT_THAT(tiny, IsOk());
     EXPECT_EQ(tiny->ticket().num_blocks(), 0u);
     EXPECT_EQ(Decode(tiny->ticket(), 2).size(), 2u);
+  }
+}
+
+// Memory of the GPU, without NCCL.
+class DeviceCalls final : public FakePairCalls {
+ public:
+  DeviceCalls() : FakePairCalls(std::make_shared<FakeLink>(), nullptr) {}
+  absl::StatusOr<std::byte*> AllocateDevice(uint64_t bytes) override {
+    void* data = nullptr;
+    PKV_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&data, bytes), "allocate"));
+    // What nobody writes shows.
+    PKV_RETURN_IF_ERROR(CudaStatus(cudaMemset(data, 0xa5, bytes), "poison"));
+    return static_cast<std::byte*>(data);
+  }
+  void FreeDevice(std::byte* data) override { cudaFree(data); }
+};
+
+std::vector<std::byte> Download(const LayerSpans& layer) {
+  std::vector<std::byte> bytes;
+  for (const DeviceSpan& span : layer.spans) {
+    const size_t at = bytes.size();
+    bytes.resize(at + span.bytes);
+    PKV_CHECK(cudaMemcpy(&bytes[at], span.data, span.bytes, cudaMemcpyDefault) == cudaSuccess);
+  }
+  return bytes;
+}
+
+// Goal: what a decode worker fetches from this GPU is what it would get from pkvd. Method: a prompt
+// and a longer one behind it, of every preset; each object's head and frames, byte for byte.
+TEST_F(CudaPrefillExecutorTest, WhatStaysOnTheGpuIsWhatIsStored) {
+  MetricRegistry registry;
+  DirectMetrics metrics(registry);
+  auto store = DirectStore::Make(std::make_shared<DeviceCalls>(), uint64_t{256} << 20, &metrics);
+  ASSERT_THAT(store, IsOk());
+  for (const std::string& preset : PresetNames()) {
+    SCOPED_TRACE(preset);
+    cache_.Clear();
+    const std::unique_ptr<PrefillExecutor> executor = MakeExecutor(preset);
+    PrefillWorker worker(host_.get(), executor.get(), &cache_, &prefill_metrics_, nullptr,
+                         {store->get(), "10.0.0.7:7441"});
+    for (const int length : {800, 1300, 40}) {
+      v1::PrefillRequest request;
+      request.set_preset(preset);
+      const std::vector<int32_t> tokens = NovellaPrompt(length);
+      request.mutable_prompt()->mutable_token_ids()->Add(tokens.begin(), tokens.end());
+      const auto response = worker.Prefill(request);
+      ASSERT_THAT(response, IsOk());
+      EXPECT_EQ(response->ticket().direct_server(), "10.0.0.7:7441") << length;
+    }
+    std::vector<ObjectKey> keys;
+    for (const ObjectKind kind : {ObjectKind::kTable, ObjectKind::kBlock, ObjectKind::kWindow}) {
+      for (const ObjectKey& key : cache_.Keys(kind)) keys.push_back(key);
+    }
+    ASSERT_GT(keys.size(), 10u);
+    v1::PairManifest manifest;
+    const auto hold = (*store)->Hold(keys, manifest);
+    ASSERT_THAT(hold, IsOk());
+    const auto stored = cache_.Get(keys);
+    ASSERT_THAT(stored, IsOk());
+    const std::span<const LayerSpans> layers = (*hold)->layers();
+    std::vector<std::vector<std::byte>> expected(layers.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto view = ObjectView::Parse((*stored)[i].span());
+      ASSERT_THAT(view, IsOk());
+      const std::span<const std::byte> head =
+          (*stored)[i].span().first(FramesOffset(view->header().num_layers));
+      EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(i))), head)) << i;
+      for (size_t layer = 0; layer < layers.size(); ++layer) {
+        const std::span<const std::byte> frame = view->frame(static_cast<int>(layer));
+        expected[layer].insert(expected[layer].end(), frame.begin(), frame.end());
+      }
+    }
+    for (size_t layer = 0; layer < layers.size(); ++layer) {
+      EXPECT_TRUE(Download(layers[layer]) == expected[layer]) << "layer " << layer;
+    }
   }
 }
 

@@ -2,11 +2,18 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
+#include <memory>
 #include <thread>
 
+#include "pkv/block/object_view.h"
+#include "proto/metrics/metric_registry.h"
+#include "tests/support/copying_executor.h"
 #include "tests/support/fake_cluster.h"
+#include "tests/support/fake_pair_calls.h"
 #include "tests/support/tiny_worker.h"
+#include "worker/prefill/direct_store.h"
 
 namespace pkv {
 namespace {
@@ -351,7 +358,7 @@ class LostExecutor final : public PrefillExecutor {
  public:
   absl::Status CheckVariant(const CodecParams&) const override { return absl::OkStatus(); }
   absl::Status Run(KvSequence&, std::span<const int32_t>, const std::function<bool()>&,
-                   const std::function<void(int)>&) override {
+                   const std::function<void(int)>&, const DeviceFrames&) override {
     return absl::InternalError("the device is lost");
   }
 };
@@ -371,6 +378,118 @@ TEST_F(PrefillWorkerTest, TellsThatTheDeviceIsLostWithAndWithoutAPrefix) {
     ASSERT_EQ(failures.size(), 1u);
     EXPECT_THAT(failures[0], StatusIs(absl::StatusCode::kInternal));
   }
+}
+
+class PrefillDirectTest : public PrefillWorkerTest {
+ protected:
+  void Start(uint64_t memory_bytes = uint64_t{8} << 20) {
+    store_ = *DirectStore::Make(calls_, memory_bytes, &metrics_);
+    worker_ = std::make_unique<PrefillWorker>(host_, &copying_, &cache_, &prefill_metrics_, nullptr,
+                                              PrefillWorker::Direct{store_.get(), "10.0.0.7:7441"});
+  }
+  v1::HandoffTicket Run(const std::vector<int32_t>& prompt, bool ignore_cache = false) {
+    v1::PrefillRequest request = MakePrefill(prompt, "pkv2");
+    request.set_ignore_cache(ignore_cache);
+    const auto response = worker_->Prefill(request);
+    EXPECT_THAT(response, IsOk());
+    return response.ok() ? response->ticket() : v1::HandoffTicket();
+  }
+  std::vector<ObjectKey> AllKeys() {
+    std::vector<ObjectKey> keys;
+    for (const ObjectKind kind : {ObjectKind::kTable, ObjectKind::kBlock, ObjectKind::kWindow}) {
+      for (const ObjectKey& key : cache_.Keys(kind)) keys.push_back(key);
+    }
+    return keys;
+  }
+
+  MetricRegistry registry_;
+  DirectMetrics metrics_{registry_};
+  std::shared_ptr<FakePairCalls> calls_ =
+      std::make_shared<FakePairCalls>(std::make_shared<FakeLink>(), nullptr);
+  std::unique_ptr<DirectStore> store_;
+  CopyingExecutor copying_{&executor_};
+  std::unique_ptr<PrefillWorker> worker_;
+};
+
+TEST_F(PrefillDirectTest, KeepsWhatItStoresAndTheTicketSaysWhere) {
+  Start();
+  const std::vector<int32_t> prompt = RandomPrompt(40, 300);
+  EXPECT_EQ(Run(prompt).direct_server(), "10.0.0.7:7441");
+  const std::vector<ObjectKey> keys = AllKeys();
+  ASSERT_EQ(keys.size(), 1u + 2 + 1);
+  v1::PairManifest manifest;
+  const auto hold = store_->Hold(keys, manifest);
+  ASSERT_THAT(hold, IsOk());
+  std::vector<std::vector<std::byte>> expected(shape().num_layers), got(shape().num_layers);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const std::vector<std::byte> stored = cache_.Bytes(keys[i]);
+    const ObjectView view = *ObjectView::Parse(stored);
+    const size_t head_bytes = FramesOffset(view.header().num_layers);
+    EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(i))),
+                                   std::span(stored).first(head_bytes)));
+    for (int layer = 0; layer < shape().num_layers; ++layer) {
+      const std::span<const std::byte> frame = view.frame(layer);
+      expected[layer].insert(expected[layer].end(), frame.begin(), frame.end());
+    }
+  }
+  for (int layer = 0; layer < shape().num_layers; ++layer) {
+    for (const DeviceSpan& span : (*hold)->layers()[layer].spans) {
+      got[layer].insert(got[layer].end(), span.data, span.data + span.bytes);
+    }
+  }
+  EXPECT_EQ(got, expected);
+}
+
+TEST_F(PrefillDirectTest, APromptFromTheCacheIsOfferedAsLongAsItIsHere) {
+  Start();
+  const std::vector<int32_t> prompt = RandomPrompt(41, 300);
+  Run(prompt);
+  EXPECT_EQ(Run(prompt).direct_server(), "10.0.0.7:7441");
+  EXPECT_EQ(copying_.num_offered, 1) << "not computed again";
+  store_->OnDamaged(BlockKey(prompt, 0, "pkv2"));
+  EXPECT_EQ(Run(prompt).direct_server(), "");
+}
+
+TEST_F(PrefillDirectTest, APrefixThatWasComputedElsewhereIsNotOffered) {
+  Start();
+  const std::vector<int32_t> shared = SharedPrompt(150, 160, 1);
+  Prefill(shared, "pkv2");
+  const std::vector<int32_t> longer = SharedPrompt(150, 420, 2);
+  EXPECT_EQ(Run(longer).direct_server(), "") << "its first block is pkvd's alone";
+  EXPECT_EQ(copying_.num_offered, 1);
+  // One that was computed here is.
+  Run(shared, /*ignore_cache=*/true);
+  EXPECT_EQ(Run(longer).direct_server(), "10.0.0.7:7441");
+}
+
+TEST_F(PrefillDirectTest, WithoutRoomItIsAsIfThereWereNoStore) {
+  Start(/*memory_bytes=*/1024);
+  EXPECT_EQ(Run(RandomPrompt(42, 300)).direct_server(), "");
+  EXPECT_EQ(copying_.num_offered, 0);
+  EXPECT_EQ(AllKeys().size(), 4u);
+}
+
+TEST_F(PrefillDirectTest, WhatPkvdDoesNotTakeIsOfferedAllTheSame) {
+  Start();
+  cache_.FailAll(absl::UnavailableError("away"));
+  const v1::HandoffTicket ticket = Run(RandomPrompt(43, 300));
+  EXPECT_EQ(ticket.direct_server(), "10.0.0.7:7441");
+  EXPECT_EQ(ticket.table_ids_size(), 1);
+}
+
+TEST_F(PrefillDirectTest, AChainBesideTheStoredOneIsNotKept) {
+  Start();
+  const std::vector<int32_t> prompt = RandomPrompt(44, 300);
+  cache_.Refuse(BlockKey(prompt, 0, "pkv2"), absl::AlreadyExistsError("another chain"));
+  Run(prompt);
+  EXPECT_EQ(MetricSum(registry_, "pkv_direct_resident_bytes"), 0);
+}
+
+TEST_F(PrefillDirectTest, APrefillThatIsCancelledGivesItsMemoryBack) {
+  Start();
+  EXPECT_THAT(worker_->Prefill(MakePrefill(RandomPrompt(45, 300), "pkv2"), [] { return true; }),
+              StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(MetricSum(registry_, "pkv_direct_resident_bytes"), 0);
 }
 
 // Over two servers.

@@ -42,9 +42,8 @@ TEST_F(ObjectPlaceTest, ABlockIsNamedByItsTokensAndTheOneBefore) {
 TEST_F(ObjectPlaceTest, WhatDiffersInAnythingIsNotTheOne) {
   const ObjectHeader block = *Block(kBlockTokens, TestDigest(1));
   const ObjectPlace place = {ObjectKind::kBlock, kBlockTokens, TestDigest(1)};
-  const auto check = [&](const ObjectHeader& header) {
-    return CheckPlace(header, place, kShape, params_, profile_);
-  };
+  const PlaceRules rules(kShape, params_, profile_);
+  const auto check = [&](const ObjectHeader& header) { return rules.Check(header, place); };
   EXPECT_THAT(check(block), IsOk());
   std::vector<ObjectHeader> others(8, block);
   others[0].kind = ObjectKind::kWindow;
@@ -61,9 +60,9 @@ TEST_F(ObjectPlaceTest, WhatDiffersInAnythingIsNotTheOne) {
   }
   ObjectHeader first = *Block(0, {});
   const ObjectPlace start = {ObjectKind::kBlock, 0, {}};
-  EXPECT_THAT(CheckPlace(first, start, kShape, params_, profile_), IsOk());
+  EXPECT_THAT(rules.Check(first, start), IsOk());
   first.num_sinks = 64;
-  EXPECT_THAT(CheckPlace(first, start, kShape, params_, profile_),
+  EXPECT_THAT(rules.Check(first, start),
               StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("64 sinks")));
 }
 

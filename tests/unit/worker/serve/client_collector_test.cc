@@ -52,7 +52,8 @@ TEST_F(ClientCollectorTest, HasEverySeriesAtZeroFromTheStart) {
                 "pkv_client_rpc_requests_total", "pkv_client_rpc_duration_seconds",
                 "pkv_client_rpc_inflight", "pkv_client_retries_total", "pkv_client_backing_off",
                 "pkv_client_payload_bytes_total", "pkv_client_shm_fallbacks_total",
-                "pkv_client_nccl_fallbacks_total", "pkv_integrity_failures_total"}));
+                "pkv_client_nccl_fallbacks_total", "pkv_client_direct_fallbacks_total",
+                "pkv_client_direct_refusals_total", "pkv_integrity_failures_total"}));
   for (const char* code : {"OK", "NOT_FOUND", "UNAVAILABLE", "UNKNOWN"}) {
     EXPECT_EQ(Sum("pkv_client_rpc_requests_total", {{"method", "Get"}, {"code", code}}), 0);
   }
@@ -79,7 +80,10 @@ TEST_F(ClientCollectorTest, ShowsCallsByMethodAndCodeAndUnlistedCodesAsUnknown) 
 }
 
 TEST_F(ClientCollectorTest, ShowsBytesByTransportAndDamage) {
-  client_.told.get_bytes = 1100;
+  client_.told.get_bytes = 1100 + 9000;
+  client_.told.direct_get_bytes = 9000;
+  client_.told.direct_fallbacks = 6;
+  client_.told.direct_refusals = 7;
   client_.told.shm_get_bytes = 70;
   client_.told.nccl_get_bytes = 1000;
   client_.told.put_bytes = 5;
@@ -88,6 +92,9 @@ TEST_F(ClientCollectorTest, ShowsBytesByTransportAndDamage) {
   client_.told.integrity_failures = 1;
   const std::string bytes = "pkv_client_payload_bytes_total";
   EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "grpc"}}), 30);
+  EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "direct"}}), 9000);
+  EXPECT_EQ(Sum("pkv_client_direct_fallbacks_total"), 6);
+  EXPECT_EQ(Sum("pkv_client_direct_refusals_total"), 7);
   EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "shm"}}), 70);
   EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "nccl"}}), 1000);
   EXPECT_EQ(Sum(bytes, {{"direction", "out"}}), 5);

@@ -67,6 +67,9 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
                                                       {"max-batch", "16"},
                                                       {"pages", "99"},
                                                       {"layer-streaming", "false"},
+                                                      {"direct-from", "prefill:7441"},
+                                                      {"direct-memory", "1GiB"},
+                                                      {"direct-advertise", "10.0.0.7:7441"},
                                                       {"drain-timeout", "1500ms"},
                                                       {"put-deadline", "7s"},
                                                       {"log-format", "json"},
@@ -148,6 +151,47 @@ TEST_F(ServeFlagsTest, BringsFramesToAGpuOnlyWhereTheRoleTakesThemAndTheModelRun
   flags_.transport = "auto";
   EXPECT_THAT(CheckServeFlags(kDecode, flags_), IsOk());
   EXPECT_THAT(CheckServeFlags(kPrefill, flags_), IsOk());
+}
+
+// In a build without CUDA --device is wrong first.
+TEST_F(ServeFlagsTest, OffersPromptsDirectlyOnlyFromAGpuAndByAnAddressThatCanBeDialled) {
+  const auto is_wrong = StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--direct-memory"));
+  flags_.model.model = "m";
+  flags_.server.listen = "127.0.0.1:7441";
+  flags_.direct_memory = 1 << 20;
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), is_wrong) << "on the CPU";
+  flags_.model.device = "cuda";
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), Not(is_wrong));
+  EXPECT_EQ(flags_.direct_address(), "127.0.0.1:7441");
+  if (!WorkerModel::Check(flags_.model).ok()) return;  // built without CUDA
+  flags_.server.allow_insecure = true;
+  for (const char* wildcard : {"0.0.0.0:7441", "127.0.0.1:0", "unix:/run/prefill.sock"}) {
+    flags_.server.listen = wildcard;
+    EXPECT_THAT(CheckServeFlags(kPrefill, flags_), is_wrong) << wildcard;
+    flags_.direct_advertise = "10.0.0.7:7441";
+    EXPECT_THAT(CheckServeFlags(kPrefill, flags_), IsOk()) << wildcard;
+    EXPECT_EQ(flags_.direct_address(), "10.0.0.7:7441");
+    flags_.direct_advertise = "";
+  }
+  flags_.direct_advertise = "0.0.0.0:7441";
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), is_wrong);
+}
+
+TEST_F(ServeFlagsTest, AsksPrefillWorkersOnlyForFramesThatComeToAGpu) {
+  const auto is_wrong = StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--direct-from"));
+  flags_.model.model = "m";
+  flags_.server.listen = "127.0.0.1:0";
+  flags_.direct_from = "prefill:7441";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong) << "on the CPU";
+  flags_.model.device = "cuda";
+  if (!WorkerModel::Check(flags_.model).ok()) return;  // built without CUDA
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), IsOk());
+  flags_.transport = "shm";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong);
+  flags_.transport = "nccl";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), IsOk());
+  flags_.direct_from = "prefill";
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong);
 }
 
 TEST(WorkerMainTest, RefusesATransportThatItsRoleCannotUse) {

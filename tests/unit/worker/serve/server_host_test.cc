@@ -49,6 +49,17 @@ TEST(CheckListenAddressTest, RefusesWhatIsNoAddress) {
   }
 }
 
+TEST(IsWildcardTest, TellsWhatOthersCannotConnectTo) {
+  for (const char* address :
+       {"0.0.0.0:7441", "[::]:7441", "*:7441", "127.0.0.1:0", "unix:/run/pkv.sock"}) {
+    EXPECT_THAT(IsWildcard(address), IsOkAndHolds(true)) << address;
+  }
+  for (const char* address : {"127.0.0.1:7441", "10.0.0.7:1", "prefill:7441", "[fd00::7]:7441"}) {
+    EXPECT_THAT(IsWildcard(address), IsOkAndHolds(false)) << address;
+  }
+  EXPECT_THAT(IsWildcard("7441"), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
 // A real worker process over a tiny model; its cache is not there.
 class ServerHostTest : public testing::Test {
  protected:

@@ -37,9 +37,10 @@ class FrameRulesTest : public testing::TestWithParam<int> {
     }
   }
   static bool BreaksRules(const FrameRules& rules, const std::vector<std::byte>& frame) {
-    const CheckItem item{.frame = frame.data()};
+    std::vector<CheckItem> items;
+    AppendCheckItems(frame.data(), rules, 0, 0, items);
     uint32_t flag = 0;
-    CheckOnCpu({&item, 1}, {&rules, 1}, {&flag, 1});
+    CheckOnCpu(items, {&rules, 1}, {&flag, 1});
     return flag != 0;
   }
 };
@@ -69,6 +70,33 @@ std::string KindName(const testing::TestParamInfo<int>& info) {
   const char* const names[] = {"Window", "Table", "Block", "BlockWithPatterns", "FirstBlock"};
   return names[info.param];
 }
+// Parts of a large frame look at all of it together.
+TEST(CheckItemTest, PartsOfALargeFrameMissNoNumber) {
+  ObjectHeader header = TestHeader(ObjectKind::kWindow, 1, 1);
+  header.num_tokens = 1000;
+  header.num_kv_heads = 2;
+  const FrameRules rules = FrameRules::Of(header);
+  std::vector<std::byte> frame(2 * 2 * 1000 * 64 * 2);
+  constexpr uint32_t kSeed = 3;
+  std::mt19937 random(kSeed);
+  for (int round = 0; round < 100; ++round) {
+    std::vector<CheckItem> items;
+    AppendCheckItems(frame.data(), rules, 0, 0, items);
+    ASSERT_EQ(items.size(), NumCheckItems(rules));
+    ASSERT_EQ(items.size(), (frame.size() + kCheckItemBytes - 1) / kCheckItemBytes);
+    const size_t at = random() % (frame.size() / 2) * 2 + 1;
+    frame[at] = std::byte{0x7c};
+    int num_finds = 0;
+    for (const CheckItem& item : items) {
+      uint32_t flag = 0;
+      CheckOnCpu({&item, 1}, {&rules, 1}, {&flag, 1});
+      num_finds += static_cast<int>(flag);
+    }
+    EXPECT_EQ(num_finds, 1) << "seed " << kSeed << " byte " << at;
+    frame[at] = std::byte{0};
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, FrameRulesTest, testing::Range(0, 5), KindName);
 
 TEST(FrameRulesOfAHeaderTest, NameEachHeadsPart) {

@@ -1,28 +1,23 @@
-#include "kvstore/service/nccl_server.h"
+#include "proto/transport/nccl/nccl_server.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <memory>
-#include <string>
 
-#include "absl/strings/str_cat.h"
 #include "proto/transport/nccl/nccl_offer.h"
 #include "tests/support/fake_pair_calls.h"
+#include "tests/support/fake_pair_source.h"
 #include "tests/support/status_matchers.h"
-#include "tests/unit/kvstore/service/service_fixture.h"
 
 namespace pkv {
 namespace {
 
-class NcclServerTest : public ServiceFixture {
+class NcclServerTest : public testing::Test {
  protected:
-  void SetUp() override { MakeService(16); }
-
   absl::StatusOr<std::unique_ptr<NcclServer>> Start(int max_pairs = 2) {
     NcclPort port{.calls = calls_, .capability = {.nccl_version = 22809}};
-    return NcclServer::Start({.max_pairs = max_pairs}, port, store_.get(), &metrics_,
-                             Clock::Real());
+    return NcclServer::Make({.max_pairs = max_pairs}, port, &source_, Clock::Real());
   }
   static v1::HandoffOpenResponse Answer(const NcclServer& server, int version, int gpu) {
     NcclCapability reader{.nccl_version = version};
@@ -35,33 +30,13 @@ class NcclServerTest : public ServiceFixture {
   }
   static void Nothing() {}
 
+  FakePairSource source_;
   std::shared_ptr<FakePairCalls> calls_ =
       std::make_shared<FakePairCalls>(std::make_shared<FakeLink>(), nullptr);
 };
 
-TEST_F(NcclServerTest, LetsTheGpuReadTheStoreAsLongAsItStands) {
-  {
-    const auto server = Start();
-    ASSERT_THAT(server, IsOk());
-    EXPECT_EQ(calls_->num_alive(), 1);
-  }
-  EXPECT_EQ(calls_->num_alive(), 0);
-}
-
-TEST_F(NcclServerTest, LogsWhatItPinsBeforeAndAfter) {
-  testing::internal::CaptureStderr();
-  ASSERT_THAT(Start(), IsOk());
-  const std::string bytes = absl::StrCat("bytes=", store_->memory().size());
-  EXPECT_THAT(testing::internal::GetCapturedStderr(),
-              testing::AllOf(testing::HasSubstr("pinning memory for the GPU"),
-                             testing::HasSubstr("pinned memory for the GPU"),
-                             testing::HasSubstr(bytes), testing::HasSubstr("seconds=")));
-}
-
-TEST_F(NcclServerTest, SaysWhyItCannotStart) {
+TEST_F(NcclServerTest, NeedsAPlace) {
   EXPECT_THAT(Start(0), StatusIs(absl::StatusCode::kInvalidArgument));
-  calls_->faults.register_host = absl::ResourceExhaustedError("no memory to pin");
-  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kResourceExhausted));
 }
 
 TEST_F(NcclServerTest, OffersAPairToWhomItCanPairWith) {
@@ -81,9 +56,9 @@ TEST_F(NcclServerTest, HasSoManyPlacesAndCountsThem) {
   auto first = server->TakePlace(Nothing);
   const auto second = server->TakePlace(Nothing);
   EXPECT_THAT(server->TakePlace(Nothing), StatusIs(absl::StatusCode::kResourceExhausted));
-  EXPECT_EQ(Metric("pkv_nccl_pairs"), 2);
+  EXPECT_EQ(source_.num_pairs, 2u);
   first->reset();
-  EXPECT_EQ(Metric("pkv_nccl_pairs"), 1);
+  EXPECT_EQ(source_.num_pairs, 1u);
   EXPECT_THAT(server->TakePlace(Nothing), IsOk());
 }
 

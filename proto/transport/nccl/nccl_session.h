@@ -1,18 +1,19 @@
-#ifndef PKV_KVSTORE_SERVICE_NCCL_SESSION_H_
-#define PKV_KVSTORE_SERVICE_NCCL_SESSION_H_
+#ifndef PKV_PROTO_TRANSPORT_NCCL_NCCL_SESSION_H_
+#define PKV_PROTO_TRANSPORT_NCCL_NCCL_SESSION_H_
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "kvstore/service/service_metrics.h"
-#include "kvstore/store/block_store.h"
+#include "pkv/block/object_key.h"
 #include "pkv/v1/nccl_handoff.pb.h"
 #include "proto/base/clock.h"
 #include "proto/transport/nccl/nccl_pair.h"
 #include "proto/transport/nccl/nccl_port.h"
+#include "proto/transport/nccl/pair_source.h"
 
 namespace pkv {
 
@@ -26,8 +27,7 @@ struct NcclLimits {
 
 // What the sessions of one server share. Constant; what it points at outlives the sessions.
 struct NcclShared {
-  BlockStore* store = nullptr;
-  ServiceMetrics* metrics = nullptr;
+  PairSource* source = nullptr;
   Clock* clock = nullptr;
   NcclPort port = {};
   NcclLimits limits = {};
@@ -47,9 +47,8 @@ class PairPeer {
   virtual absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration timeout) = 0;
 };
 
-// The server's side of one pair (nccl_handoff.proto): opens it and sends stored frames from where
-// they lie, which the GPU reads through the bus. Objects are held by leases from a fetch until they
-// have been sent.
+// The holder's side of one pair (nccl_handoff.proto): opens it and sends frames of its source from
+// where they lie. Objects are held from a fetch until they have been sent.
 //
 // Thread-compatible; PeerGone may be called from any thread at any time.
 class NcclSession {
@@ -69,20 +68,17 @@ class NcclSession {
  private:
   absl::Status Greet();
   absl::StatusOr<v1::PairManifest> Fetch(const v1::PairFetch& fetch);
-  // A head of an object that can be sent; NotFound, DataLoss.
-  absl::Status AddHead(Lease& lease, v1::PairManifest& manifest);
   absl::Status SendFrames();
   absl::Status OnDamaged(const v1::PairDamaged& report);
 
   const NcclShared& shared_;
   PairPeer& peer_;
   NcclPair pair_;
-  std::vector<ObjectKey> keys_;      // of the last fetch
-  std::vector<bool> reported_;       // damaged, of those
-  std::vector<Lease> leases_;        // all of them, from a complete manifest until they are sent
-  std::vector<ObjectHeader> heads_;  // of the leases
+  std::vector<ObjectKey> keys_;     // of the last fetch
+  std::vector<bool> reported_;      // damaged, of those
+  std::unique_ptr<PairHold> hold_;  // of all of them, from a complete manifest until they are sent
 };
 
 }  // namespace pkv
 
-#endif  // PKV_KVSTORE_SERVICE_NCCL_SESSION_H_
+#endif  // PKV_PROTO_TRANSPORT_NCCL_NCCL_SESSION_H_

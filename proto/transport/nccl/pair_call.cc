@@ -1,5 +1,6 @@
-#include "kvstore/service/pair_call.h"
+#include "proto/transport/nccl/pair_call.h"
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <optional>
@@ -23,14 +24,15 @@ constexpr size_t kMaxRepliesUnread = 4;
 class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>,
                     public PairPeer {
  public:
-  PairReactor(const ServiceParts& parts, NcclServer* server, grpc::CallbackServerContext* context)
-      : parts_(parts), context_(context), call_(parts, RpcMethod::kHandoffPair) {
-    const absl::Status status = Admit(server);
+  PairReactor(NcclServer* server, grpc::CallbackServerContext* context,
+              const absl::Status& admitted, std::function<void(absl::StatusCode)> on_end)
+      : server_(server), context_(context), on_end_(std::move(on_end)) {
+    const absl::Status status = admitted.ok() ? TakePlace() : admitted;
     if (!status.ok()) {
       Close(status);
       return;
     }
-    session_ = std::make_unique<NcclSession>(&server->shared(), this);
+    session_ = std::make_unique<NcclSession>(&server_->shared(), this);
     StartRead(&received_);
     thread_ = std::thread([this] { RunSession(); });
   }
@@ -80,15 +82,14 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
     if (code == absl::StatusCode::kOk && context_->IsCancelled()) {
       code = absl::StatusCode::kCancelled;
     }
-    call_.End(code);
+    on_end_(code);
     delete this;
   }
 
  private:
-  absl::Status Admit(NcclServer* server) {
-    PKV_RETURN_IF_ERROR(RequireDeadline(parts_, *context_));
-    if (server == nullptr) return absl::UnimplementedError("this server has no GPU for NCCL");
-    PKV_ASSIGN_OR_RETURN(place_, server->TakePlace([this] {
+  absl::Status TakePlace() {
+    if (server_ == nullptr) return absl::UnimplementedError("this server has no GPU for NCCL");
+    PKV_ASSIGN_OR_RETURN(place_, server_->TakePlace([this] {
       MutexLock lock(&mu_);
       stopping_ = true;
       changed_.SignalAll();
@@ -108,11 +109,11 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
       if (!flood_.ok()) status = flood_;
     }
     session.reset();  // aborts the pair, on this thread
-    const NcclEnd reason = is_gone       ? NcclEnd::kReader
-                           : is_stopping ? NcclEnd::kStopped
-                                         : NcclEnd::kFailed;
-    parts_.metrics->NcclEnded(reason);
-    if (reason == NcclEnd::kFailed) {
+    const PairEnd reason = is_gone       ? PairEnd::kReader
+                           : is_stopping ? PairEnd::kStopped
+                                         : PairEnd::kFailed;
+    server_->shared().source->OnPairEnded(reason);
+    if (reason == PairEnd::kFailed) {
       Log(LogLevel::kWarning, "nccl: pair ended", {{"reason", status.ToString()}});
       // A call that ends so would say that this server is gone. It is the pair that is.
       if (absl::IsUnavailable(status)) status = absl::AbortedError(status.message());
@@ -134,7 +135,7 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
     Continue();
   }
   absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration timeout) override {
-    const absl::Time end = parts_.clock->MonotonicNow() + timeout;
+    const absl::Time end = server_->shared().clock->MonotonicNow() + timeout;
     MutexLock lock(&mu_);
     for (;;) {
       if (!flood_.ok()) return flood_;
@@ -145,7 +146,7 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
       }
       if (reads_done_) return std::nullopt;
       if (stopping_) return absl::UnavailableError("this server is about to end");
-      const absl::Duration left = end - parts_.clock->MonotonicNow();
+      const absl::Duration left = end - server_->shared().clock->MonotonicNow();
       if (left <= absl::ZeroDuration()) {
         return absl::DeadlineExceededError(
             absl::StrCat("the reader said nothing for ", absl::FormatDuration(timeout)));
@@ -193,9 +194,9 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
     }
   }
 
-  const ServiceParts parts_;
+  NcclServer* const server_;
   grpc::CallbackServerContext* const context_;
-  RpcCall call_;
+  const std::function<void(absl::StatusCode)> on_end_;
   std::unique_ptr<NcclServer::Place> place_;
   std::thread thread_;
   // Touched by the reads alone, one at a time.
@@ -219,8 +220,14 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
 }  // namespace
 
 grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>* ServePair(
-    const ServiceParts& parts, NcclServer* server, grpc::CallbackServerContext* context) {
-  return new PairReactor(parts, server, context);
+    NcclServer* server, grpc::CallbackServerContext* context, absl::Status admitted,
+    std::function<void(absl::StatusCode)> on_end) {
+  return new PairReactor(server, context, admitted, std::move(on_end));
+}
+
+absl::Status CheckDeadline(const grpc::ServerContextBase& context) {
+  if (context.deadline() != std::chrono::system_clock::time_point::max()) return absl::OkStatus();
+  return absl::InvalidArgumentError("the call has no deadline: set one");
 }
 
 }  // namespace pkv

@@ -1,5 +1,5 @@
-#ifndef PKV_KVSTORE_SERVICE_NCCL_SERVER_H_
-#define PKV_KVSTORE_SERVICE_NCCL_SERVER_H_
+#ifndef PKV_PROTO_TRANSPORT_NCCL_NCCL_SERVER_H_
+#define PKV_PROTO_TRANSPORT_NCCL_NCCL_SERVER_H_
 
 #include <functional>
 #include <map>
@@ -7,9 +7,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kvstore/service/nccl_session.h"
 #include "pkv/v1/handoff.pb.h"
 #include "proto/base/sync.h"
+#include "proto/transport/nccl/nccl_session.h"
 
 namespace pkv {
 
@@ -19,20 +19,17 @@ struct NcclServerOptions {
   NcclLimits limits = {};
 };
 
-// Sends stored objects to readers' GPUs through a GPU of this process (nccl_handoff.proto): what
-// the pairs of one server share, and how many there are. pair_call.h serves them.
+// Sends objects of a source to readers' GPUs through a GPU of this process (nccl_handoff.proto):
+// what the pairs of one server share, and how many there are. pair_call.h serves them.
 //
 // Thread-safe.
 class NcclServer {
  public:
-  // Lets the GPU read the store's memory, all of which is pinned for that: seconds to minutes,
-  // which the log tells of. What the pointers name outlives this.
-  //   InvalidArgument    max_pairs below 1
-  //   ResourceExhausted  there is less memory than the capacity
-  //   others             PairCalls::RegisterHost
-  static absl::StatusOr<std::unique_ptr<NcclServer>> Start(const NcclServerOptions& options,
-                                                           const NcclPort& port, BlockStore* store,
-                                                           ServiceMetrics* metrics, Clock* clock);
+  // What the pointers name outlives this.
+  //   InvalidArgument  max_pairs below 1
+  static absl::StatusOr<std::unique_ptr<NcclServer>> Make(const NcclServerOptions& options,
+                                                          const NcclPort& port, PairSource* source,
+                                                          Clock* clock);
   // REQUIRES: no place is left.
   ~NcclServer();
   NcclServer(const NcclServer&) = delete;
@@ -80,4 +77,4 @@ class NcclServer {
 
 }  // namespace pkv
 
-#endif  // PKV_KVSTORE_SERVICE_NCCL_SERVER_H_
+#endif  // PKV_PROTO_TRANSPORT_NCCL_NCCL_SERVER_H_

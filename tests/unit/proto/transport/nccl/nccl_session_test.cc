@@ -1,4 +1,4 @@
-#include "kvstore/service/nccl_session.h"
+#include "proto/transport/nccl/nccl_session.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,8 +13,8 @@
 #include "proto/transport/convert.h"
 #include "proto/transport/nccl/nccl_offer.h"
 #include "tests/support/fake_pair_calls.h"
+#include "tests/support/fake_pair_source.h"
 #include "tests/support/status_matchers.h"
-#include "tests/unit/kvstore/service/service_fixture.h"
 
 namespace pkv {
 namespace {
@@ -97,18 +97,14 @@ class QueuedPeer : public PairPeer {
   bool is_patient_ ABSL_GUARDED_BY(mu_) = false;
 };
 
-class NcclSessionTest : public ServiceFixture {
+class NcclSessionTest : public testing::Test {
  protected:
   void SetUp() override {
-    MakeService(64);
     for (uint64_t id = 1; id <= 3; ++id) {
-      objects_.push_back(MakeTestWindow(id, static_cast<uint32_t>(id), static_cast<int>(id)));
-      ASSERT_THAT(Put(objects_.back()), IsOk());
+      source_.objects.push_back(
+          MakeTestWindow(id, static_cast<uint32_t>(id), static_cast<int>(id)));
     }
-    shared_ = {.store = store_.get(),
-               .metrics = &metrics_,
-               .clock = Clock::Real(),
-               .port = PortOf(calls_, 1)};
+    shared_ = {.source = &source_, .clock = Clock::Real(), .port = PortOf(calls_, 1)};
     shared_.limits.pair.group_bytes = kGroupBytes;
     shared_.limits.pair.abort_timeout = absl::Seconds(20);
     session_ = std::make_unique<NcclSession>(&shared_, &peer_);
@@ -155,7 +151,7 @@ class NcclSessionTest : public ServiceFixture {
     std::vector<std::vector<DeviceSpan>> spans(2);
     std::vector<std::vector<uint32_t>> checksums(2);
     for (int layer = 0; layer < 2; ++layer) {
-      for (const SealedObject& object : objects_) {
+      for (const SealedObject& object : source_.objects) {
         memory.emplace_back(object.header.frame_bytes);
         spans[layer].push_back({memory.back().data(), memory.back().size()});
         checksums[layer].push_back(ObjectView::Parse(object.bytes())->frame_crc32c(layer));
@@ -166,15 +162,14 @@ class NcclSessionTest : public ServiceFixture {
   }
   std::vector<ObjectKey> Keys() const {
     std::vector<ObjectKey> keys;
-    for (const SealedObject& object : objects_) keys.push_back(object.key());
+    for (const SealedObject& object : source_.objects) keys.push_back(object.key());
     return keys;
   }
-  uint64_t Pinned() const { return store_->stats().pinned_bytes; }
 
   std::shared_ptr<FakeLink> link_ = std::make_shared<FakeLink>();
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
   std::shared_ptr<FakePairCalls> reader_calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
-  std::vector<SealedObject> objects_;
+  FakePairSource source_;
   NcclShared shared_;
   QueuedPeer peer_;
   std::unique_ptr<NcclSession> session_;
@@ -187,15 +182,13 @@ TEST_F(NcclSessionTest, SendsWhatWasFetchedAndHoldsItUntilThen) {
   ASSERT_NO_FATAL_FAILURE(Pair());
   const v1::PairManifest manifest = Fetch(Keys());
   ASSERT_EQ(manifest.heads_size(), 3);
-  EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), objects_[1].head()));
-  EXPECT_GT(Pinned(), 0u);
+  EXPECT_TRUE(
+      std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), source_.objects[1].head()));
+  EXPECT_EQ(source_.num_held, 1);
   EXPECT_TRUE(ReceiveAll());
   EXPECT_THAT(End(), IsOk());
-  EXPECT_EQ(Pinned(), 0u);
-  uint64_t frame_bytes = 0;
-  for (const SealedObject& object : objects_) frame_bytes += 2 * object.header.frame_bytes;
-  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"nccl\"}"), frame_bytes);
-  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"hit\"}"), 3);
+  EXPECT_EQ(source_.num_held, 0);
+  EXPECT_EQ(source_.num_sent, 1);
 }
 
 TEST_F(NcclSessionTest, WhatIsMissingHasNoHeadAndNothingIsHeld) {
@@ -207,17 +200,16 @@ TEST_F(NcclSessionTest, WhatIsMissingHasNoHeadAndNothingIsHeld) {
   EXPECT_FALSE(manifest.heads(0).empty());
   EXPECT_TRUE(manifest.heads(3).empty());
   EXPECT_EQ(manifest.code(), 0);
-  EXPECT_EQ(Pinned(), 0u);
-  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"miss\"}"), 1);
+  EXPECT_EQ(source_.num_held, 0);
 }
 
 TEST_F(NcclSessionTest, WhatNobodyAsksForIsLetGoAndMayBeFetchedAgain) {
   ASSERT_NO_FATAL_FAILURE(Pair());
   Fetch(Keys());
-  EXPECT_GT(Pinned(), 0u);
+  EXPECT_EQ(source_.num_held, 1);
   peer_.TimeOutOnce();
   peer_.AwaitPatience();
-  EXPECT_EQ(Pinned(), 0u);
+  EXPECT_EQ(source_.num_held, 0);
   EXPECT_EQ(Fetch(Keys()).heads_size(), 3);
   EXPECT_TRUE(ReceiveAll());
 }
@@ -232,12 +224,12 @@ TEST_F(NcclSessionTest, AReaderThatIsGoneEndsATransferAndItsPins) {
   while (calls_->num_begins() < 2) std::this_thread::yield();
   session_->PeerGone();
   EXPECT_THAT(End(), StatusIs(absl::StatusCode::kUnavailable));
-  EXPECT_EQ(Pinned(), 0u);
-  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"shed\"}"), 3);
-  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"nccl\"}"), 0);
+  EXPECT_EQ(source_.num_held, 0);
+  EXPECT_EQ(source_.num_broken, 1);
+  EXPECT_EQ(source_.num_sent, 0);
 }
 
-TEST_F(NcclSessionTest, DamageThatIsNotOneLeavesTheObject) {
+TEST_F(NcclSessionTest, ReportsDamageToTheSourceOnceForEachObject) {
   ASSERT_NO_FATAL_FAILURE(Pair());
   Fetch(Keys());
   ASSERT_TRUE(ReceiveAll());
@@ -245,29 +237,22 @@ TEST_F(NcclSessionTest, DamageThatIsNotOneLeavesTheObject) {
   request.mutable_damaged()->set_object_index(1);
   peer_.Say(request);
   EXPECT_EQ(Fetch(Keys()).heads_size(), 3);
-  EXPECT_EQ(store_->stats().num_objects, 3u);
-}
-
-TEST_F(NcclSessionTest, DamageInTheServersMemoryDropsTheObject) {
-  ASSERT_NO_FATAL_FAILURE(Pair());
-  Fetch(Keys());
-  const Lease lease = store_->Find(objects_[1].key());
-  const_cast<std::byte&>(lease.frame(1)[3]) ^= std::byte{1};
-  v1::PairRequest request;
-  request.mutable_damaged()->set_object_index(1);
+  EXPECT_THAT(source_.damaged(), testing::ElementsAre(source_.objects[1].key()));
   peer_.Say(request);
-  EXPECT_TRUE(Fetch(Keys()).heads(1).empty());
-  EXPECT_EQ(Metric("pkv_integrity_failures_total{stage=\"dram\"}"), 1);
+  peer_.Say(request);
+  EXPECT_THAT(End(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-TEST_F(NcclSessionTest, AHeadThatIsDamagedIsToldAndDropped) {
+TEST_F(NcclSessionTest, WhyNothingIsHeldIsToldAndNothingIsSent) {
+  source_.refusal = absl::DataLossError("damaged in memory");
   ASSERT_NO_FATAL_FAILURE(Pair());
-  {
-    const Lease lease = store_->Find(objects_[1].key());
-    const_cast<std::byte&>(lease.head()[40]) ^= std::byte{1};
-  }
-  EXPECT_EQ(Fetch(Keys()).code(), static_cast<int>(absl::StatusCode::kDataLoss));
-  EXPECT_EQ(Pinned(), 0u);
+  const v1::PairManifest manifest = Fetch(Keys());
+  EXPECT_EQ(manifest.code(), static_cast<int>(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(manifest.message(), "damaged in memory");
+  v1::PairRequest request;
+  request.mutable_ready();
+  peer_.Say(request);
+  EXPECT_THAT(End(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST_F(NcclSessionTest, EndsWhenThePeerSpeaksOutOfTurn) {

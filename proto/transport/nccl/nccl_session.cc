@@ -1,11 +1,8 @@
-#include "kvstore/service/nccl_session.h"
+#include "proto/transport/nccl/nccl_session.h"
 
-#include <algorithm>
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kvstore/service/logical_bytes.h"
 #include "proto/base/status_macros.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/data_frame.h"
@@ -29,12 +26,11 @@ absl::Status NcclSession::Run() {
   PKV_RETURN_IF_ERROR(Greet());
   for (;;) {
     const absl::Duration patience =
-        leases_.empty() ? absl::InfiniteDuration() : shared_.limits.answer_timeout;
+        hold_ == nullptr ? absl::InfiniteDuration() : shared_.limits.answer_timeout;
     const absl::StatusOr<std::optional<v1::PairRequest>> next = peer_.Next(patience);
     if (absl::IsDeadlineExceeded(next.status())) {
       // The reader lost interest. It may ask again.
-      leases_.clear();
-      heads_.clear();
+      hold_.reset();
       continue;
     }
     PKV_RETURN_IF_ERROR(next.status());
@@ -45,6 +41,8 @@ absl::Status NcclSession::Run() {
       v1::PairReply reply;
       *reply.mutable_manifest() = std::move(manifest);
       peer_.Send(reply);
+      // While the manifest travels.
+      if (hold_ != nullptr) hold_->layers();
     } else if (request->has_ready()) {
       PKV_RETURN_IF_ERROR(SendFrames());
     } else if (request->has_damaged()) {
@@ -78,8 +76,7 @@ absl::Status NcclSession::Greet() {
 }
 
 absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) {
-  leases_.clear();
-  heads_.clear();
+  hold_.reset();
   keys_.clear();
   if (fetch.objects_size() < 1 || fetch.objects_size() > kMaxObjectsPerCall) {
     return absl::InvalidArgumentError(absl::StrCat("fetch of ", fetch.objects_size(),
@@ -90,77 +87,31 @@ absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) 
     keys_.push_back(std::move(key));
   }
   reported_.assign(keys_.size(), false);
-  std::vector<Lease> leases = shared_.store->FindAll(keys_);
   v1::PairManifest manifest;
+  absl::StatusOr<std::unique_ptr<PairHold>> hold = shared_.source->Hold(keys_, manifest);
   uint64_t heads_bytes = 0;
-  absl::Status status;
-  for (Lease& lease : leases) {
-    status.Update(AddHead(lease, manifest));
-    heads_bytes += manifest.heads(manifest.heads_size() - 1).size();
-  }
+  for (const std::string& head : manifest.heads()) heads_bytes += head.size();
   if (heads_bytes > kMaxHeadsBytes) {
-    shared_.metrics->Rejected(RejectReason::kTooLarge);
-    status = absl::ResourceExhaustedError(
+    shared_.source->OnTooLarge();
+    hold = absl::ResourceExhaustedError(
         absl::StrCat("the heads have ", heads_bytes, " bytes, limit ", kMaxHeadsBytes));
     manifest.clear_heads();
   }
-  if (status.ok()) {
-    leases_ = std::move(leases);
-  } else if (!absl::IsNotFound(status)) {  // those that are not there have empty heads
-    manifest.set_code(static_cast<int>(status.code()));
-    manifest.set_message(std::string(status.message()));
+  if (hold.ok()) {
+    hold_ = *std::move(hold);
+  } else if (!absl::IsNotFound(hold.status())) {  // those that are not there have empty heads
+    manifest.set_code(static_cast<int>(hold.status().code()));
+    manifest.set_message(std::string(hold.status().message()));
   }
   return manifest;
 }
 
-absl::Status NcclSession::AddHead(Lease& lease, v1::PairManifest& manifest) {
-  std::string* const head = manifest.add_heads();
-  if (!lease) {
-    shared_.metrics->GetEnded(GetOutcomeKind::kMiss);
-    return absl::NotFoundError("an object is not stored");
-  }
-  shared_.metrics->TierHit();
-  const absl::StatusOr<ObjectHeader> header = lease.VerifyHead();
-  if (!header.ok()) {
-    shared_.store->Quarantine(lease);
-    shared_.metrics->GetEnded(GetOutcomeKind::kCorrupt);
-    return absl::DataLossError(
-        absl::StrCat("damaged in the server's memory: ", header.status().message()));
-  }
-  head->assign(reinterpret_cast<const char*>(lease.head().data()), lease.head().size());
-  heads_.push_back(*header);
-  return absl::OkStatus();
-}
-
 absl::Status NcclSession::SendFrames() {
-  if (leases_.empty()) return absl::InvalidArgumentError("ready for nothing: fetch first");
-  int num_layers = 0;
-  uint64_t payload_bytes = 0, logical_bytes = 0;
-  for (const ObjectHeader& header : heads_) {
-    num_layers = std::max<int>(num_layers, header.num_layers);
-    payload_bytes += header.frame_bytes * header.num_layers;
-    logical_bytes += LogicalFrameBytes(header) * header.num_layers;
-  }
-  std::vector<std::vector<DeviceSpan>> spans(num_layers);
-  for (const Lease& lease : leases_) {
-    for (int layer = 0; layer < lease.num_layers(); ++layer) {
-      const std::span<const std::byte> frame = lease.frame(layer);
-      // A sender's spans are only read.
-      spans[layer].push_back({const_cast<std::byte*>(frame.data()), frame.size()});
-    }
-  }
-  std::vector<LayerSpans> layers;
-  for (const std::vector<DeviceSpan>& of_layer : spans) {
-    layers.push_back({.spans = of_layer, .in_host_memory = true});
-  }
-  const absl::Status sent = pair_.Send(layers, shared_.limits.transfer);
-  const GetOutcomeKind outcome = sent.ok() ? GetOutcomeKind::kHit : GetOutcomeKind::kShed;
-  for (size_t i = 0; i < leases_.size(); ++i) shared_.metrics->GetEnded(outcome);
-  leases_.clear();
-  heads_.clear();
-  PKV_RETURN_IF_ERROR(sent);
-  shared_.metrics->Moved(Direction::kOut, payload_bytes, logical_bytes, PayloadTransport::kNccl);
-  return absl::OkStatus();
+  if (hold_ == nullptr) return absl::InvalidArgumentError("ready for nothing: fetch first");
+  const std::unique_ptr<PairHold> hold = std::move(hold_);
+  const absl::Status sent = pair_.Send(hold->layers(), shared_.limits.transfer);
+  hold->SendEnded(sent);
+  return sent;
 }
 
 absl::Status NcclSession::OnDamaged(const v1::PairDamaged& report) {
@@ -170,15 +121,7 @@ absl::Status NcclSession::OnDamaged(const v1::PairDamaged& report) {
                                                    " of ", keys_.size(), ": no such, or again"));
   }
   reported_[report.object_index()] = true;
-  const Lease lease = shared_.store->Find(keys_[report.object_index()]);
-  if (!lease) return absl::OkStatus();
-  absl::Status intact = lease.VerifyHead().status();
-  for (int layer = 0; intact.ok() && layer < lease.num_layers(); ++layer) {
-    intact = lease.VerifyFrame(layer);
-  }
-  if (intact.ok()) return absl::OkStatus();
-  shared_.store->Quarantine(lease);
-  shared_.metrics->GetEnded(GetOutcomeKind::kCorrupt);
+  shared_.source->OnDamaged(keys_[report.object_index()]);
   return absl::OkStatus();
 }
 

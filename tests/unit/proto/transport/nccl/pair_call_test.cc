@@ -1,56 +1,76 @@
-#include "kvstore/service/pair_call.h"
+#include "proto/transport/nccl/pair_call.h"
 
 #include <gmock/gmock.h>
+#include <grpc/grpc.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <memory>
+#include <optional>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "pkv/v1/handoff.grpc.pb.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/nccl/nccl_offer.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/fake_pair_calls.h"
+#include "tests/support/fake_pair_source.h"
 #include "tests/support/status_matchers.h"
-#include "tests/unit/kvstore/service/rpc_fixture.h"
 
 namespace pkv {
 namespace {
 
+class Service final : public v1::Handoff::CallbackService {
+ public:
+  explicit Service(NcclServer* server) : server_(server) {}
+  grpc::ServerBidiReactor<v1::PairRequest, v1::PairReply>* Pair(
+      grpc::CallbackServerContext* context) override {
+    return ServePair(server_, context, CheckDeadline(*context),
+                     [this](absl::StatusCode code) { ended_with = code; });
+  }
+  std::optional<absl::StatusCode> ended_with;  // the last call; read once the server has stopped
+
+ private:
+  NcclServer* const server_;
+};
+
 // Handoff.Pair over real gRPC; what is said there is nccl_session_test's.
-class PairCallTest : public RpcFixture {
+class PairCallTest : public testing::Test {
  protected:
   using Stream = grpc::ClientReaderWriter<v1::PairRequest, v1::PairReply>;
+  // A client context whose calls end within a minute.
+  struct Context : grpc::ClientContext {
+    Context() { set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1)); }
+  };
+
+  // Once gRPC's last object is gone it ends its threads, which may take its pollers ten seconds;
+  // between two tests that is waited for. Never the last one, then.
+  static void SetUpTestSuite() { grpc_init(); }
 
   // `clock`: of the pairs' bounds.
   void Start(bool with_gpu = true, Clock* clock = Clock::Real()) {
-    StartServer(16);
     if (with_gpu) {
       NcclServerOptions options{.max_pairs = 1};
       options.limits.pair.group_bytes = uint64_t{1} << 20;
       options.limits.pair.abort_timeout = absl::Seconds(20);
-      nccl_ = *NcclServer::Start(options, {.calls = calls_, .capability = {.nccl_version = 22809}},
-                                 store_.get(), &metrics_, clock);
+      nccl_ = *NcclServer::Make(options, {.calls = calls_, .capability = {.nccl_version = 22809}},
+                                &source_, clock);
     }
-    service_ = MakeHandoffService(
-        parts_, [](const v1::HandoffOpenRequest&) { return v1::HandoffOpenResponse(); },
-        nccl_.get());
+    service_ = std::make_unique<Service>(nccl_.get());
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(service_.get());
-    pair_server_ = builder.BuildAndStart();
+    server_ = builder.BuildAndStart();
     handoff_ = v1::Handoff::NewStub(
         grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials()));
   }
   void TearDown() override {
-    if (pair_server_ != nullptr) {
-      pair_server_->Shutdown(std::chrono::system_clock::now());
-      pair_server_->Wait();
-    }
+    Join();
     nccl_.reset();
     EXPECT_TRUE(calls_->IsSoonEmpty());
-    RpcFixture::TearDown();
   }
   static v1::PairRequest Hello() {
     NcclCapability reader{.nccl_version = 22809};
@@ -68,16 +88,18 @@ class PairCallTest : public RpcFixture {
   }
   // Until the server has seen the end of every call.
   void Join() {
-    pair_server_->Shutdown(std::chrono::system_clock::now());
-    pair_server_->Wait();
-    pair_server_.reset();
+    if (server_ == nullptr) return;
+    server_->Shutdown(std::chrono::system_clock::now());
+    server_->Wait();
+    server_.reset();
   }
 
   std::shared_ptr<FakeLink> link_ = std::make_shared<FakeLink>();
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
+  FakePairSource source_;
   std::unique_ptr<NcclServer> nccl_;
-  std::unique_ptr<grpc::Service> service_;
-  std::unique_ptr<grpc::Server> pair_server_;
+  std::unique_ptr<Service> service_;
+  std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Handoff::Stub> handoff_;
 };
 
@@ -89,13 +111,13 @@ TEST_F(PairCallTest, OffersAPairAndEndsItWithTheReadersCall) {
   v1::PairReply reply;
   ASSERT_TRUE(stream->Read(&reply));
   EXPECT_EQ(reply.offer().rank(), 1u);
-  EXPECT_EQ(Metric("pkv_nccl_pairs"), 1);
+  EXPECT_EQ(source_.num_pairs, 1u);
   context.TryCancel();
   Ended(*stream).IgnoreError();
   Join();
-  EXPECT_EQ(Metric("pkv_nccl_pairs"), 0);
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"reader\"}"), 1);
-  EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"CANCELLED\",method=\"HandoffPair\"}"), 1);
+  EXPECT_EQ(source_.num_pairs, 0u);
+  EXPECT_EQ(source_.num_ended(PairEnd::kReader), 1);
+  EXPECT_EQ(service_->ended_with, absl::StatusCode::kCancelled);
 }
 
 // Goal: it is the end of the call that ends the transfer. Method: on a clock that stands still no
@@ -103,8 +125,8 @@ TEST_F(PairCallTest, OffersAPairAndEndsItWithTheReadersCall) {
 TEST_F(PairCallTest, AReaderThatGoesEndsATransferAtOnce) {
   FakeClock stopped;
   Start(/*with_gpu=*/true, &stopped);
-  const SealedObject object = MakeTestWindow(1, 1);
-  ASSERT_THAT(Put(object), IsOk());
+  source_.objects.push_back(MakeTestWindow(1, 1));
+  const SealedObject& object = source_.objects[0];
   calls_->faults.hanging_begin = 2;  // the greetings are one for each end
   Context context;
   const auto stream = handoff_->Pair(&context);
@@ -123,10 +145,10 @@ TEST_F(PairCallTest, AReaderThatGoesEndsATransferAtOnce) {
   context.TryCancel();
   Ended(*stream).IgnoreError();
   Join();
-  EXPECT_EQ(Metric("pkv_nccl_pairs"), 0);
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"reader\"}"), 1);
-  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"shed\"}"), 1);
-  EXPECT_EQ(store_->stats().pinned_bytes, 0u);
+  EXPECT_EQ(source_.num_pairs, 0u);
+  EXPECT_EQ(source_.num_ended(PairEnd::kReader), 1);
+  EXPECT_EQ(source_.num_broken, 1);
+  EXPECT_EQ(source_.num_held, 0);
 }
 
 TEST_F(PairCallTest, AServerWithoutAGpuDoesNotKnowIt) {
@@ -162,7 +184,7 @@ TEST_F(PairCallTest, EndsWithTheErrorOfABrokenProtocol) {
   request.mutable_ready();
   ASSERT_TRUE(stream->Write(request));
   EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"failed\"}"), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
 }
 
 // While the server still waits for the pair to open.
@@ -178,13 +200,13 @@ TEST_F(PairCallTest, AReaderThatSendsMoreThanAReaderHasEndsAtOnce) {
   for (int i = 0; i < 9; ++i) stream->Write(damaged);
   EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kInvalidArgument,
                                        testing::HasSubstr("more requests than a reader has")));
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"failed\"}"), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
 }
 
 TEST_F(PairCallTest, AReaderThatDoesNotReadWhatItAsksForEnds) {
   Start();
-  const SealedObject object = MakeTestWindow(1, 1);
-  ASSERT_THAT(Put(object), IsOk());
+  source_.objects.push_back(MakeTestWindow(1, 1));
+  const SealedObject& object = source_.objects[0];
   Context context;
   const auto stream = handoff_->Pair(&context);
   ASSERT_TRUE(stream->Write(Hello()));
@@ -197,10 +219,10 @@ TEST_F(PairCallTest, AReaderThatDoesNotReadWhatItAsksForEnds) {
   v1::PairRequest fetch;
   for (int i = 1; i < 4096; ++i) *fetch.mutable_fetch()->add_objects() = ToProto(object.key());
   *fetch.mutable_fetch()->add_objects() = ToProto(MakeTestWindow(2, 1).key());
-  const auto has_ended = [this] { return Metric("pkv_nccl_ended_total{reason=\"failed\"}") == 1; };
+  const auto has_ended = [this] { return source_.num_ended(PairEnd::kFailed) == 1; };
   for (int answers = 1; answers <= kEnough && !has_ended(); ++answers) {
     ASSERT_TRUE(stream->Write(fetch));
-    while (Metric("pkv_block_gets_total{result=\"miss\"}") < answers && !has_ended()) {
+    while (source_.num_missed < answers && !has_ended()) {
       std::this_thread::yield();
     }
   }
@@ -218,8 +240,8 @@ TEST_F(PairCallTest, APairThatBreaksIsNoServerThatIsGone) {
   EXPECT_THAT(Ended(*stream),
               StatusIs(absl::StatusCode::kAborted, testing::HasSubstr("the reader's GPU")));
   Join();
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"failed\"}"), 1);
-  EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"ABORTED\",method=\"HandoffPair\"}"), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
+  EXPECT_EQ(service_->ended_with, absl::StatusCode::kAborted);
 }
 
 TEST_F(PairCallTest, APairThatIdlesEndsWhenTheServerStops) {
@@ -235,7 +257,7 @@ TEST_F(PairCallTest, APairThatIdlesEndsWhenTheServerStops) {
   ASSERT_THAT(reader.Open(FromProto(reply.offer())->id, 1), IsOk());
   nccl_->Stop();
   EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kUnavailable));
-  EXPECT_EQ(Metric("pkv_nccl_ended_total{reason=\"stopped\"}"), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kStopped), 1);
 }
 
 }  // namespace
