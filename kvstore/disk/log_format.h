@@ -54,7 +54,7 @@ enum class RecordKind : uint8_t {
 // The first unit of a record begins with this; the rest of the unit is zero.
 //   0 magic 4 | 4 kind 1 | object_kind 1 | num_layers 2 | 8 salt 8 | 16 segment 8 | 24 offset 8
 //  32 object_bytes 8 | 40 frame_bytes 8 | 48 params_digest 8 | 56 variant_name 16
-//  72 id 32 | 104 table 32 | 136 num_patterns_k 2 | num_patterns_v 2 | 140 head_crc32c 4
+//  72 id 32 | 104 table 32 | 136 num_patterns_k 2 | num_patterns_v 2 | 140 content_crc32c 4
 // 144 reserved 108 | 252 crc32c 4
 struct RecordHead {
   std::array<char, 4> magic = kRecordMagic;
@@ -73,7 +73,9 @@ struct RecordHead {
   // Patterns of the bank behind this block, those it appends included; else 0.
   uint16_t num_patterns_k = 0;
   uint16_t num_patterns_v = 0;
-  uint32_t head_crc32c = 0;  // of the object's first FramesOffset() bytes: header and frame table
+  // Of the header's checksum and the frames', bytes [252, 256 + 4 * num_layers) of the object. Not
+  // of the whole head: it ends with a checksum of its own, and the CRC of such bytes is a constant.
+  uint32_t content_crc32c = 0;
   std::array<uint8_t, 108> reserved{};
   uint32_t crc32c = 0;  // of bytes [0, 252)
 
@@ -86,7 +88,7 @@ struct RecordHead {
 static_assert(sizeof(RecordHead) == 256 && offsetof(RecordHead, crc32c) == 252);
 static_assert(offsetof(RecordHead, salt) == 8 && offsetof(RecordHead, params_digest) == 48);
 static_assert(offsetof(RecordHead, id) == 72 && offsetof(RecordHead, table) == 104);
-static_assert(offsetof(RecordHead, head_crc32c) == 140);
+static_assert(offsetof(RecordHead, content_crc32c) == 140);
 static_assert(std::is_trivially_copyable_v<RecordHead>);
 static_assert(std::has_unique_object_representations_v<RecordHead>, "no padding");
 

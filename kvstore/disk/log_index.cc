@@ -5,6 +5,15 @@
 
 namespace pkv {
 
+namespace {
+
+uint32_t ContentChecksum(std::span<const std::byte> head, int num_layers) {
+  return Crc32c(head.subspan(offsetof(ObjectHeader, header_crc32c),
+                             sizeof(uint32_t) * (1 + static_cast<size_t>(num_layers))));
+}
+
+}  // namespace
+
 LogRecord LogRecordOf(const RecordHead& head) {
   return {.segment = head.segment,
           .offset = head.offset,
@@ -13,7 +22,7 @@ LogRecord LogRecordOf(const RecordHead& head) {
           .num_layers = head.num_layers,
           .num_patterns_k = head.num_patterns_k,
           .num_patterns_v = head.num_patterns_v,
-          .head_crc32c = head.head_crc32c,
+          .content_crc32c = head.content_crc32c,
           .table = head.table};
 }
 
@@ -30,8 +39,13 @@ LogRecord DescribeObject(const ObjectHeader& header, std::span<const std::byte> 
               is_block ? static_cast<uint16_t>(header.num_patterns_k + appended_k) : uint16_t{0},
           .num_patterns_v =
               is_block ? static_cast<uint16_t>(header.num_patterns_v + appended_v) : uint16_t{0},
-          .head_crc32c = Crc32c(head),
+          .content_crc32c = head.empty() ? 0 : ContentChecksum(head, header.num_layers),
           .table = header.table};
+}
+
+bool IsHeadOf(std::span<const std::byte> head, const LogRecord& record) {
+  return head.size() == FramesOffset(record.num_layers) &&
+         ContentChecksum(head, record.num_layers) == record.content_crc32c;
 }
 
 void LogIndex::Insert(const ObjectKey& key, const LogRecord& record, absl::Time last_use) {

@@ -28,7 +28,7 @@ struct LogRecord {
   // The next three as in RecordHead.
   uint16_t num_patterns_k = 0;
   uint16_t num_patterns_v = 0;
-  uint32_t head_crc32c = 0;
+  uint32_t content_crc32c = 0;
   Digest table = {};
 
   bool IsAt(const LogRecord& other) const {
@@ -37,8 +37,11 @@ struct LogRecord {
 };
 
 LogRecord LogRecordOf(const RecordHead& head);
-// Of an object that has no place yet; `head` is its header and frame table.
+// Of an object that has no place yet; `head` is its header and frame table, or empty: then it has
+// no checksum either. REQUIRES: a head that fits the header.
 LogRecord DescribeObject(const ObjectHeader& header, std::span<const std::byte> head);
+// Whether a head is that of the object on disk, as far as checksums of all its parts tell.
+bool IsHeadOf(std::span<const std::byte> head, const LogRecord& record);
 
 // Which objects a log holds, and where. Knows no file.
 //

@@ -33,16 +33,18 @@ bool IsSegmentName(absl::string_view name) {
          SegmentName(number) == name;
 }
 
-absl::Status VerifyObject(std::span<const std::byte> bytes, const ObjectKey& key) {
-  PKV_ASSIGN_OR_RETURN(const ObjectView view, ObjectView::Parse(bytes));
-  if (view.header().key() != key) return absl::DataLossError("another object stands there");
-  for (int layer = 0; layer < view.header().num_layers; ++layer) {
-    PKV_RETURN_IF_ERROR(VerifyFrame(view.frame(layer), layer, view.frame_crc32c(layer)));
+}  // namespace
+
+absl::Status VerifyLogObject(std::span<const std::byte> object, const ObjectKey& key) {
+  const absl::StatusOr<ObjectView> view = ObjectView::Parse(object);
+  // Whatever is wrong with what was right when it was written is damage, not a bad argument.
+  if (!view.ok()) return absl::DataLossError(view.status().message());
+  if (view->header().key() != key) return absl::DataLossError("another object stands there");
+  for (int layer = 0; layer < view->header().num_layers; ++layer) {
+    PKV_RETURN_IF_ERROR(VerifyFrame(view->frame(layer), layer, view->frame_crc32c(layer)));
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 // A segment file found at start.
 struct SegmentLog::Candidate {
@@ -283,7 +285,7 @@ absl::StatusOr<LogRecord> SegmentLog::Append(const ObjectKey& key, const LogReco
   head.table = description.table;
   head.num_patterns_k = description.num_patterns_k;
   head.num_patterns_v = description.num_patterns_v;
-  head.head_crc32c = description.head_crc32c;
+  head.content_crc32c = description.content_crc32c;
   PKV_RETURN_IF_ERROR(MakeRoom(head.record_bytes()));
   PKV_ASSIGN_OR_RETURN(const LogRecord record, WriteRecord(head, object));
   if (unsynced_bytes_ >= kUnsyncedBytesMax) PKV_RETURN_IF_ERROR(SyncActive());
@@ -429,14 +431,14 @@ void SegmentLog::CarryTables(uint64_t segment) {
     if (active_->end_bytes + kDiskUnitBytes + object_bytes > segment_bytes_ / 2) continue;
     DiskBuffer object(object_bytes);
     if (!Read(record, object.span()).ok() ||
-        !VerifyObject(object.span().first(record.object_bytes), key).ok()) {
+        !VerifyLogObject(object.span().first(record.object_bytes), key).ok()) {
       continue;
     }
     RecordHead head = RecordHeadOf(RecordKind::kObject, key);
     head.num_layers = static_cast<uint16_t>(record.num_layers);
     head.object_bytes = record.object_bytes;
     head.frame_bytes = record.frame_bytes;
-    head.head_crc32c = record.head_crc32c;
+    head.content_crc32c = record.content_crc32c;
     const absl::StatusOr<LogRecord> moved = WriteRecord(head, object.span());
     if (!moved.ok()) return;
     carried = true;

@@ -44,6 +44,10 @@ struct LogStats {
   uint64_t num_damaged = 0;  // records and segments found damaged at start
 };
 
+// What Read() gave is the object of `key`: header, frame table and every frame fit their checksums.
+//   DataLoss  something does not, or another object stands there
+absl::Status VerifyLogObject(std::span<const std::byte> object, const ObjectKey& key);
+
 // Below this two segments would not hold anything.
 inline constexpr uint64_t kLogBytesMin = uint64_t{1} << 20;
 

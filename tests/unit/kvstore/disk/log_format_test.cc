@@ -32,7 +32,7 @@ class LogFormatTest : public ::testing::Test {
     head.table = TestDigest(5);
     head.num_patterns_k = 2;
     head.num_patterns_v = 3;
-    head.head_crc32c = 0xcafe;
+    head.content_crc32c = 0xcafe;
     return head;
   }
   absl::StatusOr<RecordHead> Parse(const RecordHead& head) {

@@ -91,5 +91,14 @@ TEST_F(LogIndexTest, DescribesWhatFollowsABlock) {
   EXPECT_EQ(record.object_bytes, block.bytes().size());
 }
 
+// The head ends with a checksum of its own: a CRC over all of it would be the same for every object.
+TEST_F(LogIndexTest, TellsContentsApartByTheirHeads) {
+  const SealedObject object = MakeTestWindow(1, 1), other = MakeTestWindow(1, 2);
+  const LogRecord record = DescribeObject(object.header, object.head());
+  EXPECT_TRUE(IsHeadOf(object.head(), record));
+  EXPECT_FALSE(IsHeadOf(other.head(), record));
+  EXPECT_FALSE(IsHeadOf(object.head().first(256), record));
+}
+
 }  // namespace
 }  // namespace pkv

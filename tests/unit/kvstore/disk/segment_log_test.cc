@@ -76,7 +76,7 @@ TEST_F(SegmentLogTest, FindsEverythingAfterARestart) {
   const LogRecord found = log_->Find(block.key()).value();
   const LogRecord expected = DescriptionOf(block);
   EXPECT_EQ(found.table, expected.table);
-  EXPECT_EQ(found.head_crc32c, expected.head_crc32c);
+  EXPECT_EQ(found.content_crc32c, expected.content_crc32c);
   EXPECT_EQ(found.num_patterns_k, expected.num_patterns_k);
   EXPECT_EQ(found.frame_bytes, expected.frame_bytes);
 }
