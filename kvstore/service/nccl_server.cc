@@ -26,6 +26,7 @@ absl::StatusOr<std::unique_ptr<NcclServer>> NcclServer::Start(const NcclServerOp
   Log(LogLevel::kInfo, "pinned memory for the GPU",
       {{"bytes", memory.size()}, {"seconds", seconds}});
   return std::unique_ptr<NcclServer>(new NcclServer(options, {.store = store,
+                                                              .disk = options.disk,
                                                               .metrics = metrics,
                                                               .clock = clock,
                                                               .port = port,

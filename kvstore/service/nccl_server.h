@@ -17,6 +17,7 @@ struct NcclServerOptions {
   // At a time; each has a thread and, on the GPU, three staging buffers of pair.group_bytes.
   int max_pairs = 8;
   NcclLimits limits = {};
+  PageInSource disk = {};
 };
 
 // Sends stored objects to readers' GPUs through a GPU of this process (nccl_handoff.proto): what

@@ -90,7 +90,15 @@ absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) 
     keys_.push_back(std::move(key));
   }
   reported_.assign(keys_.size(), false);
+  // On this thread, which is the pair's own.
+  Pager::Result paged_in;
+  if (shared_.disk.IsNeeded(keys_)) {
+    paged_in = shared_.disk.pager->FetchAndWait(keys_, shared_.disk.patience);
+  }
   std::vector<Lease> leases = shared_.store->FindAll(keys_);
+  shared_.metrics->TierHits(static_cast<int>(std::ranges::count_if(
+                                leases, [](const Lease& lease) { return bool(lease); })),
+                            paged_in.num_paged_in);
   v1::PairManifest manifest;
   uint64_t heads_bytes = 0;
   absl::Status status;
@@ -119,7 +127,6 @@ absl::Status NcclSession::AddHead(Lease& lease, v1::PairManifest& manifest) {
     shared_.metrics->GetEnded(GetOutcomeKind::kMiss);
     return absl::NotFoundError("an object is not stored");
   }
-  shared_.metrics->TierHit();
   const absl::StatusOr<ObjectHeader> header = lease.VerifyHead();
   if (!header.ok()) {
     shared_.store->Quarantine(lease);

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/store/block_store.h"
+#include "kvstore/store/pager.h"
 #include "pkv/v1/nccl_handoff.pb.h"
 #include "proto/base/clock.h"
 #include "proto/transport/nccl/nccl_pair.h"
@@ -27,6 +28,7 @@ struct NcclLimits {
 // What the sessions of one server share. Constant; what it points at outlives the sessions.
 struct NcclShared {
   BlockStore* store = nullptr;
+  PageInSource disk = {};
   ServiceMetrics* metrics = nullptr;
   Clock* clock = nullptr;
   NcclPort port = {};

@@ -2,6 +2,7 @@
 
 #include <grpc/grpc.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 
@@ -23,6 +24,12 @@ absl::Status RequireDeadline(const ServiceParts& parts, const grpc::ServerContex
   if (context.deadline() != std::chrono::system_clock::time_point::max()) return absl::OkStatus();
   parts.metrics->Rejected(RejectReason::kNoDeadline);
   return absl::InvalidArgumentError("the call has no deadline: set one");
+}
+
+absl::Duration PageInPatience(const ServiceParts& parts, const grpc::ServerContextBase& context) {
+  const absl::Duration left =
+      absl::FromChrono(context.deadline() - std::chrono::system_clock::now());
+  return std::min(parts.disk.patience, left / 2);
 }
 
 absl::Status CutOffStatus(const grpc::ServerContextBase& context) {

@@ -106,6 +106,7 @@ bool Demoter::MayWrite() const { return options_.clock->MonotonicNow() >= rests_
 
 void Demoter::WriteAll(absl::Time deadline) {
   Stop();
+  if (std::exchange(has_written_all_, true)) return;
   uint64_t num_written = 0, num_left = 0;
   for (const ObjectKey& key : options_.store->KeysByLastUse()) {
     const std::optional<DemotionCandidate> candidate = options_.store->FindToDemote(key);

@@ -66,6 +66,7 @@ class Demoter {
   // Of the thread, and of WriteAll() once that has ended.
   absl::Duration rest_ = absl::ZeroDuration();  // after the last failure
   absl::Time rests_until_ = absl::InfinitePast();
+  bool has_written_all_ = false;
 
   Mutex mu_;
   CondVar stop_requested_;

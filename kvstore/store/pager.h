@@ -115,6 +115,17 @@ class Pager {
   std::vector<std::thread> threads_;                            // constant after construction
 };
 
+// From where a get that misses in memory may have objects brought in.
+struct PageInSource {
+  Pager* pager = nullptr;  // null: there is no disk
+  // Longest that a get waits; what is not there by then is a miss.
+  absl::Duration patience = absl::ZeroDuration();
+
+  bool IsNeeded(std::span<const ObjectKey> keys) const {
+    return pager != nullptr && pager->IsNeeded(keys);
+  }
+};
+
 }  // namespace pkv
 
 #endif  // PKV_KVSTORE_STORE_PAGER_H_

@@ -91,7 +91,8 @@ TEST_F(LogIndexTest, DescribesWhatFollowsABlock) {
   EXPECT_EQ(record.object_bytes, block.bytes().size());
 }
 
-// The head ends with a checksum of its own: a CRC over all of it would be the same for every object.
+// The head ends with a checksum of its own: a CRC over all of it would be the same for every
+// object.
 TEST_F(LogIndexTest, TellsContentsApartByTheirHeads) {
   const SealedObject object = MakeTestWindow(1, 1), other = MakeTestWindow(1, 2);
   const LogRecord record = DescribeObject(object.header, object.head());

@@ -100,6 +100,7 @@ class QueuedPeer : public PairPeer {
 class NcclSessionTest : public ServiceFixture {
  protected:
   void SetUp() override {
+    MakeLog();
     MakeService(64);
     for (uint64_t id = 1; id <= 3; ++id) {
       objects_.push_back(MakeTestWindow(id, static_cast<uint32_t>(id), static_cast<int>(id)));
@@ -109,6 +110,7 @@ class NcclSessionTest : public ServiceFixture {
                .metrics = &metrics_,
                .clock = Clock::Real(),
                .port = PortOf(calls_, 1)};
+    shared_.disk = parts_.disk;
     shared_.limits.pair.group_bytes = kGroupBytes;
     shared_.limits.pair.abort_timeout = absl::Seconds(20);
     session_ = std::make_unique<NcclSession>(&shared_, &peer_);
@@ -196,6 +198,17 @@ TEST_F(NcclSessionTest, SendsWhatWasFetchedAndHoldsItUntilThen) {
   for (const SealedObject& object : objects_) frame_bytes += 2 * object.header.frame_bytes;
   EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"nccl\"}"), frame_bytes);
   EXPECT_EQ(Metric("pkv_block_gets_total{result=\"hit\"}"), 3);
+}
+
+TEST_F(NcclSessionTest, BringsInWhatIsOnDisk) {
+  MoveToDisk(objects_[1]);
+  ASSERT_NO_FATAL_FAILURE(Pair());
+  const v1::PairManifest manifest = Fetch(Keys());
+  ASSERT_EQ(manifest.heads_size(), 3);
+  EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), objects_[1].head()));
+  EXPECT_TRUE(ReceiveAll());
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 1);
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"dram\"}"), 2);
 }
 
 TEST_F(NcclSessionTest, WhatIsMissingHasNoHeadAndNothingIsHeld) {
