@@ -151,6 +151,34 @@ absl::Status WritePortFile(const std::string& path, const CacheServer& server) {
   return absl::OkStatus();
 }
 
+// Ends the process at SIGTERM or SIGINT while the server starts, which takes minutes when memory is
+// pinned: nothing is stored yet. REQUIRES: both are blocked.
+class EndWhileStarting {
+ public:
+  EndWhileStarting() : thread_([this] { Run(); }) {}
+  ~EndWhileStarting() {
+    started_ = true;
+    thread_.join();
+  }
+
+ private:
+  void Run() const {
+    sigset_t ends;
+    sigemptyset(&ends);
+    for (const int signal : {SIGTERM, SIGINT}) sigaddset(&ends, signal);
+    constexpr timespec kPatience = {.tv_sec = 0, .tv_nsec = 20'000'000};
+    while (!started_) {
+      const int signal = sigtimedwait(&ends, nullptr, &kPatience);
+      if (signal < 0) continue;
+      Log(LogLevel::kInfo, "stopped before it served", {{"signal", signal}});
+      _exit(0);
+    }
+  }
+
+  std::atomic<bool> started_{false};
+  std::thread thread_;
+};
+
 // Takes the next signal that ends the process, and loads the configuration at each SIGHUP before.
 int AwaitEnd(CacheServer& server, Configuration<Settings>& config, const sigset_t& signals) {
   for (int signal = 0;;) {
@@ -219,7 +247,9 @@ int Main(int argc, char** argv) {
     }
     options.nccl = std::make_shared<const NcclPort>(*std::move(port));
   }
+  std::optional<EndWhileStarting> starting(std::in_place);
   absl::StatusOr<std::unique_ptr<CacheServer>> server = CacheServer::Start(options);
+  starting.reset();
   if (!server.ok()) {
     std::cerr << "pkvd: " << server.status().message() << "\n";
     return absl::IsInvalidArgument(server.status()) ? kExitUsage : 1;

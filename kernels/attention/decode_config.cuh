@@ -61,11 +61,11 @@ struct DecodeConfig {
   static constexpr int kKSlotsAt = 0;
   static constexpr int kVSlotsAt = kKSlotsAt + kSlots * kKSlotBytes;
   static constexpr int kParamsAt = kVSlotsAt + kSlots * kVSlotBytes;
-  static constexpr int kBarriersAt = kParamsAt + 2 * kParamBytes;
-  static constexpr int kRowsBarrierAt = kBarriersAt + 2 * 8 * kSlots;
-  static constexpr int kFeedAt = Aligned(kRowsBarrierAt + 8);
+  static constexpr int kFeedAt = kParamsAt + 2 * kParamBytes;  // WarpFeed
   static constexpr int kFeedBytes = 224;
-  static constexpr int kEndsAt = kFeedAt + kFeedBytes;  // SliceEnds
+  static constexpr int kBarriersAt = kFeedAt + kFeedBytes;
+  static constexpr int kRowsBarrierAt = kBarriersAt + 2 * 8 * kSlots;
+  static constexpr int kEndsAt = Aligned(kRowsBarrierAt + 8);  // SliceEnds
   static constexpr int kEndsBytes = 192;
   // A query head a row: fp16 words of lane q = 0, 1, .., each in the order of B operands
   // (OperandPlace).
@@ -98,7 +98,7 @@ struct DecodeConfig {
   static_assert(4 * kPartFloats <= kSlots * (kKSlotBytes + kVSlotBytes));
   static constexpr int kRowsAt = (4 * kPartFloats + 127) / 128 * 128;
   static constexpr int kRowsInShared =
-      kHasCodes ? Smaller(kRegisterPatterns, (kBarriersAt - kRowsAt) / kRowBytes / 32 * 32) : 0;
+      kHasCodes ? Smaller(kRegisterPatterns, (kFeedAt - kRowsAt) / kRowBytes / 32 * 32) : 0;
 
   // What an item costs a warp besides its units, in units (PERFORMANCE.md).
   static constexpr int kItemCost = 1;

@@ -90,7 +90,8 @@ class CtaMerge {
       rows = memory_.Rows(first);
       ptx::WaitBarrier(memory_.RowsBarrier(first), 0);
     }
-    total.AddPatterns(patterns, rows, launch_.is_rotated);
+    total.AddPatterns(patterns, rows);
+    if (C::kRotates && launch_.is_rotated && item.IsRotated()) total.Rotate();
     const WarpFeed& feed = memory_.Feed(first);
     // On the line of costs an item's units follow its gap.
     const int gaps = (item.at.items_before + 1) * C::kItemCost;

@@ -37,8 +37,6 @@ struct ItemEnd {
   }
 
  private:
-  __device__ bool is_rotated() const { return C::kRotates && launch.is_rotated; }
-
   // For the merge.
   __device__ void PrefetchRows(const uint16_t* rows, int count) const {
     for (int at = lane * 128; at < count * C::kRowBytes; at += 32 * 128) {
@@ -65,7 +63,8 @@ struct ItemEnd {
     for (int head = 0; head < launch.heads_per_kv; ++head) {
       HeadSums<C, 1> total(head, lane);
       total.AddParts(part.memory, 1, item.patterns.num_v);
-      total.AddPatterns(item.patterns, nullptr, is_rotated());
+      total.AddPatterns(item.patterns, nullptr);
+      if (C::kRotates && launch.is_rotated && item.IsRotated()) total.Rotate();
       total.Write(launch, first);
     }
     __syncwarp();
@@ -87,7 +86,6 @@ struct ItemEnd {
         Sums::AddRow(sum.LoadRow(patterns.v + int64_t{id} * C::kHeadDim),
                      many[(id - C::kRegisterPatterns) * C::kHeads + head], x);
       }
-      if (is_rotated()) RotateRow(x, lane);
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) part.out(head)[lane * kChannels + i] += x[i];
     }

@@ -14,6 +14,8 @@ struct ItemRange {
 
   __device__ int begin() const { return at.unit - at.unit_in_item; }
   __device__ int end() const { return begin() + at.item.total(); }
+  // Of a rotated encoding: what slices leave of it is.
+  __device__ bool IsRotated() const { return at.item.blocks > 0; }
 };
 
 // What a warp leaves to the merge: parts of items that are not in its slice as a whole. In shared

@@ -4,9 +4,37 @@
 // Parts of an item: what a warp has of it, and the sum of such parts, in the order of the line:
 // equal inputs give equal bits.
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "kernels/attention/decode_query.cuh"
 
 namespace pkv {
+
+// Values of one row, consecutive ones in consecutive lanes: rotated (kernels/README.md, "Rotate").
+template <int kChannels>
+__device__ __forceinline__ void RotateRow(float (&x)[kChannels], int lane) {
+#pragma unroll
+  for (int distance = 1; distance < kChannels; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      if ((i & distance) != 0) continue;
+      const float a = x[i], b = x[i + distance];
+      x[i] = a + b;
+      x[i + distance] = a - b;
+    }
+  }
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2) {
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const float other = __shfl_xor_sync(0xffffffffu, x[i], mask);
+      x[i] = (lane & mask) != 0 ? other - x[i] : x[i] + other;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) x[i] *= kChannels == 4 ? 0.088388347648318441f : 0.125f;
+}
 
 // What a warp has of an item, in shared or global memory (DecodeConfig::kPartFloats).
 template <typename C>
@@ -20,7 +48,7 @@ struct DecodePart {
     return memory[C::kPartHistogramAt + id * C::kHeads + head];
   }
 
-  // All lanes. The output of codes and rows leaves the rotation.
+  // All lanes.
   __device__ void Write(WarpState<C>& state) const {
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) {
@@ -116,10 +144,9 @@ struct HeadSums {
   // What V patterns of a bank add, by their weights. shared_rows: the first kRowsInShared of them,
   // or null.
   __device__ __forceinline__ void AddPatterns(const PatternRows& patterns,
-                                              const uint16_t* shared_rows, bool is_rotated) {
+                                              const uint16_t* shared_rows) {
     if constexpr (C::kHasCodes) {
       if (patterns.num_v == 0) return;
-      float x[kCount][kChannels] = {};
 #pragma unroll
       for (int i = 0; i < kWeights; ++i) {
         const int count = min(patterns.num_v - 32 * i, 32);
@@ -131,17 +158,16 @@ struct HeadSums {
           const auto row = LoadRow(rows + id * C::kHeadDim);
 #pragma unroll
           for (int h = 0; h < kCount; ++h) {
-            AddRow(row, __shfl_sync(0xffffffffu, weights[h][i], id), x[h]);
+            AddRow(row, __shfl_sync(0xffffffffu, weights[h][i], id), out[h]);
           }
         }
       }
-#pragma unroll
-      for (int h = 0; h < kCount; ++h) {
-        if (C::kRotates && is_rotated) RotateRow(x[h], lane);
-#pragma unroll
-        for (int i = 0; i < kChannels; ++i) out[h][i] += x[h][i];
-      }
     }
+  }
+  // Takes the rotation off what parts and patterns add up to.
+  __device__ __forceinline__ void Rotate() {
+#pragma unroll
+    for (int h = 0; h < kCount; ++h) RotateRow(out[h], lane);
   }
   using Row = Values<__half, kChannels>;
   __device__ __forceinline__ Row LoadRow(const uint16_t* row) const {

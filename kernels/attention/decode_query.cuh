@@ -4,38 +4,35 @@
 // Queries as B operands in a warp's shared memory, and their scores against the K patterns of a
 // bank.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "kernels/attention/decode_ring.cuh"
 #include "kernels/attention/decode_state.cuh"
 
 namespace pkv {
 
-// Values of one row, consecutive ones in consecutive lanes: rotated (kernels/README.md, "Rotate").
-template <int kChannels>
-__device__ __forceinline__ void RotateRow(float (&x)[kChannels], int lane) {
-#pragma unroll
-  for (int distance = 1; distance < kChannels; distance *= 2) {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      if ((i & distance) != 0) continue;
-      const float a = x[i], b = x[i + distance];
-      x[i] = a + b;
-      x[i + distance] = a - b;
+// An mma's A whose product with 16 channels is those channels, or their part of the rotation
+// (kernels/README.md, "Rotate"). Of B, lane q has channels 4 q .. 4 q + 3; of the product, lane g
+// channels 2 g and 2 g + 1, in rows g and g + 8. Entries are 0, 1 and -1: products are exact.
+struct ChannelMatrix {
+  uint32_t a[4];
+
+  __device__ __forceinline__ ChannelMatrix(int g, int q, bool is_rotated, bool is_bfloat16) {
+    const uint32_t one = is_bfloat16 ? 0x3f80u : 0x3c00u;
+    if (is_rotated) {
+      // The sign of output c and input d is the parity of c & d.
+      const uint32_t first = __popc((g >> 1) & q) & 1, second = first ^ (g & 1);
+      const uint32_t plain = one * 0x10001u;
+      a[0] = plain ^ first * 0x80008000u;
+      a[1] = a[0] ^ 0x80000000u;
+      a[2] = plain ^ second * 0x80008000u;
+      a[3] = a[2] ^ 0x80000000u;
+    } else {
+      a[0] = g == 2 * q ? one : 0;
+      a[1] = a[0] << 16;
+      a[2] = g == 2 * q + 1 ? one : 0;
+      a[3] = a[2] << 16;
     }
   }
-#pragma unroll
-  for (int mask = 1; mask < 32; mask *= 2) {
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      const float other = __shfl_xor_sync(0xffffffffu, x[i], mask);
-      x[i] = (lane & mask) != 0 ? other - x[i] : x[i] + other;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kChannels; ++i) x[i] *= kChannels == 4 ? 0.088388347648318441f : 0.125f;
-}
+};
 
 // Several values of T at once.
 template <typename T, int kCount>
@@ -61,7 +58,7 @@ __device__ PatternRows PatternsOf(const DecodeLaunch& launch, const UnitCursor& 
 
 template <typename C>
 struct QueryMath {
-  static constexpr int kChannels = C::kHeadDim / 32;  // of a lane
+  static constexpr int kSixteens = C::kHeadDim / 16;  // of channels
   static constexpr int kChunks = C::kHeadDim / 32;    // of 16 bytes that a lane has of a row
 
   const DecodeLaunch& launch;
@@ -69,17 +66,24 @@ struct QueryMath {
   float* table;      // its list of pattern scores
   int lane;
 
-  // What comes from global memory: asked for at once, used later.
+  // What comes from global memory: asked for at once, used later. B operands of a ChannelMatrix,
+  // [head of the lane that gets it][sixteens of channels, in pairs].
   struct Rows {
-    Values<uint16_t, kChannels> q[C::kHeads];
+    Values<uint32_t, 2> q[C::kLaneHeads][kSixteens / 2];
   };
   __device__ __forceinline__ Rows Load(int first_head) const {
     Rows rows;
+    const int column = lane / 4;
 #pragma unroll
-    for (int head = 0; head < C::kHeads; ++head) {
-      if (head >= launch.heads_per_kv) break;
-      rows.q[head] = reinterpret_cast<const Values<uint16_t, kChannels>*>(
-          launch.args.q)[int64_t{first_head + head} * 32 + lane];
+    for (int h = 0; h < C::kLaneHeads; ++h) {
+      const int head = column / 2 * C::kLaneHeads + h;
+      const auto* from = reinterpret_cast<const Values<uint32_t, 2>*>(launch.args.q) +
+                         int64_t{first_head + head} * (C::kHeadDim / 4) + column % 2 * 4 + lane % 4;
+#pragma unroll
+      for (int i = 0; i < kSixteens / 2; ++i) {
+        rows.q[h][i] = {0, 0};
+        if (head < launch.heads_per_kv) rows.q[h][i] = from[8 * i];
+      }
     }
     return rows;
   }
@@ -88,34 +92,34 @@ struct QueryMath {
   // into [512, 1024), and what that makes of the scores' unit.
   __device__ __forceinline__ void Prepare(const Rows& rows, bool is_rotated,
                                           WarpState<C>& state) const {
+    const ChannelMatrix matrix(state.g, state.q, is_rotated, launch.is_bfloat16);
 #pragma unroll
-    for (int head = 0; head < C::kHeads; ++head) {
-      float x[kChannels] = {};
-      if (head < launch.heads_per_kv) {
+    for (int h = 0; h < C::kLaneHeads; ++h) {
+      float x[kSixteens][2];  // of head h of the lane's: channels 16 i + 2 g and the next
 #pragma unroll
-        for (int i = 0; i < kChannels; ++i) {
-          x[i] = launch.is_bfloat16 ? __uint_as_float(uint32_t{rows.q[head].x[i]} << 16)
-                                    : __half2float(__ushort_as_half(rows.q[head].x[i]));
-        }
+      for (int i = 0; i < kSixteens; i += 2) {
+        float acc[4];
+        WarpState<C>::ClearTile(acc);
+        Multiply(matrix, rows.q[h][i / 2], acc);
+        x[i][0] = acc[0], x[i][1] = acc[2];
+        x[i + 1][0] = acc[1], x[i + 1][1] = acc[3];
       }
-      if (C::kRotates && is_rotated) RotateRow(x, lane);
+      if (C::kRotates && is_rotated) RotateSixteens(x);
       float largest = 0;
 #pragma unroll
-      for (int i = 0; i < kChannels; ++i) largest = fmaxf(largest, fabsf(x[i]));
-      largest = ReduceLanes(largest, 1, 16, [](float a, float b) { return fmaxf(a, b); });
+      for (int i = 0; i < 2 * kSixteens; ++i) largest = fmaxf(largest, fabsf(x[0][i]));
+      largest = MaxOverRows(largest);
       // 2^exponent is the power of two at or below the largest, unless that is next to nothing.
       constexpr int kLeast = -40, kQueryBits = 9;
       const int exponent = max((__float_as_int(largest) >> 23) - 127, kLeast);
       const float factor = __int_as_float((127 + kQueryBits - exponent) << 23);
 #pragma unroll
-      for (int i = 0; i < kChannels; i += 2) {
-        ptx::StoreShared32(WordAddress(head, (lane * kChannels + i) / 2),
-                           ptx::PackHalf2(x[i] * factor, x[i + 1] * factor));
+      for (int i = 0; i < kSixteens; ++i) {
+        ptx::StoreShared32(WordAddress(state.q * C::kLaneHeads + h, 8 * i + state.g),
+                           ptx::PackHalf2(x[i][0] * factor, x[i][1] * factor));
       }
       constexpr float kLog2E = 1.4426950408889634f;
-      if (head / C::kLaneHeads == state.q) {
-        state.score_unit[head % C::kLaneHeads] = launch.args.sm_scale * kLog2E / factor;
-      }
+      state.score_unit[h] = launch.args.sm_scale * kLog2E / factor;
     }
     __syncwarp();
     state.query = RowAddress(RowOf(state));
@@ -174,6 +178,32 @@ struct QueryMath {
   }
 
  private:
+  __device__ __forceinline__ void Multiply(const ChannelMatrix& matrix, Values<uint32_t, 2> b,
+                                           float (&acc)[4]) const {
+    const auto& a = matrix.a;
+    if (launch.is_bfloat16) {
+      ptx::MmaBfloat16(acc, a[0], a[1], a[2], a[3], b.x[0], b.x[1]);
+    } else {
+      ptx::Mma(acc, a[0], a[1], a[2], a[3], b.x[0], b.x[1]);
+    }
+  }
+  // What the rotation does among the sixteens of a row, and its factor.
+  __device__ __forceinline__ static void RotateSixteens(float (&x)[kSixteens][2]) {
+#pragma unroll
+    for (int distance = 2; distance < 2 * kSixteens; distance *= 2) {
+#pragma unroll
+      for (int i = 0; i < 2 * kSixteens; ++i) {
+        if ((i & distance) != 0) continue;
+        const float a = x[0][i], b = x[0][i + distance];
+        x[0][i] = a + b;
+        x[0][i + distance] = a - b;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kSixteens; ++i) {
+      x[0][i] *= C::kHeadDim == 128 ? 0.088388347648318441f : 0.125f;
+    }
+  }
   __device__ __forceinline__ static int RowOf(const WarpState<C>& state) {
     return C::kWide ? state.g : state.g / 2;
   }

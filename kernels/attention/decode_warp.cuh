@@ -65,12 +65,13 @@ class DecodeWarp {
   // The part of an item that the slice holds; false behind the slice's last. n: units used.
   __device__ bool RunItem(unsigned& n) {
     WarpState<C> state(lane_);
-    // Rotated blocks and sinks meet a rotated query, the window does not.
+    // Rotated blocks and sinks meet a rotated query, the window does not. The sums of an item that
+    // has both are left rotated: the merge turns what all slices have of it at once.
     int unit = consumed().unit;
 #pragma unroll 1
     for (bool is_first = true, goes_on = true; goes_on; is_first = false) {
       int left;
-      bool rotates;
+      bool rotates, turns;
       {
         const ItemRange item = {consumed(), {}};
         const int stop = min(item.end(), memory_.Feed(warp_).end);
@@ -82,6 +83,7 @@ class DecodeWarp {
         left = until - unit;
         unit = until;
         goes_on = until < stop;
+        turns = is_rotated() && item.IsRotated() && (goes_on || !rotates);
       }
 #pragma unroll 1
       for (; left > 0; --left) {
@@ -89,7 +91,7 @@ class DecodeWarp {
         ++n;
       }
       state.AddZeros(launch_.v_groups);
-      if (rotates) state.RotateOut();
+      if (turns) state.RotateOut();
     }
     return FinishItem(state);
   }
@@ -202,7 +204,7 @@ class DecodeWarp {
 
   // The new token's row of K and V, behind the window's others.
   __device__ void AppendToWindow(int item) const {
-    using Row = Values<uint16_t, QueryMath<C>::kChannels>;
+    using Row = Values<uint16_t, C::kHeadDim / 32>;
     const DecodeAttentionArgs& args = launch_.args;
     const int request = item / launch_.num_kv_heads, kv_head = item % launch_.num_kv_heads;
     const int64_t row = int64_t{kv_head} * args.window_capacity + args.num_window_tokens[request];

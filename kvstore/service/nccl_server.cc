@@ -6,9 +6,15 @@
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "proto/base/thread_pool.h"
 #include "proto/transport/nccl/nccl_offer.h"
 
 namespace pkv {
+namespace {
+
+constexpr int kPopulatingThreads = 16;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<NcclServer>> NcclServer::Start(const NcclServerOptions& options,
                                                               const NcclPort& port,
@@ -21,6 +27,10 @@ absl::StatusOr<std::unique_ptr<NcclServer>> NcclServer::Start(const NcclServerOp
   const std::span<std::byte> memory = store->memory();
   Log(LogLevel::kInfo, "pinning memory for the GPU", {{"bytes", memory.size()}});
   const absl::Time begin = clock->MonotonicNow();
+  {
+    ThreadPool pool(kPopulatingThreads);
+    PKV_RETURN_IF_ERROR(store->Populate(pool));
+  }
   PKV_RETURN_IF_ERROR(port.calls->RegisterHost(memory.data(), memory.size()));
   const double seconds = absl::ToDoubleSeconds(clock->MonotonicNow() - begin);
   Log(LogLevel::kInfo, "pinned memory for the GPU",

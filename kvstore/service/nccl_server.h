@@ -28,8 +28,9 @@ class NcclServer {
  public:
   // Lets the GPU read the store's memory, all of which is pinned for that: seconds to minutes,
   // which the log tells of. What the pointers name outlives this.
-  //   InvalidArgument  max_pairs below 1
-  //   others           PairCalls::RegisterHost
+  //   InvalidArgument    max_pairs below 1
+  //   ResourceExhausted  there is less memory than the capacity
+  //   others             PairCalls::RegisterHost
   static absl::StatusOr<std::unique_ptr<NcclServer>> Start(const NcclServerOptions& options,
                                                            const NcclPort& port, BlockStore* store,
                                                            ServiceMetrics* metrics, Clock* clock);

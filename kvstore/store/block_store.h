@@ -196,6 +196,8 @@ class BlockStore {
   StoreStats stats() const;
   // The whole arena, for who maps it elsewhere; bytes under no lease change at any time.
   std::span<std::byte> memory() const { return arena_->memory(); }
+  // As SlabArena::Populate().
+  absl::Status Populate(ThreadPool& pool) const { return arena_->Populate(pool); }
   // Of the arena's anonymous file; owned by the store.
   int arena_fd() const { return arena_->fd(); }
 

@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <iterator>
@@ -63,6 +65,23 @@ SlabArena::SlabArena(int fd, std::byte* base, uint64_t capacity_bytes)
 SlabArena::~SlabArena() {
   munmap(base_, capacity_bytes_);
   close(fd_);
+}
+
+absl::Status SlabArena::Populate(ThreadPool& pool) const {
+  constexpr uint64_t kPieceBytes = uint64_t{64} << 20;
+  const auto num_pieces = static_cast<int>((capacity_bytes_ + kPieceBytes - 1) / kPieceBytes);
+  std::atomic<int> error{0};
+  pool.ParallelFor(num_pieces, [&](int piece) {
+    const uint64_t begin = piece * kPieceBytes;
+    const uint64_t bytes = std::min(kPieceBytes, capacity_bytes_ - begin);
+    // EINVAL: not known to this kernel.
+    if (error == 0 && madvise(base_ + begin, bytes, MADV_POPULATE_WRITE) != 0 && errno != EINVAL) {
+      error = errno;
+    }
+  });
+  if (error == 0) return absl::OkStatus();
+  errno = error;
+  return MappingError("populating the memory", capacity_bytes_);
 }
 
 std::optional<SlabArena::Extent> SlabArena::Allocate(uint64_t bytes) {

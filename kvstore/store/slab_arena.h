@@ -12,7 +12,9 @@
 #include <span>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "proto/base/thread_pool.h"
 
 namespace pkv {
 
@@ -49,6 +51,12 @@ class SlabArena {
   ~SlabArena();
   SlabArena(const SlabArena&) = delete;
   SlabArena& operator=(const SlabArena&) = delete;
+
+  // Has the kernel give all pages now, on the pool's threads, which takes it much longer when they
+  // are first used, or pinned, by one. Content stays. Where the kernel cannot (before Linux 5.14)
+  // nothing happens.
+  //   ResourceExhausted  there is not so much memory
+  absl::Status Populate(ThreadPool& pool) const;
 
   // At least `bytes` > 0, rounded up to kArenaUnitBytes; nothing when no hole is large enough. The
   // content is whatever stood there before.

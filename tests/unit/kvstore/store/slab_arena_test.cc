@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -46,6 +47,24 @@ TEST(SlabArenaTest, GivesTheWholeCapacityAndNotAByteMore) {
   arena->Free(*all);
   EXPECT_EQ(arena->used_bytes(), 0u);
   EXPECT_EQ(arena->largest_hole_bytes(), 4 * kUnit);
+}
+
+TEST(SlabArenaTest, PopulatesEveryPageAndKeepsTheContent) {
+  const uint64_t units = (uint64_t{150} << 20) / kUnit + 1;  // two pieces and a part
+  auto arena = MakeArena(units);
+  const auto pages = [&] {
+    std::vector<unsigned char> resident(units);
+    EXPECT_EQ(mincore(arena->memory().data(), units * kUnit, resident.data()), 0);
+    return std::count_if(resident.begin(), resident.end(), [](unsigned char c) { return c & 1; });
+  };
+  const auto extent = arena->Allocate(3 * kUnit);
+  ASSERT_TRUE(extent);
+  std::memset(arena->Bytes(*extent).data(), 7, extent->bytes);
+  EXPECT_EQ(pages(), 3);
+  ThreadPool pool(2);
+  ASSERT_THAT(arena->Populate(pool), IsOk());
+  EXPECT_EQ(pages(), static_cast<int64_t>(units));
+  for (const std::byte byte : arena->Bytes(*extent)) ASSERT_EQ(byte, std::byte{7});
 }
 
 TEST(SlabArenaTest, RefusesAnEmptyExtent) { EXPECT_FALSE(MakeArena(1)->Allocate(0)); }
