@@ -96,6 +96,19 @@ std::vector<std::pair<ObjectKey, LogRecord>> LogIndex::NeededTables(uint64_t seg
   return tables;
 }
 
+std::vector<std::pair<ObjectKey, LogRecord>> LogIndex::RecordsBehind(uint64_t segment,
+                                                                     uint64_t offset) const {
+  std::vector<std::pair<ObjectKey, LogRecord>> records;
+  const auto listed = segments_.find(segment);
+  if (listed == segments_.end()) return records;
+  for (const Entries::value_type* item : listed->second) {
+    if (item->second.record.offset >= offset) {
+      records.emplace_back(item->first, item->second.record);
+    }
+  }
+  return records;
+}
+
 std::vector<LogIndex::Dropped> LogIndex::DropSegment(uint64_t segment) {
   std::vector<Dropped> dropped;
   const auto listed = segments_.find(segment);

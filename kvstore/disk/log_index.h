@@ -71,6 +71,9 @@ class LogIndex {
   bool HasDependents(const ObjectKey& table) const { return dependents_.contains(table); }
   // Tables in a segment to which blocks in other segments refer.
   std::vector<std::pair<ObjectKey, LogRecord>> NeededTables(uint64_t segment) const;
+  // Those in a segment at `offset` or behind.
+  std::vector<std::pair<ObjectKey, LogRecord>> RecordsBehind(uint64_t segment,
+                                                             uint64_t offset) const;
   // Forgets everything in a segment.
   std::vector<Dropped> DropSegment(uint64_t segment);
 

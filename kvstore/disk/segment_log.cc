@@ -24,6 +24,8 @@ constexpr uint64_t kSegmentsMax = 512;
 // A crash loses at most this, and the page cache, where there is one, holds no more of it.
 constexpr uint64_t kUnsyncedBytesMax = uint64_t{32} << 20;
 constexpr int kScanThreads = 8;
+// What a crash may have torn: behind the last sync, and the object that was being written.
+constexpr uint64_t kSuspectBytes = 2 * kUnsyncedBytesMax;
 
 std::string SegmentName(uint64_t number) { return absl::StrFormat("%016x.pkvlog", number); }
 
@@ -130,8 +132,32 @@ absl::Status SegmentLog::Recover() {
     }
     Adopt(candidate);
   }
+  DropTorn();
   FreeSpare();
   return absl::OkStatus();
+}
+
+// A record's head may have reached the disk before a crash, and its object not. Found now, that is
+// no damage; found by a reader later, it would be counted as one.
+void SegmentLog::DropTorn() {
+  std::vector<std::pair<ObjectKey, LogRecord>> suspects;
+  {
+    MutexLock lock(&mu_);
+    if (segments_.empty()) return;
+    const auto& [number, newest] = *segments_.rbegin();
+    const uint64_t synced_bytes =
+        newest->end_bytes > kSuspectBytes ? newest->end_bytes - kSuspectBytes : 0;
+    suspects = index_.RecordsBehind(number, synced_bytes);
+  }
+  for (const auto& [key, record] : suspects) {
+    DiskBuffer object(AlignUp(record.object_bytes, kDiskUnitBytes));
+    if (Read(record, object.span()).ok() &&
+        VerifyLogObject(object.span().first(record.object_bytes), key).ok()) {
+      continue;
+    }
+    ++num_damaged_;
+    Erase(key);
+  }
 }
 
 void SegmentLog::Adopt(Candidate& candidate) {

@@ -81,6 +81,7 @@ class SegmentLog {
   static uint64_t SegmentBytesFor(uint64_t capacity_bytes);
 
   // Reads the heads of all records (segment_scan.h) and shortens each segment to its last one.
+  // The objects written last, which a crash may have torn, are read too, and dropped if they are.
   // Segments that hold nothing are removed; and, oldest first, those that do not fit
   // `capacity_bytes`.
   //   InvalidArgument     capacity below kLogBytesMin or above the file system's size
@@ -151,6 +152,7 @@ class SegmentLog {
   absl::Status Recover();
   absl::StatusOr<std::vector<Candidate>> OpenFiles();
   void Adopt(Candidate& candidate);
+  void DropTorn();
 
   // The writer.
   absl::Status Write(uint64_t offset, std::span<const std::span<const std::byte>> pieces);

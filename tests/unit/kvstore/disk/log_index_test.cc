@@ -57,6 +57,15 @@ TEST_F(LogIndexTest, DropsOneSegmentAndNoOther) {
   EXPECT_NE(index_.Find(Block(2)), nullptr);
 }
 
+TEST_F(LogIndexTest, ListsWhatStandsBehindAPlace) {
+  index_.Insert(Block(1), {.segment = 1, .offset = 4096}, absl::UnixEpoch());
+  index_.Insert(Block(2), {.segment = 1, .offset = 8192}, absl::UnixEpoch());
+  index_.Insert(Block(3), {.segment = 2, .offset = 8192}, absl::UnixEpoch());
+  const auto behind = index_.RecordsBehind(1, 8192);
+  ASSERT_THAT(behind, SizeIs(1));
+  EXPECT_EQ(behind[0].first, Block(2));
+}
+
 TEST_F(LogIndexTest, CountsTheBlocksOfATable) {
   EXPECT_FALSE(index_.HasDependents(Table(9)));
   Insert(Block(1), 1, 9);

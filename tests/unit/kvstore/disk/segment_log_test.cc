@@ -281,6 +281,17 @@ TEST_F(SegmentLogTest, DropsASegmentWhoseHeadIsDamaged) {
   EXPECT_THAT(Window(10), IsOk());
 }
 
+TEST_F(SegmentLogTest, DropsAtStartWhatACrashHasTorn) {
+  ASSERT_THAT(Open(), IsOk());
+  PutWindows(1, 3);
+  disk_->bytes(disk_->names().at(0))[4 * kDiskUnitBytes + 300] ^= std::byte{1};
+  ASSERT_THAT(Open(), IsOk());
+  EXPECT_THAT(Window(1), IsOk());
+  EXPECT_THAT(Window(2), StatusIs(kNotFound));
+  EXPECT_THAT(Window(3), IsOk());
+  EXPECT_EQ(log_->stats().num_damaged, 1u);
+}
+
 TEST_F(SegmentLogTest, RefusesACapacityTheDiskDoesNotHave) {
   disk_->SetTotalBytes(2 * kLogBytesMin);
   EXPECT_THAT(Open(kLogBytesMin - 1), StatusIs(absl::StatusCode::kInvalidArgument));
