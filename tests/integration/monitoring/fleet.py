@@ -15,7 +15,7 @@ from pathlib import Path
 PATIENCE_S = 60
 POLL_S = 0.05
 # Small, so that the load's objects do not fit and eviction shows.
-CAPACITY = "8MiB"
+CAPACITY = "32MiB"
 # Small enough that the load fills it too.
 SSD_CAPACITY = "2MiB"
 ROLES = ("pkvd", "prefill", "decode")
