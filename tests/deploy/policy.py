@@ -404,7 +404,8 @@ def ssd(objects):
         if claim is None:
             yield f"{where}: {folder} is on no claim of the pod's own"
             continue
-        if quantity(capacity.rstrip("B")) > 0.9 * quantity(claim["resources"]["requests"]["storage"]):
+        claimed = quantity(claim["resources"]["requests"]["storage"])
+        if quantity(capacity.rstrip("B")) > 0.9 * claimed:
             yield f"{where}: {capacity} is more than 0.9 of the claim"
         if set(claim["accessModes"]) - {"ReadWriteOnce", "ReadWriteOncePod"}:
             yield f"{where}: the claim can be mounted by others"

@@ -57,6 +57,7 @@ TEST_F(DemoterTest, MovesWhatWasUsedLeastRecentlyToDisk) {
   PutBlocks(6);
   Start();
   Await([this] { return IsRelaxed(); });
+  demoter_.reset();
   EXPECT_TRUE(IsOnDisk(Block(6)));
   EXPECT_TRUE(IsOnDisk(table_));  // before its blocks
   EXPECT_FALSE(Has(Block(6)));

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "tests/support/status_matchers.h"
@@ -143,9 +144,7 @@ TEST_F(PagerTest, ReadsEachObjectOnceHoweverManyAsk) {
     });
   }
   gate_.Open();
-  EXPECT_EQ(pager_->FetchAndWait(keys, kLong).held.size(), num_done < 5 ? 2u : 0u);
-  pager_.reset();
-  EXPECT_EQ(num_done, 5);
+  while (num_done < 5) std::this_thread::yield();
   EXPECT_EQ(num_paged_in, 10);
   EXPECT_EQ(gate_.num_reads(), 2);
 }

@@ -16,6 +16,7 @@
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/lru.h"
 #include "proto/base/checked_math.h"
+#include "proto/base/sync.h"
 #include "tests/support/arena_memory.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/fake_disk.h"
@@ -23,8 +24,8 @@
 
 namespace pkv {
 
-// Remembers what the store told.
-// Thread-compatible.
+// Remembers what the store told: from many threads, to be read once they rest.
+// Thread-safe, but for its members.
 class RecordingObserver : public StoreObserver {
  public:
   struct Eviction {
@@ -33,12 +34,19 @@ class RecordingObserver : public StoreObserver {
     absl::Duration idle;
   };
   void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) override {
+    MutexLock lock(&mu_);
     evictions.push_back({reason, object_bytes, idle});
   }
-  void OnIntegrityFailure(IntegrityStage stage) override { failures.push_back(stage); }
+  void OnIntegrityFailure(IntegrityStage stage) override {
+    MutexLock lock(&mu_);
+    failures.push_back(stage);
+  }
 
   std::vector<Eviction> evictions;
   std::vector<IntegrityStage> failures;
+
+ private:
+  Mutex mu_;
 };
 
 // A store over a fake clock, with MakeLog() before MakeStore() over a disk in memory as well. Test
