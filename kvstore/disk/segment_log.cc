@@ -397,8 +397,7 @@ absl::StatusOr<SegmentLog::SegmentPtr> SegmentLog::CreateSegment(uint64_t number
   const std::span<const std::byte> head = head_unit_.span();
   absl::Status status = segment->file->Allocate(segment_bytes_);
   if (status.ok()) status = segment->file->Write(0, {&head, 1});
-  // Without its head nothing in the file means anything: before any record.
-  if (status.ok()) status = segment->file->Sync();
+  // The file's own Sync() does not keep its name.
   if (status.ok()) status = disk_->SyncFolder();
   if (status.ok()) return segment;
   segment->file.reset();
