@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -89,6 +90,10 @@ absl::Status CheckShm(const CacheServerOptions& options) {
 constexpr double kCrowdedPart = 0.90;
 constexpr double kRelaxedPart = 0.85;
 
+// Readers over shm and nccl wait two seconds for an answer, and give up what they asked over if it
+// is late.
+constexpr absl::Duration kHandoffPatience = absl::Milliseconds(1500);
+
 uint64_t PartOf(uint64_t bytes, double part) {
   return static_cast<uint64_t>(static_cast<double>(bytes) * part);
 }
@@ -156,7 +161,7 @@ class CacheServerImpl : public CacheServer {
     StartTiers();
     // Takes up to minutes, in which a client that finds no listener goes elsewhere at once.
     if (options_.nccl != nullptr) {
-      PKV_ASSIGN_OR_RETURN(nccl_, NcclServer::Start({.disk = PageIn()}, *options_.nccl,
+      PKV_ASSIGN_OR_RETURN(nccl_, NcclServer::Start({.disk = PageInForHandoff()}, *options_.nccl,
                                                     store_.get(), &metrics_, Clock::Real()));
     }
     PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(options_.listen));
@@ -238,6 +243,9 @@ class CacheServerImpl : public CacheServer {
   }
 
   PageInSource PageIn() const { return {pager_.get(), options_.ssd_read_timeout}; }
+  PageInSource PageInForHandoff() const {
+    return {pager_.get(), std::min(options_.ssd_read_timeout, kHandoffPatience)};
+  }
 
   void SetReady(bool ready) {
     SetHealth(*server_, ready);
@@ -277,7 +285,7 @@ class CacheServerImpl : public CacheServer {
     if (options_.shm_socket.empty()) return absl::OkStatus();
     const uint64_t capacity_bytes = store_->stats().capacity_bytes;
     ShmServerOptions shm{
-        .path = options_.shm_socket, .any_user = options_.shm_any_user, .disk = PageIn()};
+        .path = options_.shm_socket, .any_user = options_.shm_any_user, .disk = PageInForHandoff()};
     shm.limits.connection_pinned_bytes =
         options_.shm_pinned_bytes == 0 ? capacity_bytes / 2 : options_.shm_pinned_bytes;
     const uint64_t rest_bytes = capacity_bytes - shm.limits.connection_pinned_bytes;

@@ -35,8 +35,8 @@ struct CacheServerOptions {
   std::string ssd_dir = {};
   uint64_t ssd_capacity_bytes = 0;
   bool ssd_reused_only = false;  // write only what was found since it was put
-  // Longest that a get waits for the disk; what is not in memory by then is a miss. Readers over
-  // shm and nccl are patient for two seconds in all.
+  // Longest that a get waits for the disk; what is not in memory by then is a miss. Over shm and
+  // nccl 1.5 s at most.
   absl::Duration ssd_read_timeout = absl::Milliseconds(1500);
   // Of the GPU that sends stored frames to readers' GPUs; null: none does. shared_ptr: whoever
   // opened it may go on using it.
