@@ -11,6 +11,11 @@ class DecodeAttentionCudaCore final : public DecodeAttention {
  public:
   explicit DecodeAttentionCudaCore(const DecodeAttentionShape& shape) : shape_(shape) {}
 
+  // There is nothing to plan.
+  absl::Status Plan(const DecodeAttentionArgs& args, const ComputeContext&) override {
+    return CheckDecodeArgs(shape_, args);
+  }
+
   absl::Status Run(const DecodeAttentionArgs& args, const ComputeContext& ctx) override {
     PKV_RETURN_IF_ERROR(CheckDecodeArgs(shape_, args));
     if (args.batch == 0) return absl::OkStatus();

@@ -10,6 +10,8 @@
 
 namespace pkv {
 
+struct WarpPlan;  // decode_ring.cuh
+
 // What a launch of the tensor-core kernel reads.
 struct DecodeLaunch {
   DecodeAttentionArgs args;
@@ -26,6 +28,7 @@ struct DecodeLaunch {
   float* partials = nullptr;
   uint32_t* tickets = nullptr;
   float* warp_parts = nullptr;
+  WarpPlan* plans = nullptr;  // [CTA][warp], with args.is_planned
   // Of a warp's shared memory: pattern ids that its list of scores has room for, a power of two,
   // and bytes; and all else.
   int table_ids = 0, table_bytes = 0, warp_bytes = 0;
@@ -34,6 +37,8 @@ struct DecodeLaunch {
 // One instance of the kernel.
 struct DecodeKernelInfo {
   const void* kernel = nullptr;
+  const void* plan_kernel = nullptr;
+  int plan_bytes = 0;         // of a warp
   int warps = 0;              // at most, of a CTA
   int warp_bytes = 0;         // shared memory of a warp, and on top of it
   int id_bytes = 0;           // what a list takes for every pattern id

@@ -108,17 +108,47 @@ class DecodeAttentionTensorCore : public DecodeAttention {
         warp_parts_,
         DeviceBuffer::Make(2 * ctas * kernel_.warps * kernel_.part_floats * sizeof(float), stream));
     PKV_ASSIGN_OR_RETURN(tickets_, DeviceBuffer::Make(heads * sizeof(uint32_t), stream));
+    PKV_ASSIGN_OR_RETURN(plans_,
+                         DeviceBuffer::Make(ctas * kernel_.warps * kernel_.plan_bytes, stream));
     launch_.partials = partials_.As<float>();
     launch_.warp_parts = warp_parts_.As<float>();
     launch_.tickets = tickets_.As<uint32_t>();
+    launch_.plans = plans_.As<WarpPlan>();
     return CudaStatus(
         cudaMemsetAsync(tickets_.data(), 0, tickets_.size(), static_cast<cudaStream_t>(stream)),
         "clearing tickets");
   }
 
+  absl::Status Plan(const DecodeAttentionArgs& args, const ComputeContext& ctx) override {
+    PKV_RETURN_IF_ERROR(CheckDecodeArgs(shape_, args));
+    if (args.batch == 0) return absl::OkStatus();
+    has_planned_ = true;
+    cudaLaunchConfig_t config = Configure(args, ctx);
+    config.dynamicSmemBytes = 0;
+    void* parameters[] = {&launch_};
+    return CudaStatus(cudaLaunchKernelExC(&config, kernel_.plan_kernel, parameters),
+                      "plan decode attention");
+  }
+
   absl::Status Run(const DecodeAttentionArgs& args, const ComputeContext& ctx) override {
     PKV_RETURN_IF_ERROR(CheckDecodeArgs(shape_, args));
     if (args.batch == 0) return absl::OkStatus();
+    if (args.is_planned && !has_planned_) {
+      return absl::FailedPreconditionError("is_planned, and Plan() was never called");
+    }
+    cudaLaunchConfig_t config = Configure(args, ctx);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = shape_.overlaps_previous ? 1 : 0;
+    void* parameters[] = {&launch_};
+    return CudaStatus(cudaLaunchKernelExC(&config, kernel_.kernel, parameters), "decode attention");
+  }
+
+ private:
+  // Sets launch_, and says on how many CTAs and warps it runs.
+  cudaLaunchConfig_t Configure(const DecodeAttentionArgs& args, const ComputeContext& ctx) {
     launch_.args = args;
     // One id more than there are patterns: that of none.
     const int ids = launch_.has_patterns ? args.bank_capacity + 1 : 1;
@@ -130,25 +160,19 @@ class DecodeAttentionTensorCore : public DecodeAttention {
     const int bytes = launch_.table_bytes + launch_.warp_bytes;
     // Lists are aligned to their size.
     const int warps = std::min(kernel_.warps, (limits_.shared_bytes - launch_.table_bytes) / bytes);
-    void* parameters[] = {&launch_};
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(limits_.num_sms);
     config.blockDim = dim3(32 * warps);
     config.dynamicSmemBytes = warps * bytes + launch_.table_bytes;
     config.stream = static_cast<cudaStream_t>(ctx.stream);
-    config.attrs = &early;
-    config.numAttrs = shape_.overlaps_previous ? 1 : 0;
-    return CudaStatus(cudaLaunchKernelExC(&config, kernel_.kernel, parameters), "decode attention");
+    return config;
   }
 
- private:
   const DecodeAttentionShape shape_;
   const DecodeKernelInfo kernel_;
   const DeviceLimits limits_;
-  DeviceBuffer partials_, warp_parts_, tickets_;
+  DeviceBuffer partials_, warp_parts_, tickets_, plans_;
+  bool has_planned_ = false;
   DecodeLaunch launch_;
 };
 

@@ -22,9 +22,24 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   CtaMerge<C>(launch, shared).Run();
 }
 
+// The plans of launches to come, on as many CTAs and warps as they have.
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads)
+    DecodePlanKernel(const __grid_constant__ DecodeLaunch launch) {
+  __shared__ alignas(WarpPlan) std::byte memory[C::kWarps * sizeof(WarpPlan)];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const SlicePlanner<C> planner = {launch, reinterpret_cast<WarpPlan*>(memory) + warp, warp, lane,
+                                   static_cast<int>(blockDim.x) / 32};
+  planner.Make();
+  __syncwarp();
+  planner.Keep();
+}
+
 template <typename C>
 DecodeKernelInfo InfoOf() {
   return {reinterpret_cast<const void*>(&DecodeKernel<C>),
+          reinterpret_cast<const void*>(&DecodePlanKernel<C>),
+          sizeof(WarpPlan),
           C::kWarps,
           C::kWarpBytes,
           C::kIdBytes,

@@ -2,7 +2,7 @@
 #define PKV_KERNELS_ATTENTION_DECODE_PLAN_CUH_
 
 // The plan of a launch, made by every warp for itself (decode_plan_math.h): no warp waits for
-// another, and a captured graph follows the lengths.
+// another, and a captured graph follows the lengths. Or made once for launches to come, and read.
 
 #include "kernels/attention/decode_ring.cuh"
 
@@ -11,7 +11,7 @@ namespace pkv {
 template <typename C>
 struct SlicePlanner {
   const DecodeLaunch& launch;
-  WarpFeed* feed;
+  WarpPlan* plan;
   int warp, lane, num_warps;
 
   // Units and items of one kv head: before the lane's requests, and with them.
@@ -22,8 +22,9 @@ struct SlicePlanner {
     __device__ static int Cost(int2 sum) { return sum.x + sum.y * C::kItemCost; }
   };
 
-  // Fills in the feed; false when the warp has no unit.
-  __device__ bool Plan() const {
+  // Fills in the plan.
+  __device__ void Make() const {
+    if (lane == 0) plan->begin = plan->end = 0;
     const LaneSums sums = SumRequests();
     const int items = __shfl_sync(0xffffffffu, sums.with.y, 31) * launch.num_kv_heads;
     const DecodeTeams teams = TeamsFor(items);
@@ -35,7 +36,7 @@ struct SlicePlanner {
     const int of_team = (total + teams.of_line - 1) / teams.of_line;
     const int longest = (of_team + most_warps - 1) / most_warps;
     const int team_warps = total == 0 ? 1 : (of_team + longest - 1) / longest;
-    if (lane == 0) feed->teams = teams, feed->team_warps = team_warps;
+    if (lane == 0) plan->teams = teams, plan->team_warps = team_warps;
     const DecodeSlices slices = CutDecodeUnits(total, teams.of_line * team_warps, 1);
     int team = static_cast<int>(blockIdx.x), line = 0, in_team = warp;
     if (!is_one_line) {
@@ -45,33 +46,39 @@ struct SlicePlanner {
       team /= teams.lines;
     }
     const int slice = team * team_warps + in_team;
-    if (warp >= teams.of_cta * team_warps || slice >= slices.count) return false;
+    if (warp >= teams.of_cta * team_warps || slice >= slices.count) return;
     UnitCursor start;
     start.heads_of_line = heads_of_line;
     start.kv_head = line;
     int item_at;
-    const UnitCursor first = Locate(slices.CostBegin(slice), start, sums, item_at);
+    UnitCursor first = Locate(slices.CostBegin(slice), start, sums, item_at);
     // Most slices end in the item that they begin in.
     const int end_cost = slices.CostBegin(slice + 1), units = first.item.total();
     const int end =
         end_cost <= item_at + C::kItemCost + units
             ? first.unit - first.unit_in_item + DecodeUnitAt(end_cost, item_at, C::kItemCost, units)
             : Locate(end_cost, start, sums, item_at).unit;
-    if (first.unit >= end) return false;
+    if (first.unit >= end) return;
+    // A slice that begins behind an item's last unit begins with the next item.
+    first.Advance(launch, 0);
+    const bool is_block = C::kHasCodes && first.unit_in_item < first.item.blocks;
     if (lane == 0) {
-      feed->consumed = first;
-      feed->slices = slices;
-      feed->begin = first.unit;
-      feed->end = end;
-      feed->is_first_of_team = in_team == 0;
+      plan->consumed = first;
+      plan->slices = slices;
+      plan->begin = first.unit;
+      plan->end = end;
+      plan->first_page = is_block ? *first.PageEntry(launch) : -1;
+      plan->is_first_of_team = in_team == 0;
       // Every item, and every team once more, is merged for each query head.
       const int num_teams = teams.of_line * teams.lines;
-      feed->merges_several =
+      plan->merges_several =
           (items + num_teams) * launch.heads_per_kv > static_cast<int>(gridDim.x) * num_warps;
     }
-    __syncwarp();
-    return true;
   }
+
+  // To and from what launches to come read.
+  __device__ void Keep() const { Copy(Kept(), Words(plan)); }
+  __device__ void Take() const { Copy(Words(plan), Kept()); }
 
   // The outputs of requests without tokens, of one warp a CTA.
   __device__ void WriteEmptyRequests() const {
@@ -88,6 +95,15 @@ struct SlicePlanner {
   }
 
  private:
+  __device__ static uint4* Words(WarpPlan* of) { return reinterpret_cast<uint4*>(of); }
+  __device__ uint4* Kept() const {
+    return Words(launch.plans + static_cast<int>(blockIdx.x) * C::kWarps + warp);
+  }
+  __device__ void Copy(uint4* to, const uint4* from) const {
+    static_assert(sizeof(WarpPlan) % sizeof(uint4) == 0 && sizeof(WarpPlan) / sizeof(uint4) <= 32);
+    if (lane < static_cast<int>(sizeof(WarpPlan) / sizeof(uint4))) to[lane] = from[lane];
+  }
+
   // A line of each kv head reads faster, but leaves more parts to merge: for many items.
   __device__ DecodeTeams TeamsFor(int items) const {
     constexpr int kManyItems = 2;  // of a team

@@ -57,21 +57,26 @@ struct alignas(16) UnitInfo {
   int is_first_block = 0;        // its first slots are the sinks'
 };
 
-// What a warp knows of its slice; in shared memory.
-struct alignas(16) WarpFeed {
-  UnitCursor ahead;     // the next unit to copy, or the first of the run of blocks that is copied
-  UnitCursor consumed;  // the item that is being worked on
-  UnitInfo units[2];    // those in the K slots
+// A warp's slice, from lengths and tables alone: the same in launches that have these in common.
+struct alignas(16) WarpPlan {
+  UnitCursor consumed;  // the item that is being worked on, at first the slice's first
   DecodeSlices slices;  // of the launch
-  int begin, end;       // of the slice
+  int begin, end;       // of the slice; equal: it has no unit
+  int first_page;       // of the first unit, where that is a block of codes
   DecodeTeams teams;    // of the launch
   int team_warps;       // slices of a team
   bool is_first_of_team;
   bool merges_several;  // query heads at once
-  int run;              // units that `ahead` has to move by, when the run is copied
 
   // The slice has its team's first part of the item whose units begin at `unit`.
   __device__ bool Leads(int unit) const { return unit >= begin || is_first_of_team; }
+};
+
+// What a warp knows of its slice; in shared memory.
+struct alignas(16) WarpFeed : WarpPlan {
+  UnitCursor ahead;   // the next unit to copy, or the first of the run of blocks that is copied
+  UnitInfo units[2];  // those in the K slots
+  int run;            // units that `ahead` has to move by, when the run is copied
 };
 
 // The run of blocks of one item that is being copied: all that has to be known from one block to
@@ -125,13 +130,15 @@ struct Ring {
   __device__ void WaitK(unsigned n) const { ptx::WaitBarrier(k_barrier(n), n / C::kSlots & 1); }
   __device__ void WaitV(unsigned n) const { ptx::WaitBarrier(v_barrier(n), n / C::kSlots & 1); }
 
-  // Begins with the units at `at`.
-  __device__ __forceinline__ void Enter(const UnitCursor& at, int end, BlockRun& run) const {
+  // Begins with the units at `at`. first_page: of the first, if it is known and a block, or -1.
+  __device__ __forceinline__ void Enter(const UnitCursor& at, int end, int first_page,
+                                        BlockRun& run) const {
     run.left = 0;
     if (C::kHasCodes && at.unit < end && at.unit_in_item < at.item.blocks) {
       run.left = min(at.item.blocks - at.unit_in_item, end - at.unit);
       run.entry = at.PageEntry(launch);
-      run.page = *run.entry++;
+      run.page = first_page >= 0 ? first_page : *run.entry;
+      ++run.entry;
       run.base = launch.args.pages + int64_t{at.kv_head} * launch.head_bytes;
       run.is_first_block = at.unit_in_item == 0;
     }
@@ -170,7 +177,7 @@ struct Ring {
     } else {
       at.unit = end;
     }
-    Enter(at, end, run);
+    Enter(at, end, -1, run);
   }
   // One lane, for the warp: `bytes` of bulk copies are to come.
   __device__ __forceinline__ static void ExpectCopies(uint32_t barrier, uint32_t bytes) {

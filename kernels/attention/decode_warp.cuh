@@ -24,14 +24,17 @@ class DecodeWarp {
     if (lane_ == 0) memory_.Ends(warp_).has_head = memory_.Ends(warp_).has_tail = 0;
     const SlicePlanner<C> planner = {launch_, &memory_.Feed(warp_), warp_, lane_,
                                      memory_.num_warps};
-    const bool has_units = planner.Plan();
+    if (launch_.args.is_planned) {
+      planner.Take();
+    } else {
+      planner.Make();
+    }
+    __syncwarp();
+    const WarpFeed& feed = memory_.Feed(warp_);
+    const bool has_units = feed.begin < feed.end;
     if (has_units) {
       ring().Init();
-      // A slice that begins behind an item's last unit begins with the next item.
-      UnitCursor at = consumed();
-      at.Advance(launch_, 0);
-      SetConsumed(at);
-      ring().Enter(at, memory_.Feed(warp_).end, run_);
+      ring().Enter(consumed(), feed.end, feed.first_page, run_);
       if (launch_.overlaps_previous && run_.left > 0) StartFeed();
     }
     ptx::WaitForPreviousGrid();
@@ -71,7 +74,7 @@ class DecodeWarp {
 #pragma unroll 1
     for (bool is_first = true, goes_on = true; goes_on; is_first = false) {
       int left;
-      bool rotates, turns;
+      bool rotates;
       {
         const ItemRange item = {consumed(), {}};
         const int stop = min(item.end(), memory_.Feed(warp_).end);
@@ -83,7 +86,6 @@ class DecodeWarp {
         left = until - unit;
         unit = until;
         goes_on = until < stop;
-        turns = is_rotated() && item.IsRotated() && (goes_on || !rotates);
       }
 #pragma unroll 1
       for (; left > 0; --left) {
@@ -91,7 +93,7 @@ class DecodeWarp {
         ++n;
       }
       state.AddZeros(launch_.v_groups);
-      if (turns) state.RotateOut();
+      if (is_rotated() && (goes_on || !rotates) && consumed().item.blocks > 0) state.RotateOut();
     }
     return FinishItem(state);
   }
@@ -105,11 +107,7 @@ class DecodeWarp {
     const auto rows =
         query.Load(at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv);
     PatternRows patterns = PatternsOf<C>(launch_, at);
-    if (is_first) {
-      state.num_v_patterns = patterns.num_v;
-      state.many = ring().warp + C::kWarpBytes;
-      state.Clear();
-    }
+    if (is_first) state.num_v_patterns = patterns.num_v;
     if (!has_blocks) patterns.num_k = 0;
     if constexpr (C::kHasCodes) {
       auto tile = query.LoadPatterns(state, patterns, 0);
@@ -120,13 +118,14 @@ class DecodeWarp {
       for (int i = 0; 16 * i < patterns.num_k; ++i) {
         query.ScorePatterns(state, tile, i);
         tile = next;
-        next = query.LoadPatterns(state, patterns, i + 2);
+        if (16 * (i + 2) < patterns.num_k) next = query.LoadPatterns(state, patterns, i + 2);
       }
       query.ClearRaw();
     } else {
       if (!has_started_) StartFeed();
       query.Prepare(rows, rotates, state);
     }
+    if (is_first) state.Clear();
   }
 
   __device__ __forceinline__ void RunUnit(WarpState<C>& state, unsigned n) {

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/device/device_buffer.h"
 #include "proto/base/log.h"
+#include "proto/base/status_macros.h"
 #include "tests/support/decode_case.h"
 #include "tests/support/decode_reference.h"
 
@@ -60,8 +61,13 @@ class DecodeOnDevice {
 
   std::byte* data() { return memory_.data(); }
   DecodeAttentionArgs args() { return case_.ArgsAt(memory_.data()); }
-  absl::Status Run(DecodeAttention& attention) {
-    return attention.Run(args(), CudaContext(stream_));
+  absl::Status Run(DecodeAttention& attention, bool is_planned = false) {
+    DecodeAttentionArgs args = this->args();
+    args.is_planned = is_planned;
+    return attention.Run(args, CudaContext(stream_));
+  }
+  absl::Status Plan(DecodeAttention& attention) {
+    return attention.Plan(args(), CudaContext(stream_));
   }
   // Waits for the stream.
   std::vector<std::byte> Read() const {
@@ -77,12 +83,18 @@ class DecodeOnDevice {
   DeviceBuffer memory_;
 };
 
-// A case's memory after one launch.
+// A case's memory after one launch. Internal: not the same after a planned one.
 inline absl::StatusOr<std::vector<std::byte>> RunOnce(DecodeAttention& attention,
                                                       const DecodeCase& of, void* stream) {
   DecodeOnDevice device(of, stream);
-  if (absl::Status status = device.Run(attention); !status.ok()) return status;
-  return device.Read();
+  PKV_RETURN_IF_ERROR(device.Run(attention));
+  std::vector<std::byte> memory = device.Read();
+  DecodeOnDevice planned(of, stream);
+  PKV_RETURN_IF_ERROR(planned.Plan(attention));
+  planned.Read();  // no launch overlaps the plan
+  PKV_RETURN_IF_ERROR(planned.Run(attention, true));
+  if (planned.Read() != memory) return absl::InternalError("a planned launch differs");
+  return memory;
 }
 
 inline std::unique_ptr<DecodeAttention> MakeDecode(DecodeAttentionShape shape, DecodeKernel kernel,

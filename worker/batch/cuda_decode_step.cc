@@ -111,10 +111,6 @@ absl::Status CudaDecodeStep::Enqueue(int rows,
   const ComputeContext ctx = {Device::kCuda, nullptr, stream};
   int32_t* results = results_.As<int32_t>();
   int32_t* not_finite = results + 2 * max_rows_;
-  PKV_RETURN_IF_ERROR(
-      CudaStatus(cudaMemsetAsync(not_finite, 0, rows * sizeof(int32_t), stream), "clear flags"));
-  PKV_RETURN_IF_ERROR(pass_->Embed(table(kTokens), rows));
-
   KvTarget to;
   to.positions = table(kPositions);
   to.k = token_k_.As<uint16_t>();
@@ -136,6 +132,13 @@ absl::Status CudaDecodeStep::Enqueue(int rows,
   args.num_patterns = table(kNumPatterns);
   args.token_k = to.k;
   args.token_v = to.v;
+  // One plan for all layers: their pages, windows and banks differ, not the tables.
+  pools_.SetPools(0, args);
+  PKV_RETURN_IF_ERROR(attention_->Plan(args, ctx));
+  args.is_planned = true;
+  PKV_RETURN_IF_ERROR(
+      CudaStatus(cudaMemsetAsync(not_finite, 0, rows * sizeof(int32_t), stream), "clear flags"));
+  PKV_RETURN_IF_ERROR(pass_->Embed(table(kTokens), rows));
   for (int layer = 0; layer < config.num_layers; ++layer) {
     if (before_layer) PKV_RETURN_IF_ERROR(before_layer(layer));
     PKV_RETURN_IF_ERROR(pass_->Project(layer, 0, rows, to));

@@ -41,6 +41,7 @@ struct DecodeAttentionShape {
 // the first block's sinks make the order of the block table matter.
 struct DecodeAttentionArgs {
   int batch = 0;
+  bool is_planned = false;  // by Plan()
   float sm_scale = 0;       // above 0, usually 1 / sqrt(head_dim)
   const void* q = nullptr;  // [batch, num_qo_heads, head_dim], after RoPE, query_type
   void* out = nullptr;      // the same shape and type
@@ -86,7 +87,7 @@ struct DecodeAttentionArgs {
 // Attention over paged blocks, sinks, fp16 window and new token in one launch, exact softmax, as
 // PagedAttention() (kernels/README.md, "Attend"), on the shipped bytes.
 //
-// Split along tokens over the whole device by a plan that the kernel makes from the lengths, so no
+// Split along tokens over the whole device by a plan that a kernel makes from the lengths, so no
 // launch waits for the host; partial results merge in the order of tokens: equal inputs give equal
 // bits. Owns the scratch memory of one launch at a time. Thread-compatible; launches of one object
 // must follow each other on one stream.
@@ -101,11 +102,20 @@ class DecodeAttention {
   static absl::StatusOr<std::unique_ptr<DecodeAttention>> Make(const DecodeAttentionShape& shape,
                                                                const ComputeContext& ctx);
 
+  // Enqueues on ctx.stream the plan of launches to come, which else each makes for itself: those
+  // with is_planned, with equal batch, lengths, block table and bank_capacity, and with a new token
+  // if these have one, as of the layers of one decode step. Valid until the next Plan(). A captured
+  // graph replays it as any launch. REQUIRES: a kernel that does not overlap its predecessor comes
+  // before the first of them.
+  //   as Run()
+  virtual absl::Status Plan(const DecodeAttentionArgs& args, const ComputeContext& ctx) = 0;
+
   // Enqueues the launch on ctx.stream and returns. A request without tokens gets 0, and -infinity
   // as lse. What the device arrays hold is not checked: lengths must be within the capacities, and
   // ids and pages within the pools.
   //   InvalidArgument  a missing pointer, a misaligned pool, a stride that is too short, a
   //                    negative batch, or an sm_scale that is not finite and above 0
+  //   FailedPrecondition  is_planned, and Plan() was never called
   //   Internal         the launch failed
   virtual absl::Status Run(const DecodeAttentionArgs& args, const ComputeContext& ctx) = 0;
 };
