@@ -492,7 +492,7 @@ void SegmentLog::EndSegment() {
 absl::Status SegmentLog::SyncActive() {
   if (active_ == nullptr || unsynced_bytes_ == 0) return absl::OkStatus();
   const absl::Time begin = clock_->MonotonicNow();
-  const absl::Status status = Checked(DiskOp::kSync, active_->file->Sync());
+  absl::Status status = Checked(DiskOp::kSync, active_->file->Sync());
   if (!status.ok()) {
     // The kernel may have let go of what it could not write: asking again would lie.
     EndSegment();

@@ -35,7 +35,7 @@ absl::StatusOr<ScannedSegment> ScanSegment(const DiskFile& file) {
   PKV_ASSIGN_OR_RETURN(uint64_t file_bytes, file.Size());
   file_bytes = file_bytes / kDiskUnitBytes * kDiskUnitBytes;
   if (file_bytes == 0) return absl::NotFoundError("the file is empty");
-  DiskBuffer buffer(kSearchBytes);
+  DiskBuffer buffer(std::min(kSearchBytes, file_bytes));
   const std::span<std::byte> unit = buffer.span().first(kDiskUnitBytes);
   PKV_RETURN_IF_ERROR(file.Read(0, unit));
   ScannedSegment scanned;
