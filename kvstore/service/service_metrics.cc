@@ -31,7 +31,7 @@ constexpr std::array kDirections = {"in", "out"};
 constexpr std::array kTransports = {"grpc", "shm", "nccl"};
 constexpr std::array kShmEnds = {"client", "refused", "full",   "malformed",
                                  "silent", "held",    "stopped"};
-constexpr std::array kNcclEnds = {"reader", "failed", "stopped"};
+constexpr std::array kNcclEnds = {"reader", "failed", "stopped", "unopened"};
 constexpr std::array kTiers = {"dram", "ssd"};
 constexpr std::array kEvictionReasons = {"capacity", "demoted", "integrity"};
 constexpr std::array kIntegrityStages = {"wire", "dram", "ssd"};

@@ -133,7 +133,7 @@ class ServiceMetrics : public StoreObserver, public LogObserver {
   std::array<prometheus::Counter*, 7> shm_ends_{};
   prometheus::Gauge* shm_connections_ = nullptr;
   prometheus::Gauge* shm_pinned_bytes_ = nullptr;
-  std::array<prometheus::Counter*, 3> nccl_ends_{};
+  std::array<prometheus::Counter*, 4> nccl_ends_{};
   prometheus::Gauge* nccl_pairs_ = nullptr;
 };
 

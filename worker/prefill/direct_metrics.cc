@@ -5,7 +5,7 @@
 namespace pkv {
 namespace {
 
-constexpr std::array kEnds = {"reader", "failed", "stopped"};
+constexpr std::array kEnds = {"reader", "failed", "stopped", "unopened"};
 constexpr std::array kPrompts = {"kept", "no_room", "failed"};
 constexpr std::array kGets = {"hit", "miss", "shed"};
 constexpr std::array kEvictions = {"capacity", "damaged"};
@@ -29,9 +29,11 @@ DirectMetrics::DirectMetrics(MetricRegistry& registry)
                                 "Frame bytes sent to decode workers, once all of a get are.")) {
   AddCounters(registry, "pkv_direct_ended_total", "NCCL pairs that ended.", "reason", kEnds,
               ended_);
-  AddCounters(registry, "pkv_direct_prompts_total",
-              "Computed prompts that were kept on the GPU, or why they were not.", "result",
-              kPrompts, prompts_);
+  AddCounters(
+      registry, "pkv_direct_prompts_total",
+      "Computed prompts that were kept on the GPU, or why they were not; failed: cancelled, "
+      "or another chain is stored, too.",
+      "result", kPrompts, prompts_);
   AddCounters(registry, "pkv_direct_gets_total", "Fetches of decode workers.", "result", kGets,
               gets_);
   AddCounters(registry, "pkv_direct_evictions_total", "Prompts that were kept and are no more.",

@@ -37,7 +37,8 @@ class DirectMetrics {
 
  private:
   prometheus::Gauge *capacity_, *resident_, *pairs_;
-  std::array<prometheus::Counter*, 3> ended_{}, prompts_{}, gets_{};
+  std::array<prometheus::Counter*, 4> ended_{};
+  std::array<prometheus::Counter*, 3> prompts_{}, gets_{};
   std::array<prometheus::Counter*, 2> evictions_{};
   prometheus::Counter* sent_;
 };

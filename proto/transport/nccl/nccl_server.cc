@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
+#include "proto/base/status_macros.h"
 #include "proto/transport/nccl/nccl_offer.h"
 
 namespace pkv {
@@ -15,12 +16,12 @@ absl::StatusOr<std::unique_ptr<NcclServer>> NcclServer::Make(const NcclServerOpt
   if (options.max_pairs < 1) {
     return absl::InvalidArgumentError(absl::StrCat("max_pairs ", options.max_pairs, " below 1"));
   }
-  return std::unique_ptr<NcclServer>(
-      new NcclServer(options, {source, clock, port, options.limits}));
+  return std::unique_ptr<NcclServer>(new NcclServer(options, port, source, clock));
 }
 
-NcclServer::NcclServer(const NcclServerOptions& options, const NcclShared& shared)
-    : options_(options), shared_(shared) {}
+NcclServer::NcclServer(const NcclServerOptions& options, const NcclPort& port, PairSource* source,
+                       Clock* clock)
+    : options_(options), offers_(clock), shared_{source, &offers_, clock, port, options.limits} {}
 
 NcclServer::~NcclServer() {
   MutexLock lock(&mu_);
@@ -34,8 +35,9 @@ void NcclServer::Answer(const v1::HandoffOpenRequest& request,
     return;
   }
   const absl::StatusOr<NcclCapability> reader = FromProto(request.nccl());
-  const absl::Status fits =
+  absl::Status fits =
       reader.ok() ? CheckCapabilities(shared_.port.capability, *reader) : reader.status();
+  fits.Update(offers_.Check());
   if (fits.ok()) {
     *response.mutable_nccl() = ToProto(shared_.port.capability);
   } else {
@@ -45,8 +47,10 @@ void NcclServer::Answer(const v1::HandoffOpenRequest& request,
 
 absl::StatusOr<std::unique_ptr<NcclServer::Place>> NcclServer::TakePlace(
     std::function<void()> stop) {
+  const absl::Status offered = offers_.Check();
   MutexLock lock(&mu_);
   if (stopping_) return absl::UnavailableError("this server is about to end");
+  PKV_RETURN_IF_ERROR(offered);
   if (places_.size() >= static_cast<size_t>(options_.max_pairs)) {
     return absl::ResourceExhaustedError(
         absl::StrCat(places_.size(), " pairs are open, limit ", options_.max_pairs));

@@ -10,6 +10,7 @@
 #include "pkv/v1/handoff.pb.h"
 #include "proto/base/sync.h"
 #include "proto/transport/nccl/nccl_session.h"
+#include "proto/transport/nccl/pair_offers.h"
 
 namespace pkv {
 
@@ -20,7 +21,8 @@ struct NcclServerOptions {
 };
 
 // Sends objects of a source to readers' GPUs through a GPU of this process (nccl_handoff.proto):
-// what the pairs of one server share, and how many there are. pair_call.h serves them.
+// what the pairs of one server share, how many there are, and whether another is offered
+// (pair_offers.h). pair_call.h serves them.
 //
 // Thread-safe.
 class NcclServer {
@@ -52,7 +54,7 @@ class NcclServer {
   };
   // `stop` is called at most once, while the place stands, when this server is about to end; it
   // must not call this server.
-  //   ResourceExhausted  all taken
+  //   ResourceExhausted  all taken, or no pair is offered now
   //   Unavailable        about to end
   absl::StatusOr<std::unique_ptr<Place>> TakePlace(std::function<void()> stop);
 
@@ -62,12 +64,15 @@ class NcclServer {
   void Stop();
 
  private:
-  NcclServer(const NcclServerOptions& options, const NcclShared& shared);
+  NcclServer(const NcclServerOptions& options, const NcclPort& port, PairSource* source,
+             Clock* clock);
   void Leave(int id);
 
   // Constant after construction.
   const NcclServerOptions options_;
-  const NcclShared shared_;
+  // Thread-safe.
+  PairOffers offers_;
+  const NcclShared shared_;  // constant; names offers_
 
   Mutex mu_;
   std::map<int, std::function<void()>> places_ ABSL_GUARDED_BY(mu_);

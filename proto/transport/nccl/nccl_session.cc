@@ -68,11 +68,16 @@ absl::Status NcclSession::Greet() {
   NcclOffer offer{.rank = kReaderRank,
                   .sender = shared_.port.capability,
                   .group_bytes = shared_.limits.pair.group_bytes};
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<PairOffers::Offer> opening, shared_.offers->Begin());
   PKV_ASSIGN_OR_RETURN(offer.id, shared_.port.calls->MakeUniqueId());
   v1::PairReply reply;
   *reply.mutable_offer() = ToProto(offer);
   peer_.Send(reply);
-  return pair_.Open(offer.id, 1 - kReaderRank);
+  is_unopened_ = true;
+  PKV_RETURN_IF_ERROR(pair_.Open(offer.id, 1 - kReaderRank));
+  is_unopened_ = false;
+  opening->Opened();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) {

@@ -13,6 +13,7 @@
 #include "proto/base/clock.h"
 #include "proto/transport/nccl/nccl_pair.h"
 #include "proto/transport/nccl/nccl_port.h"
+#include "proto/transport/nccl/pair_offers.h"
 #include "proto/transport/nccl/pair_source.h"
 
 namespace pkv {
@@ -28,6 +29,7 @@ struct NcclLimits {
 // What the sessions of one server share. Constant; what it points at outlives the sessions.
 struct NcclShared {
   PairSource* source = nullptr;
+  PairOffers* offers = nullptr;
   Clock* clock = nullptr;
   NcclPort port = {};
   NcclLimits limits = {};
@@ -60,7 +62,11 @@ class NcclSession {
   //   InvalidArgument     what the reader says is not the protocol
   //   DeadlineExceeded, Unavailable, FailedPrecondition, Internal  the pair did not open or broke,
   //                       as NcclPair says, or the reader said no hello in time
+  //   ResourceExhausted   no pair is offered now
   absl::Status Run();
+
+  // After Run(): an offer was made, and its pair did not open.
+  bool is_unopened() const { return is_unopened_; }
 
   // The reader's call has ended: whatever goes on over the pair ends soon.
   void PeerGone() { pair_.PeerGone("its call ended"); }
@@ -74,6 +80,7 @@ class NcclSession {
   const NcclShared& shared_;
   PairPeer& peer_;
   NcclPair pair_;
+  bool is_unopened_ = false;
   std::vector<ObjectKey> keys_;     // of the last fetch
   std::vector<bool> reported_;      // damaged, of those
   std::unique_ptr<PairHold> hold_;  // of all of them, from a complete manifest until they are sent

@@ -100,20 +100,22 @@ class PairReactor : public grpc::ServerBidiReactor<v1::PairRequest, v1::PairRepl
   void RunSession() {
     absl::Status status = session_->Run();
     std::unique_ptr<NcclSession> session;
-    bool is_gone, is_stopping;
+    bool is_gone, is_stopping, is_unopened;
     {
       MutexLock lock(&mu_);
       session = std::move(session_);
+      is_unopened = session->is_unopened();
       is_gone = reads_done_;
       is_stopping = stopping_;
       if (!flood_.ok()) status = flood_;
     }
     session.reset();  // aborts the pair, on this thread
-    const PairEnd reason = is_gone       ? PairEnd::kReader
+    const PairEnd reason = is_unopened   ? PairEnd::kUnopened
+                           : is_gone     ? PairEnd::kReader
                            : is_stopping ? PairEnd::kStopped
                                          : PairEnd::kFailed;
     server_->shared().source->OnPairEnded(reason);
-    if (reason == PairEnd::kFailed) {
+    if (!is_gone && !is_stopping) {
       Log(LogLevel::kWarning, "nccl: pair ended", {{"reason", status.ToString()}});
       // A call that ends so would say that this server is gone. It is the pair that is.
       if (absl::IsUnavailable(status)) status = absl::AbortedError(status.message());

@@ -15,9 +15,10 @@ namespace pkv {
 
 // Why a pair ended.
 enum class PairEnd {
-  kReader,  // closed by the reader, or the reader is gone
-  kFailed,  // did not open, broke or timed out, or the reader does not speak the protocol
-  kStopped  // this server ends
+  kReader,   // closed by the reader, or the reader is gone
+  kFailed,   // broke or timed out, or the reader does not speak the protocol
+  kStopped,  // this server ends
+  kUnopened  // was offered and did not open, whoever's fault that is (pair_offers.h)
 };
 
 // Objects that stay where they are, unchanged, until this is destroyed. Thread-compatible.

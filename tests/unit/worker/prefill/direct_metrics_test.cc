@@ -34,10 +34,12 @@ TEST_F(DirectMetricsTest, HasEverySeriesAtZeroFromTheStart) {
 
 TEST_F(DirectMetricsTest, CountsByReasonAndResult) {
   metrics_.PairEnded(PairEnd::kStopped);
+  metrics_.PairEnded(PairEnd::kUnopened);
   metrics_.PromptEnded(DirectPrompt::kNoRoom);
   metrics_.GetEnded(DirectGet::kShed);
   metrics_.Evicted(DirectEviction::kDamaged);
   EXPECT_EQ(Sum("pkv_direct_ended_total", {{"reason", "stopped"}}), 1);
+  EXPECT_EQ(Sum("pkv_direct_ended_total", {{"reason", "unopened"}}), 1);
   EXPECT_EQ(Sum("pkv_direct_prompts_total", {{"result", "no_room"}}), 1);
   EXPECT_EQ(Sum("pkv_direct_gets_total", {{"result", "shed"}}), 1);
   EXPECT_EQ(Sum("pkv_direct_evictions_total", {{"reason", "damaged"}}), 1);

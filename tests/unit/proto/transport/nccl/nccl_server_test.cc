@@ -51,6 +51,14 @@ TEST_F(NcclServerTest, OffersAPairToWhomItCanPairWith) {
   EXPECT_NE(response.nccl_reason(), "");
 }
 
+TEST_F(NcclServerTest, OffersNothingWhileNoPairIsOfferedAndSaysWhy) {
+  const auto server = *Start();
+  ASSERT_THAT(server->shared().offers->Begin(), IsOk()) << "and does not open";
+  EXPECT_FALSE(Answer(*server, 22809, 1).has_nccl());
+  EXPECT_THAT(Answer(*server, 22809, 1).nccl_reason(), testing::HasSubstr("did not open"));
+  EXPECT_THAT(server->TakePlace(Nothing), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
 TEST_F(NcclServerTest, HasSoManyPlacesAndCountsThem) {
   const auto server = *Start();
   auto first = server->TakePlace(Nothing);

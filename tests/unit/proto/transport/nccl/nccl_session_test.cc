@@ -104,7 +104,8 @@ class NcclSessionTest : public testing::Test {
       source_.objects.push_back(
           MakeTestWindow(id, static_cast<uint32_t>(id), static_cast<int>(id)));
     }
-    shared_ = {.source = &source_, .clock = Clock::Real(), .port = PortOf(calls_, 1)};
+    shared_ = {
+        .source = &source_, .offers = &offers_, .clock = Clock::Real(), .port = PortOf(calls_, 1)};
     shared_.limits.pair.group_bytes = kGroupBytes;
     shared_.limits.pair.abort_timeout = absl::Seconds(20);
     session_ = std::make_unique<NcclSession>(&shared_, &peer_);
@@ -170,6 +171,7 @@ class NcclSessionTest : public testing::Test {
   std::shared_ptr<FakePairCalls> calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
   std::shared_ptr<FakePairCalls> reader_calls_ = std::make_shared<FakePairCalls>(link_, nullptr);
   FakePairSource source_;
+  PairOffers offers_{Clock::Real()};
   NcclShared shared_;
   QueuedPeer peer_;
   std::unique_ptr<NcclSession> session_;

@@ -116,8 +116,28 @@ TEST_F(PairCallTest, OffersAPairAndEndsItWithTheReadersCall) {
   Ended(*stream).IgnoreError();
   Join();
   EXPECT_EQ(source_.num_pairs, 0u);
-  EXPECT_EQ(source_.num_ended(PairEnd::kReader), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kUnopened), 1) << "nobody joined";
   EXPECT_EQ(service_->ended_with, absl::StatusCode::kCancelled);
+}
+
+// What a client could do that has the port: take an id, not join, and come again.
+TEST_F(PairCallTest, OffersNoIdAfterOneThatNobodyJoined) {
+  FakeClock clock;
+  Start(/*with_gpu=*/true, &clock);
+  for (int round = 0; round < 3; ++round) {
+    Context context;
+    const auto stream = handoff_->Pair(&context);
+    ASSERT_TRUE(stream->Write(Hello()));
+    v1::PairReply reply;
+    ASSERT_TRUE(stream->Read(&reply)) << round;
+    context.TryCancel();
+    Ended(*stream).IgnoreError();
+    while (source_.num_pairs > 0) std::this_thread::yield();
+    Context again;
+    EXPECT_THAT(Ended(*handoff_->Pair(&again)), StatusIs(absl::StatusCode::kResourceExhausted));
+    clock.Advance(absl::Seconds(1 << round));
+  }
+  EXPECT_EQ(source_.num_ended(PairEnd::kUnopened), 3);
 }
 
 // Goal: it is the end of the call that ends the transfer. Method: on a clock that stands still no
@@ -200,7 +220,7 @@ TEST_F(PairCallTest, AReaderThatSendsMoreThanAReaderHasEndsAtOnce) {
   for (int i = 0; i < 9; ++i) stream->Write(damaged);
   EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kInvalidArgument,
                                        testing::HasSubstr("more requests than a reader has")));
-  EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kUnopened), 1);
 }
 
 TEST_F(PairCallTest, AReaderThatDoesNotReadWhatItAsksForEnds) {
@@ -240,7 +260,7 @@ TEST_F(PairCallTest, APairThatBreaksIsNoServerThatIsGone) {
   EXPECT_THAT(Ended(*stream),
               StatusIs(absl::StatusCode::kAborted, testing::HasSubstr("the reader's GPU")));
   Join();
-  EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
+  EXPECT_EQ(source_.num_ended(PairEnd::kUnopened), 1);
   EXPECT_EQ(service_->ended_with, absl::StatusCode::kAborted);
 }
 
