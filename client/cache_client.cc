@@ -191,10 +191,15 @@ std::unique_ptr<GetStream> CacheClientImpl::StartDeviceGet(std::span<const Objec
 
 // Null: none, or none that may be asked.
 std::shared_ptr<DirectPeer> CacheClientImpl::FindDirect(absl::string_view server) {
-  if (core_->direct == nullptr || server.empty()) return nullptr;
+  if (core_->direct == nullptr) return nullptr;
+  if (server.empty()) {
+    core_->direct->DropDead();
+    return nullptr;
+  }
   absl::StatusOr<std::shared_ptr<DirectPeer>> peer = core_->direct->Find(std::string(server));
   if (peer.ok()) return *std::move(peer);
   if (absl::IsFailedPrecondition(peer.status())) ++core_->counters.direct_refusals;
+  if (absl::IsResourceExhausted(peer.status())) ++core_->counters.direct_crowded;
   return nullptr;
 }
 
@@ -311,6 +316,7 @@ ClientCounters CacheClientImpl::counters() const {
   counters.direct_get_bytes = set.direct_get_bytes;
   counters.direct_fallbacks = set.direct_fallbacks;
   counters.direct_refusals = set.direct_refusals;
+  counters.direct_crowded = set.direct_crowded;
   // Of one reading of each: what is neither never falls.
   counters.get_bytes = set.grpc_get_bytes + counters.shm_get_bytes + counters.nccl_get_bytes +
                        counters.direct_get_bytes;
@@ -329,6 +335,12 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name) {
 }
 
 absl::Status CheckDirectFrom(absl::string_view list) { return ParseDirectNames(list).status(); }
+
+absl::StatusOr<std::string> SpellDirectAddress(absl::string_view address) {
+  PKV_ASSIGN_OR_RETURN(const std::vector<DirectName> names, ParseDirectNames(address));
+  if (names.size() == 1) return Spell(names[0]);
+  return absl::InvalidArgumentError(absl::StrCat("'", address, "' is not one address"));
+}
 
 absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu) {
   if (options.address.empty()) return absl::InvalidArgumentError("address is empty");

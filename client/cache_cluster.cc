@@ -116,6 +116,7 @@ ClientCounters& ClientCounters::operator+=(const ClientCounters& other) {
   direct_get_bytes += other.direct_get_bytes;
   direct_fallbacks += other.direct_fallbacks;
   direct_refusals += other.direct_refusals;
+  direct_crowded += other.direct_crowded;
   return *this;
 }
 

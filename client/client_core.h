@@ -27,7 +27,7 @@ struct CounterSet {
   std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
   std::atomic<uint64_t> nccl_gets{0}, nccl_get_bytes{0}, nccl_fallbacks{0};
   std::atomic<uint64_t> direct_gets{0}, direct_get_bytes{0}, direct_fallbacks{0};
-  std::atomic<uint64_t> direct_refusals{0};
+  std::atomic<uint64_t> direct_refusals{0}, direct_crowded{0};
 
   // Counts how a call ended. A miss and a cancellation are no failures.
   void CountEnd(const absl::Status& status) {

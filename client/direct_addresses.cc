@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -21,9 +22,12 @@ namespace {
 constexpr size_t kMaxNames = 64;
 constexpr size_t kMaxAddresses = 1024;
 
-std::string Spell(absl::string_view host, absl::string_view port) {
-  const bool is_ipv6 = host.find(':') != absl::string_view::npos;
-  return is_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
+// Numbers as inet_ntop spells them; empty: they are none of `family`.
+std::string Canonical(int family, const std::string& host) {
+  unsigned char bytes[sizeof(in6_addr)];
+  char text[INET6_ADDRSTRLEN] = "";
+  if (inet_pton(family, host.c_str(), bytes) != 1) return "";
+  return inet_ntop(family, bytes, text, sizeof(text)) == nullptr ? "" : text;
 }
 
 absl::StatusOr<DirectName> ParseName(absl::string_view text) {
@@ -35,10 +39,16 @@ absl::StatusOr<DirectName> ParseName(absl::string_view text) {
   const absl::string_view port = text.substr(colon + 1);
   uint32_t number = 0;
   if (!absl::SimpleAtoi(port, &number) || number < 1 || number > 65535) return malformed;
+  // " 7441", "+7441" and "07441" would be compared with "7441" for ever.
+  if (port != absl::StrCat(number)) return malformed;
   const bool is_bracketed = host.front() == '[' && host.back() == ']' && host.size() > 2;
-  if (is_bracketed) host = host.substr(1, host.size() - 2);
+  if (is_bracketed) {
+    std::string numbers = Canonical(AF_INET6, std::string(host.substr(1, host.size() - 2)));
+    if (numbers.empty()) return malformed;
+    return DirectName{std::move(numbers), std::string(port)};
+  }
   // Of another scheme than names have, gRPC would make something else.
-  if (!is_bracketed && host.find_first_of(":/[]") != absl::string_view::npos) return malformed;
+  if (host.find_first_of(":/[] ") != absl::string_view::npos) return malformed;
   return DirectName{std::string(host), std::string(port)};
 }
 
@@ -58,6 +68,12 @@ std::string Numbers(const sockaddr& address) {
 
 }  // namespace
 
+std::string Spell(const DirectName& name) {
+  const bool is_ipv6 = name.host.find(':') != std::string::npos;
+  return is_ipv6 ? absl::StrCat("[", name.host, "]:", name.port)
+                 : absl::StrCat(name.host, ":", name.port);
+}
+
 absl::StatusOr<std::vector<DirectName>> ParseDirectNames(absl::string_view list) {
   std::vector<DirectName> names;
   if (list.empty()) return names;
@@ -72,12 +88,16 @@ absl::StatusOr<std::vector<DirectName>> ParseDirectNames(absl::string_view list)
   return names;
 }
 
-std::vector<std::string> DirectAddresses::ResolveByDns(const DirectName& name) {
+absl::StatusOr<std::vector<std::string>> DirectAddresses::ResolveByDns(const DirectName& name) {
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
   std::vector<std::string> addresses;
-  if (getaddrinfo(name.host.c_str(), nullptr, &hints, &found) != 0) return addresses;
+  const int error = getaddrinfo(name.host.c_str(), nullptr, &hints, &found);
+  if (error == EAI_NONAME || error == EAI_NODATA) return addresses;
+  if (error != 0) {
+    return absl::UnavailableError(absl::StrCat(name.host, ": ", gai_strerror(error)));
+  }
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owned(found, freeaddrinfo);
   for (const addrinfo* next = found; next != nullptr && addresses.size() < kMaxAddresses;
        next = next->ai_next) {
@@ -87,34 +107,116 @@ std::vector<std::string> DirectAddresses::ResolveByDns(const DirectName& name) {
   return addresses;
 }
 
-DirectAddresses::DirectAddresses(std::vector<DirectName> names, Clock* clock, Resolve resolve)
-    : names_(std::move(names)), clock_(clock), resolve_(std::move(resolve)) {
-  MutexLock lock(&mu_);
-  StartResolving();
-}
-
-void DirectAddresses::StartResolving() {
-  is_resolving_ = true;
-  thread_.Schedule([this] {
-    std::set<std::string, std::less<>> resolved;
-    for (const DirectName& name : names_) {
-      for (const std::string& host : resolve_(name)) resolved.insert(Spell(host, name.port));
-    }
-    MutexLock lock(&mu_);
-    is_resolving_ = false;
-    resolved_at_ = clock_->MonotonicNow();
-    resolved_ = std::move(resolved);
-  });
-}
-
-bool DirectAddresses::Allows(absl::string_view address) {
-  const auto is_named = [&](const DirectName& name) {
-    return Spell(name.host, name.port) == address;
+struct DirectAddresses::Shared {
+  struct Known {
+    std::set<std::string, std::less<>> addresses;  // as Spell() has them
+    absl::Time answered_at = absl::InfinitePast();
+    bool is_answered = false;  // in the last round
   };
-  if (std::any_of(names_.begin(), names_.end(), is_named)) return true;
+
+  Shared(std::vector<DirectName> configured, Resolve by)
+      : names(std::move(configured)), resolve(std::move(by)), known(names.size()) {}
+
+  // Constant after construction.
+  const std::vector<DirectName> names;
+  const Resolve resolve;
+
+  Mutex mu;
+  CondVar ended;
+  bool is_resolving ABSL_GUARDED_BY(mu) = false;
+  bool stopping ABSL_GUARDED_BY(mu) = false;
+  absl::Time resolved_at ABSL_GUARDED_BY(mu) = absl::InfinitePast();  // the last round's begin
+  std::vector<Known> known ABSL_GUARDED_BY(mu);                       // by name
+};
+
+DirectAddresses::DirectAddresses(std::vector<DirectName> names, Clock* clock, Resolve resolve)
+    : clock_(clock), shared_(std::make_shared<Shared>(std::move(names), std::move(resolve))) {
   MutexLock lock(&mu_);
-  if (!is_resolving_ && clock_->MonotonicNow() - resolved_at_ >= kResolvedLasts) StartResolving();
-  return resolved_.find(address) != resolved_.end();
+  {
+    MutexLock shared_lock(&shared_->mu);
+    shared_->is_resolving = true;
+  }
+  StartResolving(clock_->MonotonicNow());
+}
+
+DirectAddresses::~DirectAddresses() {
+  bool is_resolving;
+  {
+    MutexLock lock(&shared_->mu);
+    shared_->stopping = true;
+    while (shared_->is_resolving && shared_->ended.WaitWithTimeout(&shared_->mu, kStopPatience)) {
+    }
+    is_resolving = shared_->is_resolving;
+  }
+  MutexLock lock(&mu_);
+  if (!thread_.joinable()) return;
+  // It has what it uses; nothing ends a lookup.
+  if (is_resolving) {
+    thread_.detach();
+  } else {
+    thread_.join();
+  }
+}
+
+void DirectAddresses::StartResolving(absl::Time now) {
+  if (thread_.joinable()) thread_.join();  // it has ended
+  thread_ = std::thread([shared = shared_, now] { ResolveAll(*shared, now); });
+}
+
+void DirectAddresses::ResolveAll(Shared& shared, absl::Time now) {
+  for (size_t i = 0; i < shared.names.size(); ++i) {
+    {
+      MutexLock lock(&shared.mu);
+      if (shared.stopping) break;
+    }
+    const absl::StatusOr<std::vector<std::string>> hosts = shared.resolve(shared.names[i]);
+    MutexLock lock(&shared.mu);
+    Shared::Known& known = shared.known[i];
+    known.is_answered = hosts.ok();
+    if (hosts.ok()) {
+      known.answered_at = now;
+      known.addresses.clear();
+      for (const std::string& host : *hosts) {
+        known.addresses.insert(Spell({host, shared.names[i].port}));
+      }
+    } else if (now - known.answered_at > kKeptLonger) {
+      known.addresses.clear();
+    }
+  }
+  MutexLock lock(&shared.mu);
+  shared.is_resolving = false;
+  shared.resolved_at = now;
+  shared.ended.SignalAll();
+}
+
+DirectAddresses::Verdict DirectAddresses::Judge(absl::string_view address) {
+  const auto is_named = [&](const DirectName& name) { return Spell(name) == address; };
+  if (std::any_of(shared_->names.begin(), shared_->names.end(), is_named)) {
+    return Verdict::kAllowed;
+  }
+  const absl::Time now = clock_->MonotonicNow();
+  MutexLock lock(&mu_);
+  bool starts;
+  Verdict verdict = Verdict::kRefused;
+  {
+    MutexLock shared_lock(&shared_->mu);
+    const absl::Duration age = now - shared_->resolved_at;
+    starts = !shared_->is_resolving && age >= kResolvedLasts;
+    if (starts) shared_->is_resolving = true;
+    if (age >= kAnswerStands) {
+      verdict = Verdict::kNotKnownYet;
+    } else {
+      for (const Shared::Known& known : shared_->known) {
+        if (known.addresses.find(address) != known.addresses.end()) {
+          verdict = Verdict::kAllowed;
+          break;
+        }
+        if (!known.is_answered) verdict = Verdict::kNotKnownYet;
+      }
+    }
+  }
+  if (starts) StartResolving(now);
+  return verdict;
 }
 
 }  // namespace pkv

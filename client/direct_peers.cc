@@ -23,44 +23,106 @@ DirectPeers::DirectPeers(std::vector<DirectName> names, Connect connect, const N
 DirectPeers::~DirectPeers() = default;
 
 absl::StatusOr<std::shared_ptr<DirectPeer>> DirectPeers::Find(const std::string& address) {
-  const bool is_allowed = addresses_.Allows(address);
-  bool logs = false;
-  std::shared_ptr<DirectPeer> found;
+  DropDead();
+  const DirectAddresses::Verdict verdict = addresses_.Judge(address);
+  if (verdict == DirectAddresses::Verdict::kAllowed) return Add(address);
+  if (verdict == DirectAddresses::Verdict::kNotKnownYet) {
+    return absl::UnavailableError("the names of direct servers are being looked up");
+  }
+  bool logs;
   {
     MutexLock lock(&mu_);
-    if (is_allowed) {
-      auto it = peers_.find(address);
-      if (it == peers_.end()) {
-        if (peers_.size() >= kMaxPeers && !CloseOne()) {
-          return absl::ResourceExhaustedError(absl::StrCat(
-              peers_.size(), " prefill workers are being read from, limit ", kMaxPeers));
-        }
-        auto peer = std::make_shared<DirectPeer>(connect_(address), gpu_, clock_);
-        it = peers_.emplace(address, Entry{std::move(peer)}).first;
-      }
-      it->second.last_use = ++num_uses_;
-      return it->second.peer;
-    }
-    logs = !std::exchange(has_logged_, true);
+    logs = IsDue(clock_->MonotonicNow(), kLogInterval, refusal_logged_);
   }
   if (logs) {
-    Log(LogLevel::kWarning, "direct: a ticket names a server that is not to be asked; said once",
+    Log(LogLevel::kWarning, "direct: tickets name a server that is not to be asked",
         {{"address", address.substr(0, kMaxLoggedBytes)}});
   }
   return absl::FailedPreconditionError("the ticket's direct server is none to be asked");
 }
 
-bool DirectPeers::CloseOne() {
+absl::StatusOr<std::shared_ptr<DirectPeer>> DirectPeers::Add(const std::string& address) {
+  const absl::Time now = clock_->MonotonicNow();
+  bool logs = false, is_full = false;
+  {
+    MutexLock lock(&mu_);
+    const auto found = peers_.find(address);
+    if (found != peers_.end()) {
+      found->second.last_use = now;
+      return found->second.peer;
+    }
+    is_full = peers_.size() + num_connecting_ + num_closing_ >= kMaxPeers;
+    if (is_full) {
+      MakeRoom(now);
+      logs = IsDue(now, kLogInterval, full_logged_);
+    } else {
+      ++num_connecting_;
+    }
+  }
+  if (is_full) {
+    const absl::Status full =
+        absl::ResourceExhaustedError(absl::StrCat(kMaxPeers, " prefill workers have pairs"));
+    if (logs) {
+      Log(LogLevel::kWarning, "direct: a ticket's server is not asked",
+          {{"reason", full.ToString()}});
+    }
+    return full;
+  }
+  // Outlives the lock, if another call was first.
+  auto made = std::make_shared<DirectPeer>(connect_(address), gpu_, clock_);
+  MutexLock lock(&mu_);
+  --num_connecting_;
+  Entry& entry = peers_.try_emplace(address, Entry{made, now}).first->second;
+  entry.last_use = now;
+  return entry.peer;
+}
+
+void DirectPeers::DropDead() {
+  const absl::Time now = clock_->MonotonicNow();
+  MutexLock lock(&mu_);
+  if (!IsDue(now, kDropInterval, dropped_)) return;
+  for (auto it = peers_.begin(); it != peers_.end();) {
+    // Copies are made under the lock, so one that nobody else has stays so.
+    if (it->second.peer.use_count() == 1 &&
+        addresses_.Judge(it->first) == DirectAddresses::Verdict::kRefused) {
+      it = Close(it);
+      continue;
+    }
+    // The peer stays, which knows how long not to dial, and the link's connection with it.
+    if (auto broken = it->second.peer->dialer.TakeBroken(); broken != nullptr) {
+      closing_.Schedule([peer = it->second.peer, link = std::move(broken)]() mutable {
+        link.reset();
+        peer.reset();
+      });
+    }
+    ++it;
+  }
+}
+
+void DirectPeers::MakeRoom(absl::Time now) {
+  if (num_closing_ > 0) return;
   auto oldest = peers_.end();
   for (auto it = peers_.begin(); it != peers_.end(); ++it) {
-    // Copies are made under the lock, so one that nobody else has stays so.
-    if (it->second.peer.use_count() > 1) continue;
+    if (it->second.peer.use_count() > 1 || now - it->second.last_use < kIdle) continue;
     if (oldest == peers_.end() || it->second.last_use < oldest->second.last_use) oldest = it;
   }
-  if (oldest == peers_.end()) return false;
+  if (oldest != peers_.end()) Close(oldest);
+}
+
+DirectPeers::Peers::iterator DirectPeers::Close(Peers::iterator peer) {
+  ++num_closing_;
   // The function, which is copied, has the last reference.
-  closing_.Schedule([peer = std::move(oldest->second.peer)]() mutable { peer.reset(); });
-  peers_.erase(oldest);
+  closing_.Schedule([this, last = std::move(peer->second.peer)]() mutable {
+    last.reset();
+    MutexLock lock(&mu_);
+    --num_closing_;
+  });
+  return peers_.erase(peer);
+}
+
+bool DirectPeers::IsDue(absl::Time now, absl::Duration interval, absl::Time& last) {
+  if (now - last < interval) return false;
+  last = now;
   return true;
 }
 

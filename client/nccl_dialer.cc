@@ -33,20 +33,27 @@ absl::StatusOr<std::shared_ptr<NcclLink>> NcclDialer::Link(absl::Time deadline) 
     if (link_ != nullptr && !link_->broken()) return link_;
     const absl::Time now = clock_->MonotonicNow();
     if (!dialling_) {
-      if (link_ != nullptr) {
-        broken = std::exchange(link_, nullptr);
-        if (now - made_at_ < kNcclFailureLastsMax) {
-          NoteError(absl::UnavailableError("nccl: the last pair broke soon after it was made"));
-        } else {
-          failure_lasts_ = kNcclFailureLasts;
-        }
-      }
+      if (link_ != nullptr) broken = Take();
       if (now < error_until_) return last_error_;
       StartDialling();
     }
     if (now >= deadline) return absl::DeadlineExceededError("nccl: the pair is being made");
     dialled_.WaitWithTimeout(&mu_, deadline - now);
   }
+}
+
+std::shared_ptr<NcclLink> NcclDialer::TakeBroken() {
+  MutexLock lock(&mu_);
+  return link_ != nullptr && link_->broken() ? Take() : nullptr;
+}
+
+std::shared_ptr<NcclLink> NcclDialer::Take() {
+  if (clock_->MonotonicNow() - made_at_ < kNcclFailureLastsMax) {
+    NoteError(absl::UnavailableError("nccl: the last pair broke soon after it was made"));
+  } else {
+    failure_lasts_ = kNcclFailureLasts;
+  }
+  return std::exchange(link_, nullptr);
 }
 
 void NcclDialer::StartDialling() {

@@ -43,10 +43,16 @@ class NcclDialer {
   //   others              it could not be made, or broke soon
   absl::StatusOr<std::shared_ptr<NcclLink>> Link(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The link, if it broke and nobody has asked for one since; null: it did not. Its staging is
+  // device memory, which goes with the last reference; that may take an abort's time.
+  std::shared_ptr<NcclLink> TakeBroken() ABSL_LOCKS_EXCLUDED(mu_);
+
  private:
   void StartDialling() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::shared_ptr<NcclLink>> Dial();
   void Keep(const absl::StatusOr<std::shared_ptr<NcclLink>>& link) ABSL_LOCKS_EXCLUDED(mu_);
+  // Takes the link. REQUIRES: there is one, and it is broken.
+  std::shared_ptr<NcclLink> Take() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Keeps `error` as the answer for its time.
   void NoteError(const absl::Status& error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

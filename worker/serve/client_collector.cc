@@ -127,13 +127,17 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
                          "Tickets that name a direct server which is none to be asked.", kCounter,
                          role_);
   direct_refusals.Add({}, counters.direct_refusals);
+  Family direct_crowded("pkv_client_direct_crowded_total",
+                        "Gets whose prefill worker was not asked: too many others have pairs.",
+                        kCounter, role_);
+  direct_crowded.Add({}, counters.direct_crowded);
   Family integrity("pkv_integrity_failures_total", "Checksums that did not fit", kCounter, role_);
   integrity.Add({{"stage", "client"}}, counters.integrity_failures);
 
   std::vector<prometheus::MetricFamily> families;
   for (Family* family :
        {&requests, &durations, &inflight, &retries, &backing_off, &bytes, &fallbacks,
-        &nccl_fallbacks, &direct_fallbacks, &direct_refusals, &integrity}) {
+        &nccl_fallbacks, &direct_fallbacks, &direct_refusals, &direct_crowded, &integrity}) {
     families.push_back(family->Take());
   }
   return families;

@@ -45,6 +45,7 @@ struct ClientCounters {
   uint64_t direct_get_bytes = 0;  // part of get_bytes, and not of nccl_get_bytes
   uint64_t direct_fallbacks = 0;
   uint64_t direct_refusals = 0;  // gets told to ask a server that is none to be asked
+  uint64_t direct_crowded = 0;   // gets whose prefill worker was one too many to have a pair with
 
   ClientCounters& operator+=(const ClientCounters& other);  // of several clients
 };

@@ -27,6 +27,9 @@ absl::StatusOr<Transport> ParseTransport(absl::string_view name);
 
 // InvalidArgument: not a list for ClientOptions::direct_from.
 absl::Status CheckDirectFrom(absl::string_view list);
+// An address as tickets have to spell it for a decode worker to know it: numbers as inet_ntop
+// does, those of IPv6 in brackets. InvalidArgument: not host:port, of digits alone.
+absl::StatusOr<std::string> SpellDirectAddress(absl::string_view address);
 
 // How a CacheClient connects and retries. Plain data.
 struct ClientOptions {
