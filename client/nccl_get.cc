@@ -77,10 +77,9 @@ absl::Status NcclGet::Begin() {
 absl::Status NcclGet::TryToFetch() {
   if (direct_ != nullptr) {
     const absl::Status tried = TryDirect();
-    if (tried.ok() || absl::IsCancelled(tried)) return tried;
-    MutexLock lock(&mu_);
-    link_.reset();
-    direct_.reset();
+    // Whatever code a prefill worker answers with, it is our owner who cancels.
+    if (tried.ok() || IsOurCancel(tried)) return tried;
+    LeaveDirect();
   }
   // Where gRPC can be used instead, a pair that is being made is not waited for.
   const bool waits = core_->options.transport == Transport::kNccl;
@@ -92,9 +91,11 @@ absl::Status NcclGet::TryToFetch() {
 absl::Status NcclGet::TryDirect() {
   const absl::Status tried = FetchOver(direct_->dialer, absl::ZeroDuration(), kDirectPatience);
   // Not there any more, or not yet: no failure.
-  if (tried.ok() || link_ == nullptr || absl::IsNotFound(tried) || absl::IsCancelled(tried)) {
+  if (tried.ok() || link_ == nullptr || absl::IsNotFound(tried) || IsOurCancel(tried)) {
     return tried;
   }
+  // Others had their turn for as long as is worth waiting: it did nothing wrong.
+  if (absl::IsDeadlineExceeded(tried) && !has_turn_) return tried;
   ++core_->counters.direct_fallbacks;
   Log(LogLevel::kWarning, "direct: asking the cache instead", {{"reason", tried.ToString()}});
   return tried;
@@ -111,9 +112,11 @@ absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience
     link_ = *std::move(link);
   }
   std::unique_ptr<NcclLink::Turn> turn;
+  has_turn_ = false;
   PKV_ASSIGN_OR_RETURN(
       turn, link_->TakeTurn(std::min(core_->clock->MonotonicNow() + turn_patience, deadline_),
                             cancelled_));
+  has_turn_ = true;
   asked_at_ = core_->clock->MonotonicNow();
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
   answered_at_ = core_->clock->MonotonicNow();
@@ -177,7 +180,7 @@ absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
   // The same answer as gRPC would give; damage is damage; and after Internal places may still be
   // written to.
   if (!failure_.ok() || absl::IsNotFound(status) || (absl::IsDataLoss(status) && !is_elsewhere) ||
-      absl::IsCancelled(status) || absl::IsInternal(status) ||
+      IsOurCancel(status) || absl::IsInternal(status) ||
       core_->options.transport == Transport::kNccl) {
     return Fail(status);
   }
@@ -188,8 +191,20 @@ absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
     Log(LogLevel::kWarning, is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
         {{"reason", status.ToString()}});
   }
+  if (direct_ != nullptr) LeaveDirect();
   GoOver();
   return absl::OkStatus();
+}
+
+// The link first, which uses its connection; neither under the lock, since either may be the last.
+void NcclGet::LeaveDirect() {
+  std::shared_ptr<NcclLink> link;
+  {
+    MutexLock lock(&mu_);
+    link = std::move(link_);
+  }
+  link.reset();
+  direct_.reset();
 }
 
 void NcclGet::GoOver() {

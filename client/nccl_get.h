@@ -49,6 +49,11 @@ class NcclGet final : public GetStream {
   absl::Status Begin();
   absl::Status TryToFetch();
   absl::Status TryDirect();
+  bool IsOurCancel(const absl::Status& status) const {
+    return cancelled_ && absl::IsCancelled(status);
+  }
+  // Lets go of the prefill worker.
+  void LeaveDirect() ABSL_LOCKS_EXCLUDED(mu_);
   // Waits so long for the link to be made, and for other gets to have had their turn.
   absl::Status FetchOver(NcclDialer& dialer, absl::Duration link_patience,
                          absl::Duration turn_patience);
@@ -96,6 +101,7 @@ class NcclGet final : public GetStream {
   std::unique_ptr<DeviceScratch::Piece> scratch_;
   std::vector<std::byte*> places_;  // [num_objects][num_layers]
   std::thread thread_;
+  bool has_turn_ = false;  // of the link that was tried last, whatever came of it
   bool has_placed_ = false;
   bool has_inner_headers_ = false;
 

@@ -395,6 +395,43 @@ TEST_F(DirectGetTest, ARefusalOfThePrefillWorkerIsAFallback) {
   EXPECT_EQ(counters().nccl_gets, 1u);
 }
 
+TEST_F(DirectGetTest, APrefillWorkersCodeCannotCancelTheGet) {
+  PairDirectly();
+  PairWithServer();
+  direct_holder_.refusal.set_code(static_cast<int>(absl::StatusCode::kCancelled));
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().direct_fallbacks, 1u);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+}
+
+TEST_F(DirectGetTest, OthersThatHaveTheirTurnAreNoFallback) {
+  PairDirectly();
+  PairWithServer();
+  const auto link = *direct_->dialer.Link(absl::InfinitePast());
+  const std::atomic<bool> never = false;
+  auto turn = link->TakeTurn(absl::InfiniteFuture(), never);
+  ASSERT_THAT(turn, IsOk());
+  auto get = StartDirect();
+  ExpectWhole(*get);
+  EXPECT_EQ(counters().nccl_gets, 1u);
+  EXPECT_EQ(counters().direct_fallbacks, 0u);
+}
+
+TEST_F(DirectGetTest, LetsGoOfThePrefillWorkerOnceItBringsNoMore) {
+  scripted_.connection->scripts.clear();
+  ServeOverGrpc();
+  direct_holder_.calls->faults.failing_begin = 1 + 2 * 2;
+  PairDirectly();
+  auto get = StartDirect();
+  ASSERT_THAT(get->WaitForLayer(1), IsOk());
+  EXPECT_THAT(direct_holder_.Join(), StatusIs(absl::StatusCode::kUnavailable));
+  direct_holder_.stream->End(absl::UnavailableError("killed"));
+  EXPECT_GT(direct_.use_count(), 1);
+  ExpectWhole(*get);
+  EXPECT_EQ(direct_.use_count(), 1);
+}
+
 TEST_F(DirectGetTest, APrefillWorkerThatAnswersNoMoreIsAFallbackInTime) {
   PairDirectly();
   PairWithServer();
