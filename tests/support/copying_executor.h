@@ -22,14 +22,18 @@ class CopyingExecutor final : public PrefillExecutor {
                    const std::function<bool()>& cancelled,
                    const std::function<void(int)>& on_encoded,
                    const DeviceFrames& device_frames) override {
-    num_offered += device_frames != nullptr;
     const auto copy = [&](int layer) {
-      if (device_frames) Copy(sequence.layer_frames(layer), device_frames(layer));
+      if (device_frames) {
+        const KvSequence::LayerFrames to = device_frames(layer);
+        const bool is_offered = !to.table.empty() || !to.blocks.empty() || !to.window.empty();
+        num_offered += is_offered && layer == 0;
+        if (is_offered) Copy(sequence.layer_frames(layer), to);
+      }
       on_encoded(layer);
     };
     return inner_.Run(sequence, tokens, cancelled, copy, nullptr);
   }
-  int num_offered = 0;
+  int num_offered = 0;  // runs that had a place for frames
 
  private:
   static void Copy(const KvSequence::LayerFrames& from, const KvSequence::LayerFrames& to) {

@@ -25,7 +25,11 @@ class DirectStore::HoldOf final : public PairHold {
   };
   HoldOf(DirectStore* store, std::vector<uint64_t> offsets, std::vector<Part> parts)
       : store_(*store), offsets_(std::move(offsets)), parts_(std::move(parts)) {}
-  ~HoldOf() override { store_.EndHold(offsets_); }
+  ~HoldOf() override {
+    // The reader lost interest, or asked for something else.
+    if (!has_ended_) store_.metrics_.GetEnded(DirectGet::kShed);
+    store_.EndHold(offsets_);
+  }
 
   std::span<const LayerSpans> layers() override {
     if (!layers_.empty()) return layers_;
@@ -49,6 +53,7 @@ class DirectStore::HoldOf final : public PairHold {
   }
 
   void SendEnded(const absl::Status& status) override {
+    has_ended_ = true;
     store_.metrics_.GetEnded(status.ok() ? DirectGet::kHit : DirectGet::kShed);
     if (!status.ok()) return;
     uint64_t bytes = 0;
@@ -62,6 +67,7 @@ class DirectStore::HoldOf final : public PairHold {
   const std::vector<Part> parts_;
   std::vector<std::vector<DeviceSpan>> spans_;  // by layer
   std::vector<LayerSpans> layers_;
+  bool has_ended_ = false;
 };
 
 std::span<std::byte> DirectStore::Draft::frame(int object_index, int layer) const {
@@ -93,9 +99,10 @@ DirectStore::~DirectStore() {
   calls_->FreeDevice(arena_);
 }
 
-uint64_t DirectStore::FindGap(uint64_t bytes) const {
+uint64_t DirectStore::FindGap(uint64_t bytes, bool (*ignores)(const Extent&)) const {
   uint64_t end = 0;
   for (const auto& [offset, extent] : extents_) {
+    if (ignores != nullptr && ignores(extent)) continue;
     if (offset - end >= bytes) return end;
     end = offset + extent.bytes;
   }
@@ -105,7 +112,7 @@ uint64_t DirectStore::FindGap(uint64_t bytes) const {
 bool DirectStore::EvictOne() {
   auto oldest = extents_.end();
   for (auto it = extents_.begin(); it != extents_.end(); ++it) {
-    if (!it->second.is_kept || it->second.num_holds > 0) continue;
+    if (!CanEvict(it->second)) continue;
     if (oldest == extents_.end() || it->second.last_use < oldest->second.last_use) oldest = it;
   }
   if (oldest == extents_.end()) return false;
@@ -146,14 +153,12 @@ std::unique_ptr<DirectStore::Draft> DirectStore::Reserve(std::span<const uint64_
   {
     MutexLock lock(&mu_);
     // Nothing is evicted for what will not fit all the same.
-    if (bytes > capacity_bytes_) {
+    if (FindGap(bytes, &CanEvict) == capacity_bytes_) {
       metrics_.PromptEnded(DirectPrompt::kNoRoom);
       return nullptr;
     }
     while ((offset = FindGap(bytes)) == capacity_bytes_) {
-      if (EvictOne()) continue;
-      metrics_.PromptEnded(DirectPrompt::kNoRoom);
-      return nullptr;
+      PKV_CHECK(EvictOne(), bytes, " of ", capacity_bytes_);
     }
     Extent& extent = extents_[offset];
     extent.bytes = bytes;

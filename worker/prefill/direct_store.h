@@ -73,8 +73,8 @@ class DirectStore final : public PairSource {
     bool is_published_ = false;
   };
   // Room for objects of so many bytes a frame, multiples of 128, in the order in which a get names
-  // them. Takes it from the groups that were used least recently; null: those that are held or
-  // being filled leave no room.
+  // them. Takes it from the groups that were used least recently; null, and none is evicted: those
+  // that are held or being filled leave no room.
   std::unique_ptr<Draft> Reserve(std::span<const uint64_t> frame_bytes, int num_layers)
       ABSL_LOCKS_EXCLUDED(mu_);
   // Everything has been copied: what is found under these keys from now on. `objects` are sealed,
@@ -122,8 +122,10 @@ class DirectStore final : public PairSource {
   DirectStore(std::shared_ptr<PairCalls> calls, std::byte* arena, uint64_t capacity_bytes,
               DirectMetrics* metrics);
 
-  // Where `bytes` fit between the extents; capacity_bytes_: nowhere.
-  uint64_t FindGap(uint64_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static bool CanEvict(const Extent& extent) { return extent.is_kept && extent.num_holds == 0; }
+  // Where `bytes` fit between the extents, but for those that `ignores`; capacity_bytes_: nowhere.
+  uint64_t FindGap(uint64_t bytes, bool (*ignores)(const Extent&) = nullptr) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool EvictOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Nothing finds it any more; its memory goes with its last hold.
   void Drop(uint64_t offset, DirectEviction reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

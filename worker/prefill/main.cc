@@ -21,7 +21,8 @@ struct Worker {
         direct(std::move(handoff)),
         worker(&parts.model.host(), executor.get(), &parts.cluster, &parts.metrics,
                parts.on_failure,
-               {direct == nullptr ? nullptr : direct->store(), parts.flags.direct_address()}),
+               {direct == nullptr ? nullptr : direct->store(),
+                direct == nullptr ? "" : parts.flags.direct_address()}),
         limits(parts.flags.queue) {}
 
   const std::unique_ptr<pkv::PrefillExecutor> executor;

@@ -11,7 +11,8 @@
 
 namespace pkv {
 
-// Where the frames of a layer are to stand in the device's memory as well.
+// Where the frames of a layer are to stand in the device's memory as well; without frames: nowhere,
+// which it then says of every layer.
 using DeviceFrames = std::function<KvSequence::LayerFrames(int layer)>;
 
 // Computes and encodes prompts on some device, for a prefill worker. Thread-safe.
@@ -27,7 +28,8 @@ class PrefillExecutor {
   // while later layers are computed; that it takes long holds the computation back. `cancelled` may
   // be null; it is asked after each layer. `device_frames`, when not null (REQUIRES: the executor's
   // device is a GPU), names memory of the GPU into which frames are copied on their way; after OK
-  // they stand there.
+  // they stand there. It is asked layer by layer, from the first on, not before the prompt has its
+  // turn on the device: a prompt that waits takes no memory.
   //   Cancelled, OutOfRange, errors of the sequence's prefix
   //   Internal, without a prefix  the device failed: it computes nothing any more
   virtual absl::Status Run(KvSequence& sequence, std::span<const int32_t> tokens,

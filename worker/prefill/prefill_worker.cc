@@ -41,52 +41,56 @@ std::vector<const ObjectBuilder*> AllObjects(const KvSequence::MadeObjects& made
   return objects;
 }
 
-// What StartBlocks made of a sequence, on its way into a direct store.
+// What StartBlocks made of a sequence, on its way into a direct store. Thread-compatible.
 class DirectDraft {
  public:
-  // Null: there is no store, nothing was made, or the store has no room.
-  static std::unique_ptr<DirectDraft> Reserve(DirectStore* store, const KvSequence& sequence) {
-    const KvSequence::MadeObjects made = sequence.made_objects();
-    std::vector<uint64_t> frame_bytes;
-    for (const ObjectBuilder* object : AllObjects(made)) {
-      frame_bytes.push_back(object->frame(0).size());
-    }
-    if (store == nullptr || frame_bytes.empty()) return nullptr;
-    std::unique_ptr<DirectStore::Draft> draft =
-        store->Reserve(frame_bytes, sequence.config().shape.num_layers);
-    if (draft == nullptr) return nullptr;
-    return std::unique_ptr<DirectDraft>(new DirectDraft(store, std::move(draft), made));
+  // `store` null: none. It and the sequence outlive this.
+  DirectDraft(DirectStore* store, const KvSequence& sequence)
+      : store_(store),
+        made_(sequence.made_objects()),
+        num_layers_(sequence.config().shape.num_layers) {
+    if (AllObjects(made_).empty()) store_ = nullptr;
   }
 
-  // Valid until Publish().
-  DeviceFrames device_frames() const {
-    return [this](int layer) {
-      KvSequence::LayerFrames frames;
-      int next = 0;
-      if (has_table_) frames.table = draft_->frame(next++, layer);
-      for (int i = 0; i < num_blocks_; ++i) frames.blocks.push_back(draft_->frame(next++, layer));
-      if (has_window_) frames.window = draft_->frame(next, layer);
-      return frames;
-    };
+  // Null: there is no store, or nothing was made. Valid until Publish(). The first call takes room:
+  // earlier, a prompt that waits for the device would have those of others evicted.
+  DeviceFrames device_frames() {
+    if (store_ == nullptr) return nullptr;
+    return [this](int layer) { return FramesOf(layer); };
   }
-  // REQUIRES: the sequence's FinishBlocks has sealed what it made.
+  // There was room for it.
+  bool is_filled() const { return draft_ != nullptr; }
+  // REQUIRES: is_filled(), and the sequence's FinishBlocks has sealed what it made.
   void Publish(const KvSequence& sequence) {
-    store_.Publish(std::move(draft_), AllObjects(sequence.made_objects()));
+    store_->Publish(std::move(draft_), AllObjects(sequence.made_objects()));
   }
 
  private:
-  DirectDraft(DirectStore* store, std::unique_ptr<DirectStore::Draft> draft,
-              const KvSequence::MadeObjects& made)
-      : store_(*store),
-        draft_(std::move(draft)),
-        num_blocks_(static_cast<int>(made.blocks.size())),
-        has_table_(made.table != nullptr),
-        has_window_(made.window != nullptr) {}
+  KvSequence::LayerFrames FramesOf(int layer) {
+    if (!std::exchange(has_asked_, true)) Reserve();
+    KvSequence::LayerFrames frames;
+    if (draft_ == nullptr) return frames;
+    int next = 0;
+    if (made_.table != nullptr) frames.table = draft_->frame(next++, layer);
+    for (size_t i = 0; i < made_.blocks.size(); ++i) {
+      frames.blocks.push_back(draft_->frame(next++, layer));
+    }
+    if (made_.window != nullptr) frames.window = draft_->frame(next, layer);
+    return frames;
+  }
+  void Reserve() {
+    std::vector<uint64_t> frame_bytes;
+    for (const ObjectBuilder* object : AllObjects(made_)) {
+      frame_bytes.push_back(object->frame(0).size());
+    }
+    draft_ = store_->Reserve(frame_bytes, num_layers_);
+  }
 
-  DirectStore& store_;
+  DirectStore* store_;
+  const KvSequence::MadeObjects made_;
+  const int num_layers_;
+  bool has_asked_ = false;
   std::unique_ptr<DirectStore::Draft> draft_;
-  const int num_blocks_;
-  const bool has_table_, has_window_;
 };
 
 }  // namespace
@@ -393,13 +397,12 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   const int num_missing = job.num_blocks - sequence.num_blocks();
   PKV_RETURN_IF_ERROR(
       sequence.StartBlocks(num_missing, Phase::kPrefill, job.tokens, /*with_window=*/true));
-  const std::unique_ptr<DirectDraft> draft = DirectDraft::Reserve(direct_.store, sequence);
+  DirectDraft draft(direct_.store, sequence);
   job.put_stopwatch.reset();
   job.has_conflicts = false;
   absl::Status put_status;
   std::unique_ptr<PutStream> put;
-  PKV_RETURN_IF_ERROR(
-      Compute(job, draft == nullptr ? DeviceFrames() : draft->device_frames(), put, put_status));
+  PKV_RETURN_IF_ERROR(Compute(job, draft.device_frames(), put, put_status));
   std::optional<ErrorSample> sample =
       ErrorSample::Take(sequence, job.SampledLayer(host_.config().num_layers));
   PKV_RETURN_IF_ERROR(sequence.FinishBlocks());
@@ -412,8 +415,8 @@ absl::Status PrefillWorker::ComputeAndStore(Job& job) {
   if (job.put_stopwatch.has_value()) job.stats->set_put_seconds(job.put_stopwatch->Seconds());
   // What pkvd does not have can be fetched here all the same. But a chain beside the one that is
   // stored would be found by tickets of that one.
-  if (draft != nullptr && !job.has_conflicts) {
-    draft->Publish(sequence);
+  if (draft.is_filled() && !job.has_conflicts) {
+    draft.Publish(sequence);
     const ObjectBuilder* table = sequence.made_objects().table;
     if (table != nullptr) job.AddTable(table->header().id);
   }
@@ -460,14 +463,18 @@ absl::Status PrefillWorker::CommitAll(Job& job, PutStream& put) {
   for (const ObjectHeader& header : job.sequence->block_headers())
     cache_bytes += header.object_bytes;
   job.stats->set_cache_bytes(cache_bytes);
+  absl::Status failed;
   for (size_t i = 0; i < builders.size(); ++i) {
     if (outcomes[i].stored) put_bytes += builders[i]->bytes().size();
     // Another prefill of the same prefix was first. Its block serves as well.
-    job.has_conflicts |= absl::IsAlreadyExists(outcomes[i].status);
-    if (!outcomes[i].status.ok() && !absl::IsAlreadyExists(outcomes[i].status)) {
-      return outcomes[i].status;
+    if (absl::IsAlreadyExists(outcomes[i].status)) {
+      job.has_conflicts = true;
+    } else {
+      failed.Update(outcomes[i].status);
     }
   }
+  // Not before all are seen: a conflict behind the first error is one, too.
+  PKV_RETURN_IF_ERROR(failed);
   job.stats->set_put_bytes(put_bytes);
   return job.has_conflicts && job.params.encoding.has_patterns ? AdoptStoredChain(job)
                                                                : absl::OkStatus();

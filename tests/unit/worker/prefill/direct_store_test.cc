@@ -244,6 +244,28 @@ TEST_F(DirectStoreTest, APromptThatIsTooLargeEvictsNothing) {
   EXPECT_TRUE(Has(1));
 }
 
+// However much is evicted, what is held leaves no piece that is large enough.
+TEST_F(DirectStoreTest, APromptThatWhatIsHeldLeavesNoRoomForEvictsNothing) {
+  Start(4 * kWindowBytes);
+  for (const uint64_t id : {1, 2, 3, 4}) ASSERT_TRUE(KeepWindow(id));
+  const auto second = HoldWindow(2), fourth = HoldWindow(4);
+  Made made;
+  made.push_back(Window(5));
+  made.push_back(Window(6));
+  EXPECT_FALSE(Keep(made));
+  EXPECT_TRUE(Has(1) && Has(3));
+  EXPECT_EQ(Metric("pkv_direct_evictions_total"), 0);
+}
+
+TEST_F(DirectStoreTest, AFetchThatIsNotSentIsCounted) {
+  Start(kWindowBytes);
+  ASSERT_TRUE(KeepWindow(1));
+  HoldWindow(1).reset();
+  EXPECT_EQ(Metric("pkv_direct_gets_total", {{"result", "shed"}}), 1);
+  HoldWindow(1)->SendEnded(absl::OkStatus());
+  EXPECT_EQ(Metric("pkv_direct_gets_total", {{"result", "shed"}}), 1);
+}
+
 TEST_F(DirectStoreTest, TheNewestOfAKeyIsFoundAndTheOlderGoesLater) {
   Start(2 * kWindowBytes);
   ASSERT_TRUE(KeepWindow(1, 7));

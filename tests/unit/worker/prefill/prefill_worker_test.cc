@@ -485,9 +485,33 @@ TEST_F(PrefillDirectTest, AChainBesideTheStoredOneIsNotKept) {
   EXPECT_EQ(MetricSum(registry_, "pkv_direct_resident_bytes"), 0);
 }
 
+// Of several outcomes the first error is not the only one that counts.
+TEST_F(PrefillDirectTest, AChainBesideTheStoredOneIsNotKeptWhateverFailsBeforeItsConflict) {
+  Start();
+  const std::vector<int32_t> prompt = RandomPrompt(44, 300);
+  cache_.Refuse(BlockKey(prompt, 0, "pkv2"), absl::ResourceExhaustedError("full"));
+  cache_.Refuse(BlockKey(prompt, 1, "pkv2"), absl::AlreadyExistsError("another chain"));
+  EXPECT_EQ(Run(prompt).direct_server(), "");
+  EXPECT_EQ(MetricSum(registry_, "pkv_direct_resident_bytes"), 0);
+}
+
+// One that does not get to its first layer, as when it waits for the device's turn.
+TEST_F(PrefillDirectTest, APromptThatHasNotBegunTakesNoRoomFromOthers) {
+  Start();
+  const std::vector<int32_t> prompt = RandomPrompt(46, 300);
+  Run(prompt);
+  const double bytes = MetricSum(registry_, "pkv_direct_resident_bytes");
+  Start(static_cast<uint64_t>(1.5 * bytes));
+  Run(prompt, /*ignore_cache=*/true);
+  EXPECT_THAT(worker_->Prefill(MakePrefill(RandomPrompt(47, 300), "pkv2"), [] { return true; }),
+              StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(Run(prompt).direct_server(), "10.0.0.7:7441");
+}
+
 TEST_F(PrefillDirectTest, APrefillThatIsCancelledGivesItsMemoryBack) {
   Start();
-  EXPECT_THAT(worker_->Prefill(MakePrefill(RandomPrompt(45, 300), "pkv2"), [] { return true; }),
+  EXPECT_THAT(worker_->Prefill(MakePrefill(RandomPrompt(45, 300), "pkv2"),
+                               [asked = 0]() mutable { return ++asked > 1; }),
               StatusIs(absl::StatusCode::kCancelled));
   EXPECT_EQ(MetricSum(registry_, "pkv_direct_resident_bytes"), 0);
 }
