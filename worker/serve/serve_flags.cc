@@ -32,6 +32,10 @@ bool TakesDeviceFrames(const WorkerRole& role, const ServeFlags& flags) {
   return role.takes_device_frames && flags.model.device == "cuda";
 }
 
+const std::string& AdvertisedAddress(const ServeFlags& flags) {
+  return flags.direct_advertise.empty() ? flags.server.listen : flags.direct_advertise;
+}
+
 // The GPU that frames may come to, of a worker that takes them there; none where NCCL is missing
 // and not asked for. REQUIRES: `flags` are checked.
 absl::StatusOr<std::optional<NcclPort>> OpenGpu(const WorkerRole& role, const ServeFlags& flags,
@@ -46,6 +50,12 @@ absl::StatusOr<std::optional<NcclPort>> OpenGpu(const WorkerRole& role, const Se
 }
 
 }  // namespace
+
+std::string ServeFlags::direct_address() const {
+  absl::StatusOr<std::string> spelled = SpellDirectAddress(AdvertisedAddress(*this));
+  PKV_CHECK(spelled.ok(), spelled.status().ToString());
+  return *std::move(spelled);
+}
 
 void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
   table.AddPath({.name = "model", .help = "Hugging Face directory of a Llama-family model"},
@@ -113,10 +123,11 @@ void DeclarePrefillOptions(OptionTable& table, ServeFlags& flags) {
                  .help = "cuda: device memory for the newest prompts, which decode workers then "
                          "fetch from this GPU over NCCL; 0: none"},
                 flags.direct_memory, {.min = 0, .max = uint64_t{1} << 40});
-  table.AddText({.name = "direct-advertise",
-                 .help = "host:port by which decode workers reach this one for that; empty: "
-                         "--listen"},
-                flags.direct_advertise);
+  table.AddText(
+      {.name = "direct-advertise",
+       .help = "host:port by which decode workers reach this one for that, IPv6 in brackets; "
+               "empty: --listen"},
+      flags.direct_advertise);
 }
 
 void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags) {
@@ -134,28 +145,35 @@ void DeclareDecodeOptions(OptionTable& table, ServeFlags& flags) {
                    .help = "compute a layer as soon as its part of the prefix is here, rather than "
                            "when all layers are"},
                   flags.layer_streaming);
-  table.AddText({.name = "direct-from",
-                 .help = "cuda: prefill workers, name:port,..., whose GPUs may be asked for a "
-                         "prompt before the cache is; a name stands for all that it resolves to; "
-                         "empty: none"},
-                flags.direct_from);
+  table.AddText(
+      {.name = "direct-from",
+       .help = "cuda, --transport auto: prefill workers, name:port,..., whose GPUs may be "
+               "asked for a prompt before the cache is; a name stands for all that it resolves to; "
+               "empty: none"},
+      flags.direct_from);
 }
 
 namespace {
 
 absl::Status CheckDirectMemory(const ServeFlags& flags) {
-  if (flags.direct_memory == 0) return absl::OkStatus();
+  if (flags.direct_memory == 0) {
+    if (flags.direct_advertise.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("--direct-advertise ", flags.direct_advertise, " needs --direct-memory"));
+  }
   if (flags.model.device != "cuda") {
     return absl::InvalidArgumentError(absl::StrCat("--direct-memory ", flags.direct_memory,
                                                    ": a worker on --device ", flags.model.device,
                                                    " has no prompts in a GPU's memory"));
   }
-  const std::string& address = flags.direct_address();
-  const absl::StatusOr<bool> is_wildcard = IsWildcard(address);
-  if (is_wildcard.ok() && !*is_wildcard) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--direct-memory: decode workers cannot reach '", address,
-                   "': give a host and port of this worker with --direct-advertise"));
+  const std::string& address = AdvertisedAddress(flags);
+  // Checked as --direct-from is, with which it is compared.
+  const absl::StatusOr<std::string> spelled = SpellDirectAddress(address);
+  const absl::StatusOr<bool> is_wildcard = IsWildcard(spelled.ok() ? *spelled : address);
+  if (spelled.ok() && is_wildcard.ok() && !*is_wildcard) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--direct-memory: decode workers cannot reach '", address,
+      "': give a host and port of this worker with --direct-advertise, IPv6 in brackets"));
 }
 
 absl::Status CheckDirectFromFlag(const WorkerRole& role, const ServeFlags& flags) {
@@ -164,10 +182,11 @@ absl::Status CheckDirectFromFlag(const WorkerRole& role, const ServeFlags& flags
   if (!named.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("--direct-from: ", named.message()));
   }
-  const bool is_possible = flags.transport == "auto" || flags.transport == "nccl";
-  if (TakesDeviceFrames(role, flags) && is_possible) return absl::OkStatus();
+  // With nccl what a prefill worker's GPU began and did not finish would fail: only gRPC brings a
+  // prefix from its first missing layer on.
+  if (TakesDeviceFrames(role, flags) && flags.transport == "auto") return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("--direct-from needs --device cuda and --transport auto or nccl, not --device ",
+      absl::StrCat("--direct-from needs --device cuda and --transport auto, not --device ",
                    flags.model.device, " and --transport ", flags.transport));
 }
 

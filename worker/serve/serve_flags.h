@@ -43,9 +43,8 @@ struct ServeFlags {
   uint64_t direct_memory = 0;  // 0: none
   std::string direct_advertise;
 
-  const std::string& direct_address() const {
-    return direct_advertise.empty() ? server.listen : direct_advertise;
-  }
+  // For tickets, SpellDirectAddress(). REQUIRES: direct_memory, and the flags are checked.
+  std::string direct_address() const;
 };
 
 // Declare options, those of both roles and those of one.

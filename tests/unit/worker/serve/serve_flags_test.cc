@@ -173,8 +173,28 @@ TEST_F(ServeFlagsTest, OffersPromptsDirectlyOnlyFromAGpuAndByAnAddressThatCanBeD
     EXPECT_EQ(flags_.direct_address(), "10.0.0.7:7441");
     flags_.direct_advertise = "";
   }
-  flags_.direct_advertise = "0.0.0.0:7441";
-  EXPECT_THAT(CheckServeFlags(kPrefill, flags_), is_wrong);
+  for (const char* none :
+       {"0.0.0.0:7441", "[0:0:0:0:0:0:0:0]:7441", "fd00::7:7441", "[fd00::7:7441", "10.0.0.7:07441",
+        "10.0.0.7:+7441", "10.0.0.7: 7441", "10.0.0.7", "a:1,b:1"}) {
+    flags_.direct_advertise = none;
+    EXPECT_THAT(CheckServeFlags(kPrefill, flags_), is_wrong) << none;
+  }
+}
+
+TEST_F(ServeFlagsTest, TicketsHaveTheSpellingOfAnAddressThatDecodeWorkersCompareWith) {
+  flags_.direct_advertise = "[FD00:0:0::7]:7441";
+  EXPECT_EQ(flags_.direct_address(), "[fd00::7]:7441");
+  flags_.direct_advertise = "prefill-0.prefill:7441";
+  EXPECT_EQ(flags_.direct_address(), "prefill-0.prefill:7441");
+}
+
+TEST_F(ServeFlagsTest, AdvertisesNothingWithoutMemoryForIt) {
+  flags_.model.model = "m";
+  flags_.server.listen = "127.0.0.1:7441";
+  flags_.direct_advertise = "10.0.0.7:7441";
+  EXPECT_THAT(
+      CheckServeFlags(kPrefill, flags_),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--direct-advertise 10.0.0.7:7441")));
 }
 
 TEST_F(ServeFlagsTest, AsksPrefillWorkersOnlyForFramesThatComeToAGpu) {
@@ -189,7 +209,8 @@ TEST_F(ServeFlagsTest, AsksPrefillWorkersOnlyForFramesThatComeToAGpu) {
   flags_.transport = "shm";
   EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong);
   flags_.transport = "nccl";
-  EXPECT_THAT(CheckServeFlags(kDecode, flags_), IsOk());
+  EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong) << "nothing would finish what breaks";
+  flags_.transport = "auto";
   flags_.direct_from = "prefill";
   EXPECT_THAT(CheckServeFlags(kDecode, flags_), is_wrong);
 }
