@@ -62,6 +62,7 @@ absl::StatusOr<LookupResult> ToLookupResult(const v1::LookupResponse& response, 
   result.variant_index = static_cast<int>(response.variant_index());
   result.num_blocks = static_cast<int>(response.num_blocks());
   result.bytes = response.bytes();
+  result.ssd_bytes = std::min(response.ssd_bytes(), response.bytes());
   for (const std::string& id : response.table_ids()) {
     const absl::StatusOr<Digest> table = Digest::FromBytes(id);
     if (!table.ok()) {
@@ -277,6 +278,9 @@ absl::StatusOr<ServerStats> CacheClientImpl::Stats() {
   stats.reserved_bytes = response.reserved_bytes();
   stats.num_objects = response.num_objects();
   stats.num_evictions = response.num_evictions();
+  stats.ssd_capacity_bytes = response.ssd_capacity_bytes();
+  stats.ssd_resident_bytes = response.ssd_resident_bytes();
+  stats.ssd_objects = response.ssd_objects();
   stats.draining = response.draining();
   stats.version = response.version();
   return stats;

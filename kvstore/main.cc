@@ -52,6 +52,23 @@ void DeclareShm(OptionTable& table, CacheServerOptions& server) {
                     server.shm_pin_age, {.min = absl::Milliseconds(100)});
 }
 
+void DeclareSsd(OptionTable& table, CacheServerOptions& server) {
+  table.AddPath({.name = "ssd-dir",
+                 .help = "folder for objects that memory has no room for, of this pkvd alone; "
+                         "empty: none"},
+                server.ssd_dir);
+  table.AddSize({.name = "ssd-capacity", .help = "disk space for them; goes with --ssd-dir"},
+                server.ssd_capacity_bytes, {});
+  table.AddChoice<bool>({.name = "ssd-admit",
+                         .help = "what is written there: all blocks, or those found since they "
+                                 "were put"},
+                        server.ssd_reused_only, {{"all", false}, {"reused", true}});
+  table.AddDuration({.name = "ssd-read-timeout",
+                     .help = "longest that a get waits for the disk; what has not come by then is "
+                             "a miss; below --stall-timeout"},
+                    server.ssd_read_timeout, {.min = absl::Milliseconds(10)});
+}
+
 void DeclareNccl(OptionTable& table, Settings& settings) {
   table.AddInteger({.name = "nccl-device",
                     .help = "CUDA device that sends blocks to decode workers' GPUs over NCCL; pins "
@@ -87,6 +104,7 @@ void Declare(OptionTable& table, Settings& settings) {
                            "authentication"},
                   server.allow_insecure_remote);
   DeclareShm(table, server);
+  DeclareSsd(table, server);
   DeclareNccl(table, settings);
 }
 
@@ -108,6 +126,10 @@ void LogSettings(const Settings& settings, const CacheServer& server) {
        {"shm_max_pinned", settings.server.shm_pinned_bytes},
        {"shm_silence", DurationText(settings.server.shm_silence)},
        {"shm_pin_age", DurationText(settings.server.shm_pin_age)},
+       {"ssd_dir", settings.server.ssd_dir},
+       {"ssd_capacity_bytes", settings.server.ssd_capacity_bytes},
+       {"ssd_admit", settings.server.ssd_reused_only ? "reused" : "all"},
+       {"ssd_read_timeout", DurationText(settings.server.ssd_read_timeout)},
        {"nccl_device", settings.nccl_device},
        {"reflection", settings.server.reflection ? "on" : "off"},
        {"insecure_remote", settings.server.allow_insecure_remote ? "allowed" : "refused"}});

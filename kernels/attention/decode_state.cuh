@@ -21,9 +21,6 @@ struct WarpState {
 
   int lane, g, q;
   int num_v_patterns = 0;
-  // Shared address of the weights of V patterns from kRegisterPatterns on, fp32 [id][head]; a lane
-  // owns the rows and heads of an mma's sums.
-  uint32_t many = 0;
   uint32_t query;                   // shared address of this lane's row, B of the scores
   float score_unit[C::kLaneHeads];  // what a score of 1 is in log2
   float reference[C::kLaneHeads];   // in log2
@@ -37,6 +34,7 @@ struct WarpState {
   __device__ __forceinline__ explicit WarpState(int lane_index)
       : lane(lane_index), g(lane_index >> 2), q(lane_index & 3) {}
 
+  // REQUIRES: query is there.
   __device__ __forceinline__ void Clear() {
 #pragma unroll
     for (int h = 0; h < C::kLaneHeads; ++h) reference[h] = kLowest;
@@ -52,8 +50,15 @@ struct WarpState {
     ScaleMany(none);
   }
 
+  // Shared address of the warp's queries.
+  __device__ __forceinline__ uint32_t queries() const {
+    return query - g / (C::kWide ? 1 : 2) * C::kQueryStride * 2;
+  }
+  // Of the weights of V patterns from kRegisterPatterns on, fp32 [id][head], behind the warp's
+  // other memory; a lane owns the rows and heads of an mma's sums.
   __device__ __forceinline__ uint32_t ManyAddress(int id, int lane_head) const {
-    return many + (id * C::kHeads + q * C::kLaneHeads + lane_head) * 4;
+    return queries() + C::kWarpBytes - C::kQueriesAt +
+           (id * C::kHeads + q * C::kLaneHeads + lane_head) * 4;
   }
   // 0 clears, whatever was there.
   __device__ __forceinline__ void ScaleMany(const float (&factor)[C::kLaneHeads]) {
@@ -70,7 +75,7 @@ struct WarpState {
   // Takes 10 bits off the queries: products with scales from 64 on would not be finite.
   __device__ void ShrinkQueries() {
     __syncwarp();
-    const uint32_t row = query - g / (C::kWide ? 1 : 2) * C::kQueryStride * 2;
+    const uint32_t row = queries();
 #pragma unroll 1
     for (int i = lane; i < C::kHeads * C::kQueryStride / 2; i += 32) {
       ptx::StoreShared32(row + 4 * i,

@@ -74,7 +74,7 @@ class DecodeWarp {
 #pragma unroll 1
     for (bool is_first = true, goes_on = true; goes_on; is_first = false) {
       int left;
-      bool rotates, turns;
+      bool rotates;
       {
         const ItemRange item = {consumed(), {}};
         const int stop = min(item.end(), memory_.Feed(warp_).end);
@@ -86,7 +86,6 @@ class DecodeWarp {
         left = until - unit;
         unit = until;
         goes_on = until < stop;
-        turns = is_rotated() && item.IsRotated() && (goes_on || !rotates);
       }
 #pragma unroll 1
       for (; left > 0; --left) {
@@ -94,7 +93,7 @@ class DecodeWarp {
         ++n;
       }
       state.AddZeros(launch_.v_groups);
-      if (turns) state.RotateOut();
+      if (is_rotated() && (goes_on || !rotates) && consumed().item.blocks > 0) state.RotateOut();
     }
     return FinishItem(state);
   }
@@ -108,11 +107,7 @@ class DecodeWarp {
     const auto rows =
         query.Load(at.request * launch_.num_qo_heads + at.kv_head * launch_.heads_per_kv);
     PatternRows patterns = PatternsOf<C>(launch_, at);
-    if (is_first) {
-      state.num_v_patterns = patterns.num_v;
-      state.many = ring().warp + C::kWarpBytes;
-      state.Clear();
-    }
+    if (is_first) state.num_v_patterns = patterns.num_v;
     if (!has_blocks) patterns.num_k = 0;
     if constexpr (C::kHasCodes) {
       auto tile = query.LoadPatterns(state, patterns, 0);
@@ -123,13 +118,14 @@ class DecodeWarp {
       for (int i = 0; 16 * i < patterns.num_k; ++i) {
         query.ScorePatterns(state, tile, i);
         tile = next;
-        next = query.LoadPatterns(state, patterns, i + 2);
+        if (16 * (i + 2) < patterns.num_k) next = query.LoadPatterns(state, patterns, i + 2);
       }
       query.ClearRaw();
     } else {
       if (!has_started_) StartFeed();
       query.Prepare(rows, rotates, state);
     }
+    if (is_first) state.Clear();
   }
 
   __device__ __forceinline__ void RunUnit(WarpState<C>& state, unsigned n) {

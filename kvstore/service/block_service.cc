@@ -1,6 +1,7 @@
 #include "kvstore/service/block_service.h"
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -63,6 +64,7 @@ absl::Status Lookup(const ServiceParts& parts, const v1::LookupRequest& request,
   response.set_variant_index(static_cast<uint32_t>(match.variant_index));
   response.set_num_blocks(static_cast<uint32_t>(match.num_blocks));
   response.set_bytes(match.bytes);
+  response.set_ssd_bytes(match.ssd_bytes);
   for (const Digest& id : match.table_ids) response.add_table_ids(id.bytes.data(), id.bytes.size());
   for (const int count : match.blocks_per_variant) {
     response.add_blocks_per_variant(static_cast<uint32_t>(count));
@@ -72,9 +74,8 @@ absl::Status Lookup(const ServiceParts& parts, const v1::LookupRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status Stat(const ServiceParts& parts, const v1::StatRequest& request,
+absl::Status Stat(const ServiceParts& parts, std::span<const ObjectKey> keys,
                   v1::StatResponse& response) {
-  PKV_ASSIGN_OR_RETURN(const std::vector<ObjectKey> keys, ParseKeys(parts, request.objects()));
   uint64_t heads_bytes = 0;
   for (const ObjectKey& key : keys) {
     v1::ObjectInfo* info = response.add_objects();
@@ -124,6 +125,32 @@ grpc::ServerUnaryReactor* Serve(const ServiceParts& parts, RpcMethod method,
   return reactor;
 }
 
+// Of what is on disk the heads are there as well: whoever asks for them is about to read the rest.
+grpc::ServerUnaryReactor* ServeStat(const ServiceParts& parts, grpc::CallbackServerContext* context,
+                                    const v1::StatRequest& request, v1::StatResponse* response) {
+  RpcCall call(parts, RpcMethod::kStat);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  auto finish = [call, reactor](const absl::Status& status) mutable {
+    call.End(status.code());
+    reactor->Finish(ToGrpc(status));
+  };
+  absl::Status status = RequireDeadline(parts, *context);
+  absl::StatusOr<std::vector<ObjectKey>> keys = ParseKeys(parts, request.objects());
+  if (status.ok()) status = keys.status();
+  if (!status.ok()) {
+    finish(status);
+  } else if (!parts.disk.IsNeeded(*keys)) {
+    finish(Stat(parts, *keys, *response));
+  } else {
+    const absl::Duration patience = PageInPatience(parts, *context);
+    parts.disk.pager->Fetch(*keys, patience,
+                            [parts, keys = *keys, response, finish](const Pager::Result&) mutable {
+                              finish(Stat(parts, keys, *response));
+                            });
+  }
+  return reactor;
+}
+
 using BlockServiceBase = v1::Block::WithRawCallbackMethod_Get<v1::Block::WithRawCallbackMethod_Put<
     v1::Block::WithCallbackMethod_Lookup<v1::Block::WithCallbackMethod_Stat<
         v1::Block::WithCallbackMethod_Delete<v1::Block::Service>>>>>;
@@ -141,8 +168,7 @@ class BlockService : public BlockServiceBase {
   grpc::ServerUnaryReactor* Stat(grpc::CallbackServerContext* context,
                                  const v1::StatRequest* request,
                                  v1::StatResponse* response) override {
-    return Serve(parts_, RpcMethod::kStat, context,
-                 [&] { return pkv::Stat(parts_, *request, *response); });
+    return ServeStat(parts_, context, *request, response);
   }
   grpc::ServerUnaryReactor* Delete(grpc::CallbackServerContext* context,
                                    const v1::DeleteRequest* request,
@@ -178,6 +204,12 @@ class AdminService : public v1::Admin::CallbackService {
       response->set_reserved_bytes(stats.reserved_bytes);
       response->set_num_objects(stats.num_objects);
       response->set_num_evictions(stats.num_evictions);
+      if (parts_.log != nullptr) {
+        const LogStats ssd = parts_.log->stats();
+        response->set_ssd_capacity_bytes(ssd.capacity_bytes);
+        response->set_ssd_resident_bytes(ssd.resident_bytes);
+        response->set_ssd_objects(ssd.num_objects);
+      }
       response->set_draining(parts_.draining->load());
       response->set_version(BuildVersion());
       return absl::OkStatus();

@@ -4,21 +4,27 @@
 #include <grpcpp/grpcpp.h>
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <random>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kvstore/disk/posix_disk.h"
+#include "kvstore/disk/segment_log.h"
 #include "kvstore/service/block_service.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/service/shm_server.h"
 #include "kvstore/service/stall_watchdog.h"
 #include "kvstore/service/store_pair_source.h"
 #include "kvstore/store/block_store.h"
+#include "kvstore/store/demoter.h"
 #include "kvstore/store/lru.h"
+#include "kvstore/store/pager.h"
 #include "kvstore/store/slab_arena.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
@@ -77,6 +83,44 @@ absl::Status CheckShm(const CacheServerOptions& options) {
   return absl::OkStatus();
 }
 
+// In use, from where on room is made on disk, and until there is some again. What is between the
+// first and all is for puts that come faster than the disk writes.
+constexpr double kCrowdedPart = 0.90;
+constexpr double kRelaxedPart = 0.85;
+
+// Readers over shm and nccl wait two seconds for an answer, and give up what they asked over if it
+// is late.
+constexpr absl::Duration kHandoffPatience = absl::Milliseconds(1500);
+
+uint64_t PartOf(uint64_t bytes, double part) {
+  return static_cast<uint64_t>(static_cast<double>(bytes) * part);
+}
+
+absl::Status CheckSsd(const CacheServerOptions& options) {
+  if (options.ssd_dir.empty() != (options.ssd_capacity_bytes == 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("ssd: folder \"", options.ssd_dir,
+                                                   "\" and capacity ", options.ssd_capacity_bytes,
+                                                   " go together: set both or none"));
+  }
+  if (options.ssd_dir.empty()) return absl::OkStatus();
+  if (options.ssd_capacity_bytes < kLogBytesMin) {
+    return absl::InvalidArgumentError(absl::StrCat("ssd: capacity ", options.ssd_capacity_bytes,
+                                                   " bytes is below ", kLogBytesMin));
+  }
+  if (options.ssd_read_timeout < absl::Milliseconds(10) ||
+      options.ssd_read_timeout >= options.stall_timeout) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "ssd: read timeout ", absl::FormatDuration(options.ssd_read_timeout), " not in [10ms, ",
+        absl::FormatDuration(options.stall_timeout), "), the stall timeout"));
+  }
+  return absl::OkStatus();
+}
+
+uint64_t DrawSalt() {
+  std::random_device random;
+  return uint64_t{random()} << 32 | random();
+}
+
 class CacheServerImpl : public CacheServer {
  public:
   explicit CacheServerImpl(const CacheServerOptions& options)
@@ -95,6 +139,8 @@ class CacheServerImpl : public CacheServer {
     if (shm_ != nullptr) shm_->Stop();
     nccl_.reset();
     pair_source_.reset();
+    demoter_.reset();
+    pager_.reset();
     AwaitLastSlices();
   }
 
@@ -102,14 +148,21 @@ class CacheServerImpl : public CacheServer {
     if (!options_.health_listen.empty()) {
       PKV_ASSIGN_OR_RETURN(health_, HealthServer::Start(options_.health_listen));
     }
-    PKV_ASSIGN_OR_RETURN(store_, BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
-                                                     .clock = Clock::Real(),
-                                                     .observer = &metrics_,
-                                                     .policy = std::make_unique<Lru>()}));
+    PKV_RETURN_IF_ERROR(OpenLog());
+    PKV_ASSIGN_OR_RETURN(
+        store_,
+        BlockStore::Create({.capacity_bytes = options_.capacity_bytes,
+                            .clock = Clock::Real(),
+                            .observer = &metrics_,
+                            .policy = std::make_unique<Lru>(),
+                            .log = log_.get(),
+                            .crowded_bytes = PartOf(options_.capacity_bytes, kCrowdedPart)}));
+    StartTiers();
     // Takes up to minutes, in which a client that finds no listener goes elsewhere at once.
     if (options_.nccl != nullptr) {
-      PKV_ASSIGN_OR_RETURN(pair_source_, StorePairSource::Make(options_.nccl->calls, store_.get(),
-                                                               &metrics_, Clock::Real()));
+      PKV_ASSIGN_OR_RETURN(pair_source_,
+                           StorePairSource::Make(options_.nccl->calls, store_.get(),
+                                                 PageInForHandoff(), &metrics_, Clock::Real()));
       PKV_ASSIGN_OR_RETURN(nccl_,
                            NcclServer::Make({}, *options_.nccl, pair_source_.get(), Clock::Real()));
     }
@@ -137,11 +190,65 @@ class CacheServerImpl : public CacheServer {
     listener_->Stop();
     if (shm_ != nullptr) shm_->StopListening();
     if (nccl_ != nullptr) nccl_->Stop();
+    std::thread writer;
+    if (demoter_ != nullptr) {
+      writer = std::thread(
+          [this, end = Clock::Real()->MonotonicNow() + grace] { demoter_->WriteAll(end); });
+    }
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
+    if (writer.joinable()) writer.join();
   }
 
  private:
+  // Reads every record's head: seconds for a large disk.
+  absl::Status OpenLog() {
+    if (options_.ssd_dir.empty()) return absl::OkStatus();
+    const absl::Time begin = Clock::Real()->MonotonicNow();
+    absl::StatusOr<std::unique_ptr<Disk>> disk = OpenPosixDisk(options_.ssd_dir);
+    if (!disk.ok()) return Named(disk.status());
+    disk_ = *std::move(disk);
+    absl::StatusOr<std::unique_ptr<SegmentLog>> log =
+        SegmentLog::Open({.disk = disk_.get(),
+                          .capacity_bytes = options_.ssd_capacity_bytes,
+                          .salt = DrawSalt(),
+                          .clock = Clock::Real(),
+                          .observer = &metrics_});
+    if (!log.ok()) return Named(log.status());
+    log_ = *std::move(log);
+    const LogStats found = log_->stats();
+    const double seconds = absl::ToDoubleSeconds(Clock::Real()->MonotonicNow() - begin);
+    Log(LogLevel::kInfo, "ssd: opened",
+        {{"objects", found.num_objects},
+         {"segments", found.num_segments},
+         {"bytes", found.resident_bytes},
+         {"damaged", found.num_damaged},
+         {"seconds", seconds}});
+    return absl::OkStatus();
+  }
+
+  absl::Status Named(const absl::Status& status) const {
+    return absl::Status(status.code(),
+                        absl::StrCat("ssd ", options_.ssd_dir, ": ", status.message()));
+  }
+
+  void StartTiers() {
+    if (log_ == nullptr) return;
+    pager_ = std::make_unique<Pager>(
+        Pager::Options{.store = store_.get(), .log = log_.get(), .clock = Clock::Real()});
+    demoter_ = std::make_unique<Demoter>(
+        Demoter::Options{.store = store_.get(),
+                         .log = log_.get(),
+                         .clock = Clock::Real(),
+                         .relaxed_bytes = PartOf(options_.capacity_bytes, kRelaxedPart),
+                         .reused_only = options_.ssd_reused_only});
+  }
+
+  PageInSource PageIn() const { return {pager_.get(), options_.ssd_read_timeout}; }
+  PageInSource PageInForHandoff() const {
+    return {pager_.get(), std::min(options_.ssd_read_timeout, kHandoffPatience)};
+  }
+
   void SetReady(bool ready) {
     SetHealth(*server_, ready);
     if (health_ != nullptr) health_->SetReady(ready);
@@ -168,7 +275,7 @@ class CacheServerImpl : public CacheServer {
           absl::StrCat("serve metrics on ", options_.metrics_listen, ": ", error.what()));
     }
     metrics_port_ = exposer_->GetListeningPorts().at(0);
-    store_collector_ = std::make_shared<StoreCollector>(store_.get());
+    store_collector_ = std::make_shared<StoreCollector>(store_.get(), log_.get());
     process_collector_ = std::make_shared<ProcessCollector>();
     exposer_->RegisterCollectable(registry_);
     exposer_->RegisterCollectable(store_collector_);
@@ -179,7 +286,8 @@ class CacheServerImpl : public CacheServer {
   absl::Status StartShm() {
     if (options_.shm_socket.empty()) return absl::OkStatus();
     const uint64_t capacity_bytes = store_->stats().capacity_bytes;
-    ShmServerOptions shm{.path = options_.shm_socket, .any_user = options_.shm_any_user};
+    ShmServerOptions shm{
+        .path = options_.shm_socket, .any_user = options_.shm_any_user, .disk = PageInForHandoff()};
     shm.limits.connection_pinned_bytes =
         options_.shm_pinned_bytes == 0 ? capacity_bytes / 2 : options_.shm_pinned_bytes;
     const uint64_t rest_bytes = capacity_bytes - shm.limits.connection_pinned_bytes;
@@ -207,6 +315,8 @@ class CacheServerImpl : public CacheServer {
 
   absl::Status StartGrpc() {
     const ServiceParts parts{.store = store_.get(),
+                             .log = log_.get(),
+                             .disk = PageIn(),
                              .metrics = &metrics_,
                              .watchdog = &watchdog_,
                              .clock = Clock::Real(),
@@ -241,7 +351,11 @@ class CacheServerImpl : public CacheServer {
   ReloadMetrics reload_metrics_;
   StallWatchdog watchdog_;
   std::unique_ptr<HealthServer> health_;  // null: none
+  std::unique_ptr<Disk> disk_;            // null, with the next one: none
+  std::unique_ptr<SegmentLog> log_;
   std::unique_ptr<BlockStore> store_;
+  std::unique_ptr<Pager> pager_;  // null, with the next one: no disk
+  std::unique_ptr<Demoter> demoter_;
   std::unique_ptr<ShmServer> shm_;
   std::unique_ptr<StorePairSource> pair_source_;
   std::unique_ptr<NcclServer> nccl_;
@@ -279,6 +393,7 @@ absl::Status CacheServer::Check(const CacheServerOptions& options) {
   if (!options.metrics_listen.empty()) {
     PKV_RETURN_IF_ERROR(CheckMetricsAddress(options.metrics_listen));
   }
+  PKV_RETURN_IF_ERROR(CheckSsd(options));
   return options.shm_socket.empty() ? absl::OkStatus() : CheckShm(options);
 }
 

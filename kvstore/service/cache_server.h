@@ -30,6 +30,14 @@ struct CacheServerOptions {
   uint64_t shm_pinned_bytes = 0;
   absl::Duration shm_silence = absl::Seconds(30);  // a reader that does not renew loses its pins
   absl::Duration shm_pin_age = absl::Hours(1);     // of one pin
+  // Where objects go that memory has no room for, and from where they come back: a folder of this
+  // process alone. Empty: nowhere. Both or none.
+  std::string ssd_dir = {};
+  uint64_t ssd_capacity_bytes = 0;
+  bool ssd_reused_only = false;  // write only what was found since it was put
+  // Longest that a get waits for the disk; what is not in memory by then is a miss. Over shm and
+  // nccl 1.5 s at most.
+  absl::Duration ssd_read_timeout = absl::Milliseconds(1500);
   // Of the GPU that sends stored frames to readers' GPUs; null: none does. shared_ptr: whoever
   // opened it may go on using it.
   std::shared_ptr<const NcclPort> nccl = {};
@@ -48,6 +56,8 @@ class CacheServer {
   // Serves when it returns.
   //   InvalidArgument     an address or size is wrong, or the address is reachable from other hosts
   //                       and allow_insecure_remote is off
+  //   InvalidArgument, FailedPrecondition, Unavailable  the folder on disk, as OpenPosixDisk and
+  //                       SegmentLog::Open
   //   ResourceExhausted   no memory for the arena, or it cannot be pinned for the GPU
   //   Unavailable         an address is in use
   static absl::StatusOr<std::unique_ptr<CacheServer>> Start(const CacheServerOptions& options);
@@ -64,7 +74,8 @@ class CacheServer {
   // Readiness becomes NOT_SERVING, new puts are refused, the rest goes on. Idempotent.
   virtual void Drain() = 0;
   // Takes no new calls and returns when those in flight have ended, at the latest after `grace`,
-  // when they are cancelled. Idempotent.
+  // when they are cancelled. Meanwhile what is in memory is written to disk, if there is one, as
+  // far as that takes no longer than `grace`. Idempotent.
   virtual void Shutdown(absl::Duration grace) = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <grpcpp/impl/codegen/proto_utils.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -103,7 +104,20 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  private:
   absl::Status Begin(const grpc::ByteBuffer& request) {
     PKV_RETURN_IF_ERROR(RequireDeadline(parts_, *context_));
-    PKV_ASSIGN_OR_RETURN(const GetSpec spec, ParseRequest(parts_, request));
+    PKV_ASSIGN_OR_RETURN(GetSpec spec, ParseRequest(parts_, request));
+    if (!parts_.disk.IsNeeded(spec.keys)) return SendManifest(spec, 0);
+    const std::vector<ObjectKey> keys = spec.keys;
+    // Nothing else happens on this stream until it is called, so this is there when it is.
+    parts_.disk.pager->Fetch(keys, PageInPatience(parts_, *context_),
+                             [this, spec = std::move(spec)](const Pager::Result& result) {
+                               ticket_->Progress();
+                               const absl::Status status = SendManifest(spec, result.num_paged_in);
+                               if (!status.ok()) End(status);
+                             });
+    return absl::OkStatus();
+  }
+
+  absl::Status SendManifest(const GetSpec& spec, int num_paged_in) {
     GetPlan plan(parts_.store, spec);
     v1::FrameControl control;
     control.set_layers_done(static_cast<uint32_t>(spec.layer_begin));
@@ -119,9 +133,10 @@ class GetReactor : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
       control.mutable_manifest()->add_heads(head.data(), head.size());
     }
     control.mutable_manifest();
-    for (const absl::Status& status : plan.statuses()) {
-      if (status.ok()) parts_.metrics->TierHit();
-    }
+    parts_.metrics->TierHits(
+        static_cast<int>(std::ranges::count_if(
+            plan.statuses(), [](const absl::Status& status) { return status.ok(); })),
+        num_paged_in);
     plan_.emplace(std::move(plan));
     message_ = EncodeDataFrame(control, {});
     Write();

@@ -111,7 +111,8 @@ void PutSession::Admit(const v1::ObjectDescriptor& descriptor, Object& object) {
       static_cast<int>(std::min<uint32_t>(descriptor.num_layers(), kMaxLayers + 1));
   for (int attempt = 0; attempt < kAdmitAttempts; ++attempt) {
     object.present = parts_.store->Find(object.key);
-    if (object.present) {
+    if (!object.present) object.on_disk = parts_.store->FindOnDisk(object.key);
+    if (object.present || object.on_disk.has_value()) {
       object.decision = v1::PUT_DECISION_PRESENT;
       return;
     }
@@ -173,7 +174,9 @@ absl::StatusOr<v1::PutReply> PutSession::Commit(const v1::PutCommit& commit) {
   v1::PutResult result = v1::PUT_RESULT_FAILED;
   if (object->decision == v1::PUT_DECISION_PRESENT) {
     // Its frames were not sent, but its head has their checksums.
-    if (!head.empty() && !std::ranges::equal(head, object->present.head())) {
+    const bool is_equal = object->present ? std::ranges::equal(head, object->present.head())
+                                          : IsHeadOf(head, *object->on_disk);
+    if (!head.empty() && !is_equal) {
       object->status = absl::AlreadyExistsError(
           absl::StrCat("different bytes are stored under ", object->key.id.ToShortHex(), " ",
                        object->key.variant.name, ": an object is written once"));

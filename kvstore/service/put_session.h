@@ -1,6 +1,7 @@
 #ifndef PKV_KVSTORE_SERVICE_PUT_SESSION_H_
 #define PKV_KVSTORE_SERVICE_PUT_SESSION_H_
 
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,10 +35,11 @@ class PutSession {
   struct Object {
     ObjectKey key;
     v1::PutDecision decision = v1::PUT_DECISION_REFUSED;
-    Reservation reservation;  // wanted
-    Lease present;            // stored before: kept while this session lasts
-    absl::Status status;      // why it was refused or failed
-    bool committed = false;   // a receipt was given
+    Reservation reservation;           // wanted
+    Lease present;                     // stored before: kept while this session lasts
+    std::optional<LogRecord> on_disk;  // or it is there
+    absl::Status status;               // why it was refused or failed
+    bool committed = false;            // a receipt was given
   };
 
   absl::StatusOr<v1::PutReply> Begin(const v1::PutBegin& begin);

@@ -2,6 +2,7 @@
 
 #include <grpc/grpc.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 
@@ -25,6 +26,12 @@ absl::Status RequireDeadline(const ServiceParts& parts, const grpc::ServerContex
   const absl::Status status = CheckDeadline(context);
   if (!status.ok()) parts.metrics->Rejected(RejectReason::kNoDeadline);
   return status;
+}
+
+absl::Duration PageInPatience(const ServiceParts& parts, const grpc::ServerContextBase& context) {
+  const absl::Duration left =
+      absl::FromChrono(context.deadline() - std::chrono::system_clock::now());
+  return std::min(parts.disk.patience, left / 2);
 }
 
 absl::Status CutOffStatus(const grpc::ServerContextBase& context) {

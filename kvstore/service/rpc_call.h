@@ -10,6 +10,7 @@
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/service/stall_watchdog.h"
 #include "kvstore/store/block_store.h"
+#include "kvstore/store/pager.h"
 #include "proto/base/clock.h"
 
 namespace pkv {
@@ -17,6 +18,8 @@ namespace pkv {
 // What the handlers share. All of it outlives the gRPC server.
 struct ServiceParts {
   BlockStore* store = nullptr;
+  const SegmentLog* log = nullptr;  // null, and no pager: there is no disk
+  PageInSource disk = {};
   ServiceMetrics* metrics = nullptr;
   StallWatchdog* watchdog = nullptr;
   Clock* clock = nullptr;
@@ -39,6 +42,10 @@ class RpcCall {
 
 // InvalidArgument, counted, when the caller set no deadline: such a call might never end.
 absl::Status RequireDeadline(const ServiceParts& parts, const grpc::ServerContextBase& context);
+
+// How long a call may wait for the disk: half of what it has left at most, so that there is time to
+// send what came.
+absl::Duration PageInPatience(const ServiceParts& parts, const grpc::ServerContextBase& context);
 
 // Why a call that was cut off ended: its deadline, or somebody cancelled it.
 absl::Status CutOffStatus(const grpc::ServerContextBase& context);

@@ -1,6 +1,8 @@
 #include "kvstore/service/service_metrics.h"
 
+#include <algorithm>
 #include <map>
+#include <optional>
 #include <string>
 
 namespace pkv {
@@ -30,8 +32,10 @@ constexpr std::array kTransports = {"grpc", "shm", "nccl"};
 constexpr std::array kShmEnds = {"client", "refused", "full",   "malformed",
                                  "silent", "held",    "stopped"};
 constexpr std::array kNcclEnds = {"reader", "failed", "stopped"};
-constexpr std::array kEvictionReasons = {"capacity", "integrity"};
-constexpr std::array kIntegrityStages = {"wire", "dram"};
+constexpr std::array kTiers = {"dram", "ssd"};
+constexpr std::array kEvictionReasons = {"capacity", "demoted", "integrity"};
+constexpr std::array kIntegrityStages = {"wire", "dram", "ssd"};
+constexpr std::array kDiskOps = {"read", "write", "sync"};
 
 // One counter for each value of one label.
 template <size_t N>
@@ -52,6 +56,7 @@ ServiceMetrics::ServiceMetrics(MetricRegistry& registry) {
   AddCalls(registry);
   AddObjects(registry);
   AddStore(registry);
+  AddSsd(registry);
   AddShm(registry);
   AddNccl(registry);
 }
@@ -111,17 +116,39 @@ void ServiceMetrics::AddObjects(MetricRegistry& registry) {
 }
 
 void ServiceMetrics::AddStore(MetricRegistry& registry) {
-  tier_hits_ = registry.AddCounter("pkv_tier_hits_total", "Objects found", {{"tier", "dram"}});
-  AddCounters(registry, "pkv_evictions_total", "Objects evicted", {{"tier", "dram"}}, "reason",
+  AddCounters(registry, "pkv_tier_hits_total", "Objects found", {}, "tier", kTiers, tier_hits_);
+  const char* const evictions = "Objects evicted";
+  const char* const evicted_bytes = "Bytes of evicted objects";
+  AddCounters(registry, "pkv_evictions_total", evictions, {{"tier", "dram"}}, "reason",
               kEvictionReasons, evictions_);
-  AddCounters(registry, "pkv_evicted_bytes_total", "Bytes of evicted objects", {{"tier", "dram"}},
-              "reason", kEvictionReasons, evicted_bytes_);
-  // 1 s .. 3 days in steps of four.
-  eviction_age_ = registry.AddHistogram("pkv_eviction_age_seconds",
-                                        "Time since last use of what is evicted for room",
-                                        {{"tier", "dram"}}, ExponentialBounds(1, 4, 10));
+  AddCounters(registry, "pkv_evicted_bytes_total", evicted_bytes, {{"tier", "dram"}}, "reason",
+              kEvictionReasons, evicted_bytes_);
+  const MetricRegistry::Labels from_ssd = {{"tier", "ssd"}, {"reason", "capacity"}};
+  ssd_evictions_ = registry.AddCounter("pkv_evictions_total", evictions, from_ssd);
+  ssd_evicted_bytes_ = registry.AddCounter("pkv_evicted_bytes_total", evicted_bytes, from_ssd);
+  for (size_t t = 0; t < kTiers.size(); ++t) {
+    // 1 s .. 3 days in steps of four.
+    eviction_age_[t] = registry.AddHistogram("pkv_eviction_age_seconds",
+                                             "Time since last use of what is evicted for room",
+                                             {{"tier", kTiers[t]}}, ExponentialBounds(1, 4, 10));
+  }
   AddCounters(registry, "pkv_integrity_failures_total", "Checksums that did not fit", {}, "stage",
               kIntegrityStages, integrity_failures_);
+}
+
+void ServiceMetrics::AddSsd(MetricRegistry& registry) {
+  for (size_t op = 0; op < ssd_durations_.size(); ++op) {
+    ssd_durations_[op] =
+        registry.AddHistogram("pkv_ssd_io_duration_seconds", "Reads and writes of the disk",
+                              {{"op", kDiskOps[op]}}, LatencyBounds());
+  }
+  ssd_bytes_ = {
+      registry.AddCounter("pkv_ssd_read_bytes_total", "Bytes read from the disk, without heads"),
+      registry.AddCounter("pkv_ssd_written_bytes_total", "Bytes written to the disk: its wear")};
+  ssd_sync_duration_ = registry.AddHistogram("pkv_ssd_fsync_duration_seconds", "Calls of fdatasync",
+                                             {}, LatencyBounds());
+  AddCounters(registry, "pkv_ssd_io_errors_total", "Calls of the disk that failed", {}, "op",
+              kDiskOps, ssd_errors_);
 }
 
 void ServiceMetrics::AddShm(MetricRegistry& registry) {
@@ -142,7 +169,30 @@ void ServiceMetrics::AddNccl(MetricRegistry& registry) {
 void ServiceMetrics::OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) {
   At(evictions_, reason)->Increment();
   At(evicted_bytes_, reason)->Increment(static_cast<double>(object_bytes));
-  if (reason == EvictionReason::kCapacity) eviction_age_->Observe(absl::ToDoubleSeconds(idle));
+  if (reason == EvictionReason::kIntegrity) return;
+  At(eviction_age_, Tier::kDram)->Observe(absl::ToDoubleSeconds(idle));
+}
+
+void ServiceMetrics::OnLogEviction(uint64_t object_bytes, absl::Duration idle) {
+  ssd_evictions_->Increment();
+  ssd_evicted_bytes_->Increment(static_cast<double>(object_bytes));
+  At(eviction_age_, Tier::kSsd)->Observe(absl::ToDoubleSeconds(idle));
+}
+
+void ServiceMetrics::OnDiskIo(DiskOp op, uint64_t bytes, absl::Duration duration) {
+  const double seconds = absl::ToDoubleSeconds(duration);
+  if (op == DiskOp::kSync) {
+    ssd_sync_duration_->Observe(seconds);
+    return;
+  }
+  At(ssd_durations_, op)->Observe(seconds);
+  At(ssd_bytes_, op)->Increment(static_cast<double>(bytes));
+}
+
+void ServiceMetrics::TierHits(int num_found, int num_paged_in) {
+  const int from_ssd = std::min(num_found, num_paged_in);
+  At(tier_hits_, Tier::kSsd)->Increment(from_ssd);
+  At(tier_hits_, Tier::kDram)->Increment(num_found - from_ssd);
 }
 
 void ServiceMetrics::OnIntegrityFailure(IntegrityStage stage) {
@@ -184,21 +234,34 @@ void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t
 }
 
 std::vector<prometheus::MetricFamily> StoreCollector::Collect() const {
-  const StoreStats stats = store_->stats();
+  const StoreStats dram = store_->stats();
+  const LogStats ssd = log_ == nullptr ? LogStats{} : log_->stats();
   std::vector<prometheus::MetricFamily> families;
-  const auto add = [&families](const char* name, const char* help, bool has_tier, uint64_t value) {
-    prometheus::ClientMetric metric;
-    if (has_tier) metric.label.push_back({"tier", "dram"});
-    metric.gauge.value = static_cast<double>(value);
-    families.push_back({name, help, prometheus::MetricType::Gauge, {metric}});
+  // Of memory, and of the disk if given.
+  const auto add = [&families](const char* name, const char* help, uint64_t dram_value,
+                               std::optional<uint64_t> ssd_value = {}) {
+    prometheus::MetricFamily family{name, help, prometheus::MetricType::Gauge, {}};
+    family.metric.resize(ssd_value.has_value() ? 2 : 1);
+    family.metric[0].label.push_back({"tier", "dram"});
+    family.metric[0].gauge.value = static_cast<double>(dram_value);
+    if (ssd_value.has_value()) {
+      family.metric[1].label.push_back({"tier", "ssd"});
+      family.metric[1].gauge.value = static_cast<double>(*ssd_value);
+    }
+    families.push_back(std::move(family));
   };
-  add("pkv_tier_capacity_bytes", "Memory for objects", true, stats.capacity_bytes);
-  add("pkv_tier_resident_bytes", "Memory taken by objects, reservations included", true,
-      stats.resident_bytes);
-  add("pkv_tier_pinned_bytes", "Memory of objects being read", true, stats.pinned_bytes);
-  add("pkv_tier_blocks", "Objects stored", true, stats.num_objects);
-  add("pkv_admission_inflight_bytes", "Memory reserved for puts in progress", false,
-      stats.reserved_bytes);
+  add("pkv_tier_capacity_bytes", "Room for objects", dram.capacity_bytes, ssd.capacity_bytes);
+  add("pkv_tier_resident_bytes",
+      "Taken by objects; dram: reservations included; ssd: records of objects gone included",
+      dram.resident_bytes, ssd.resident_bytes);
+  add("pkv_tier_pinned_bytes", "Memory of objects being read", dram.pinned_bytes);
+  add("pkv_tier_blocks", "Objects stored", dram.num_objects, ssd.num_objects);
+  prometheus::ClientMetric inflight;
+  inflight.gauge.value = static_cast<double>(dram.reserved_bytes);
+  families.push_back({"pkv_admission_inflight_bytes",
+                      "Memory reserved for puts and reads of the disk in progress",
+                      prometheus::MetricType::Gauge,
+                      {inflight}});
   return families;
 }
 

@@ -35,6 +35,7 @@ enum class RejectReason { kNoDeadline, kTooLarge, kDraining, kMemory, kStalled }
 enum class PutOutcomeKind { kStored, kDuplicate, kConflict, kRejected, kInvalid, kAbandoned };
 enum class GetOutcomeKind { kHit, kMiss, kCorrupt, kShed };
 enum class Direction { kIn, kOut };
+enum class Tier { kDram, kSsd };
 enum class PayloadTransport { kGrpc, kShm, kNccl };
 // Why a connection of the shm transport ended.
 enum class ShmEnd {
@@ -50,13 +51,16 @@ enum class ShmEnd {
 // Every counter of pkvd (README.md, "Metrics"). All series exist, at zero, from the start.
 //
 // Thread-safe.
-class ServiceMetrics : public StoreObserver {
+class ServiceMetrics : public StoreObserver, public LogObserver {
  public:
   // `registry` outlives this.
   explicit ServiceMetrics(MetricRegistry& registry);
 
   void OnEviction(EvictionReason reason, uint64_t object_bytes, absl::Duration idle) override;
   void OnIntegrityFailure(IntegrityStage stage) override;
+  void OnDiskIo(DiskOp op, uint64_t bytes, absl::Duration duration) override;
+  void OnDiskError(DiskOp op) override { At(ssd_errors_, op)->Increment(); }
+  void OnLogEviction(uint64_t object_bytes, absl::Duration idle) override;
 
   // Requests are counted when they end.
   void CallBegan(RpcMethod method);
@@ -64,7 +68,8 @@ class ServiceMetrics : public StoreObserver {
   void Rejected(RejectReason reason) { At(rejected_, reason)->Increment(); }
   void PutEnded(PutOutcomeKind outcome) { At(puts_, outcome)->Increment(); }
   void GetEnded(GetOutcomeKind outcome) { At(gets_, outcome)->Increment(); }
-  void TierHit() { tier_hits_->Increment(); }
+  // Objects that a get found, of which the last `num_paged_in` came from disk for it.
+  void TierHits(int num_found, int num_paged_in);
   // Tokens of one lookup: asked for and found.
   void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
   // On the wire (shm: pinned for a reader; nccl: once all were sent), and as fp16 KV of the same
@@ -95,6 +100,7 @@ class ServiceMetrics : public StoreObserver {
   void AddCalls(MetricRegistry& registry);
   void AddObjects(MetricRegistry& registry);
   void AddStore(MetricRegistry& registry);
+  void AddSsd(MetricRegistry& registry);
   void AddShm(MetricRegistry& registry);
   void AddNccl(MetricRegistry& registry);
 
@@ -108,14 +114,20 @@ class ServiceMetrics : public StoreObserver {
   std::array<prometheus::Counter*, 2> logical_bytes_{};
   std::array<Histogram*, 2> transfer_bytes_{};
   prometheus::Counter* write_wait_seconds_ = nullptr;
-  std::array<prometheus::Counter*, 2> evictions_{};
-  std::array<prometheus::Counter*, 2> evicted_bytes_{};
-  std::array<prometheus::Counter*, 2> integrity_failures_{};
+  std::array<prometheus::Counter*, 3> evictions_{};  // from memory
+  std::array<prometheus::Counter*, 3> evicted_bytes_{};
+  std::array<prometheus::Counter*, 3> integrity_failures_{};
   prometheus::Counter* lookup_tokens_ = nullptr;
   prometheus::Counter* lookup_hit_tokens_ = nullptr;
   Histogram* lookup_hit_ratio_ = nullptr;
-  Histogram* eviction_age_ = nullptr;
-  prometheus::Counter* tier_hits_ = nullptr;
+  std::array<Histogram*, 2> eviction_age_{};  // by tier
+  std::array<prometheus::Counter*, 2> tier_hits_{};
+  prometheus::Counter* ssd_evictions_ = nullptr;
+  prometheus::Counter* ssd_evicted_bytes_ = nullptr;
+  std::array<Histogram*, 2> ssd_durations_{};  // read, write
+  std::array<prometheus::Counter*, 2> ssd_bytes_{};
+  Histogram* ssd_sync_duration_ = nullptr;
+  std::array<prometheus::Counter*, 3> ssd_errors_{};
   prometheus::Counter* accept_errors_ = nullptr;
   prometheus::Gauge* draining_ = nullptr;
   std::array<prometheus::Counter*, 7> shm_ends_{};
@@ -129,11 +141,13 @@ class ServiceMetrics : public StoreObserver {
 // Thread-safe.
 class StoreCollector : public prometheus::Collectable {
  public:
-  explicit StoreCollector(const BlockStore* store) : store_(store) {}
+  // `log` may be null; both outlive this.
+  StoreCollector(const BlockStore* store, const SegmentLog* log) : store_(store), log_(log) {}
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const BlockStore* const store_;
+  const SegmentLog* const log_;
 };
 
 }  // namespace pkv

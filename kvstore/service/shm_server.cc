@@ -55,7 +55,8 @@ absl::StatusOr<std::unique_ptr<ShmServer>> ShmServer::Start(const ShmServerOptio
         limits.total_pinned_bytes, " bytes each, silence ", absl::FormatDuration(limits.silence),
         " (at least 100ms), pin age ", absl::FormatDuration(limits.pin_age), " (at least that)"));
   }
-  ShmShared shared{.store = store, .metrics = metrics, .clock = clock, .limits = limits};
+  ShmShared shared{
+      .store = store, .metrics = metrics, .clock = clock, .limits = limits, .disk = options.disk};
   PKV_ASSIGN_OR_RETURN(shared.token, DrawToken());
   std::unique_ptr<ShmServer> server(new ShmServer(options, shared));
   PKV_RETURN_IF_ERROR(server->Open(store));
@@ -72,8 +73,9 @@ absl::Status ShmServer::Open(BlockStore* store) {
   arena_ = FileDescriptor(
       open(absl::StrCat("/proc/self/fd/", store->arena_fd()).c_str(), O_RDONLY | O_CLOEXEC));
   if (!arena_) return SystemError("open the arena for reading");
-  wake_ = FileDescriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake_) return SystemError("eventfd");
+  wake_ = std::make_shared<const FileDescriptor>(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!*wake_) return SystemError("eventfd");
+  shared_.wake = [wake = wake_] { eventfd_write(wake->get(), 1); };
   PKV_ASSIGN_OR_RETURN(listener_, Listener::Bind(absl::StrCat("unix:", options_.path),
                                                  options_.any_user ? 0666 : 0600));
   thread_ = std::thread([this] { Run(); });
@@ -83,7 +85,7 @@ absl::Status ShmServer::Open(BlockStore* store) {
           MutexLock lock(&mu_);
           accepted_.emplace_back(fd);
         }
-        eventfd_write(wake_.get(), 1);
+        shared_.wake();
       },
       [this] { shared_.metrics->AcceptFailed(); });
   return absl::OkStatus();
@@ -116,7 +118,7 @@ void ShmServer::Stop() {
     MutexLock lock(&mu_);
     stopping_ = true;
   }
-  if (wake_) eventfd_write(wake_.get(), 1);
+  if (shared_.wake) shared_.wake();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -147,7 +149,7 @@ void ShmServer::Run() {
 }
 
 void ShmServer::WaitForWork() {
-  std::vector<pollfd> polled = {{wake_.get(), POLLIN, 0}};
+  std::vector<pollfd> polled = {{wake_->get(), POLLIN, 0}};
   absl::Duration wait = kWaitMax;
   const absl::Time now = shared_.clock->MonotonicNow();
   for (const Peer& peer : peers_) {
@@ -159,7 +161,7 @@ void ShmServer::WaitForWork() {
   const int64_t wait_ms = absl::ToInt64Milliseconds(absl::Ceil(wait, absl::Milliseconds(1)));
   poll(polled.data(), polled.size(), static_cast<int>(std::max<int64_t>(wait_ms, 0)));
   eventfd_t ignored;
-  eventfd_read(wake_.get(), &ignored);
+  eventfd_read(wake_->get(), &ignored);
 }
 
 void ShmServer::Adopt(FileDescriptor socket) {
@@ -177,6 +179,9 @@ void ShmServer::Adopt(FileDescriptor socket) {
 }
 
 bool ShmServer::Serve(Peer& peer, ShmEnd& reason) {
+  for (const v1::ShmMessage& answer : peer.session->TakeReady()) {
+    peer.unsent += EncodeShmMessage(answer);
+  }
   if (!peer.unsent.empty()) return !IsHungUp(peer.socket.get()) && Flush(peer);
   return Receive(peer, reason);
 }

@@ -21,6 +21,7 @@ struct ShmServerOptions {
   bool any_user = false;  // off: its file is ours alone, and only our user and root are let in
   int max_connections = 64;
   ShmLimits limits = {};
+  PageInSource disk = {};
 };
 
 // Lends the store's memory to processes of this host, read-only: a unix socket on which they pin
@@ -80,8 +81,8 @@ class ShmServer {
   // Constant after Start().
   const ShmServerOptions options_;
   const std::string host_id_;
-  FileDescriptor arena_;  // opened for reading only
-  FileDescriptor wake_;   // an eventfd
+  FileDescriptor arena_;                        // opened for reading only
+  std::shared_ptr<const FileDescriptor> wake_;  // an eventfd; shared with reads of the disk
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
 

@@ -64,20 +64,22 @@ absl::StatusOr<v1::ShmMessage> ShmSession::OnHello(const v1::ShmHello& hello) {
   return answer;
 }
 
-absl::Status ShmSession::Admit(const v1::ShmPin& request, Pin& pin) const {
-  if (pins_.size() >= kMaxShmPins || num_objects_ + request.objects_size() > kMaxShmObjects) {
+absl::StatusOr<std::vector<ObjectKey>> ShmSession::Admit(const v1::ShmPin& request) const {
+  if (pins_.size() + waiting_.size() >= kMaxShmPins ||
+      num_objects_ + request.objects_size() > kMaxShmObjects) {
     return absl::ResourceExhaustedError(absl::StrCat("this connection holds ", pins_.size(),
-                                                     " pins of ", num_objects_, " objects"));
+                                                     " pins, and waits for ", waiting_.size(),
+                                                     ", of ", num_objects_, " objects"));
   }
   std::vector<ObjectKey> keys;
   for (const v1::ObjectKey& proto : request.objects()) {
     PKV_ASSIGN_OR_RETURN(ObjectKey key, FromProto(proto));
     keys.push_back(std::move(key));
   }
-  pin.leases = shared_->store->FindAll(keys);
-  for (const Lease& lease : pin.leases) {
-    if (lease) pin.bytes += lease.bytes().size();
-  }
+  return keys;
+}
+
+absl::Status ShmSession::AdmitBytes(const Pin& pin) const {
   const ShmLimits& limits = shared_->limits;
   if (pin.bytes > limits.connection_pinned_bytes - pinned_bytes_ ||
       pin.bytes > limits.total_pinned_bytes - shared_->pinned_bytes) {
@@ -88,23 +90,79 @@ absl::Status ShmSession::Admit(const v1::ShmPin& request, Pin& pin) const {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::ShmMessage> ShmSession::OnPin(const v1::ShmPin& request) {
+absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnPin(const v1::ShmPin& request) {
   if (request.objects_size() < 1 || request.objects_size() > kMaxObjectsPerCall) {
     return absl::InvalidArgumentError(absl::StrCat("pin of ", request.objects_size(),
                                                    " objects, not in 1..", kMaxObjectsPerCall));
   }
-  if (pins_.contains(request.pin_id())) {
-    return absl::InvalidArgumentError(absl::StrCat("pin id ", request.pin_id(), " is in use"));
+  const uint64_t pin_id = request.pin_id();
+  if (pins_.contains(pin_id) || waiting_.contains(pin_id)) {
+    return absl::InvalidArgumentError(absl::StrCat("pin id ", pin_id, " is in use"));
   }
+  absl::StatusOr<std::vector<ObjectKey>> keys = Admit(request);
+  if (!keys.ok()) return Refuse(pin_id, keys.status());
+  if (!shared_->disk.IsNeeded(*keys)) return Answer(pin_id, *keys, 0);
+  AwaitDisk(pin_id, *std::move(keys));
+  return std::nullopt;
+}
+
+void ShmSession::AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys) {
+  const auto paged_in = std::make_shared<PagedIn>();
+  num_objects_ += keys.size();
+  shared_->disk.pager->Fetch(keys, shared_->disk.patience,
+                             [paged_in, wake = shared_->wake](Pager::Result result) {
+                               {
+                                 MutexLock lock(&paged_in->mu);
+                                 paged_in->result = std::move(result);
+                                 paged_in->is_there = true;
+                               }
+                               wake();
+                             });
+  waiting_.emplace(pin_id, Waiting{std::move(keys), paged_in});
+}
+
+std::vector<v1::ShmMessage> ShmSession::TakeReady() {
+  std::vector<v1::ShmMessage> answers;
+  for (auto at = waiting_.begin(); at != waiting_.end();) {
+    const auto current = at++;
+    Pager::Result result;
+    {
+      MutexLock lock(&current->second.paged_in->mu);
+      if (!current->second.paged_in->is_there) continue;
+      result = std::move(current->second.paged_in->result);
+    }
+    const uint64_t pin_id = current->first;
+    const std::vector<ObjectKey> keys = std::move(current->second.keys);
+    waiting_.erase(current);
+    num_objects_ -= keys.size();
+    answers.push_back(Answer(pin_id, keys, result.num_paged_in));
+  }
+  return answers;
+}
+
+v1::ShmMessage ShmSession::Refuse(uint64_t pin_id, const absl::Status& status) {
+  shared_->metrics->Rejected(RejectReason::kTooLarge);
   v1::ShmMessage answer;
-  answer.mutable_pinned()->set_pin_id(request.pin_id());
+  answer.mutable_pinned()->set_pin_id(pin_id);
+  answer.mutable_pinned()->set_code(static_cast<int>(status.code()));
+  answer.mutable_pinned()->set_message(std::string(status.message()));
+  return answer;
+}
+
+v1::ShmMessage ShmSession::Answer(uint64_t pin_id, std::span<const ObjectKey> keys,
+                                  int num_paged_in) {
   Pin pin;
-  if (const absl::Status refused = Admit(request, pin); !refused.ok()) {
-    shared_->metrics->Rejected(RejectReason::kTooLarge);
-    answer.mutable_pinned()->set_code(static_cast<int>(refused.code()));
-    answer.mutable_pinned()->set_message(std::string(refused.message()));
-    return answer;
+  pin.leases = shared_->store->FindAll(keys);
+  int num_found = 0;
+  for (const Lease& lease : pin.leases) {
+    if (!lease) continue;
+    ++num_found;
+    pin.bytes += lease.bytes().size();
   }
+  if (const absl::Status refused = AdmitBytes(pin); !refused.ok()) return Refuse(pin_id, refused);
+  shared_->metrics->TierHits(num_found, num_paged_in);
+  v1::ShmMessage answer;
+  answer.mutable_pinned()->set_pin_id(pin_id);
   for (Lease& lease : pin.leases) {
     *answer.mutable_pinned()->add_extents() = Describe(lease);
   }
@@ -113,7 +171,7 @@ absl::StatusOr<v1::ShmMessage> ShmSession::OnPin(const v1::ShmPin& request) {
   num_objects_ += pin.leases.size();
   pinned_bytes_ += pin.bytes;
   shared_->pinned_bytes += pin.bytes;
-  pins_.emplace(request.pin_id(), std::move(pin));
+  pins_.emplace(pin_id, std::move(pin));
   return answer;
 }
 
@@ -124,7 +182,6 @@ v1::ShmExtent ShmSession::Describe(Lease& lease) {
     extent.set_code(static_cast<int>(absl::StatusCode::kNotFound));
     return extent;
   }
-  shared_->metrics->TierHit();
   const absl::StatusOr<ObjectHeader> header = lease.VerifyHead();
   if (!header.ok()) {
     shared_->store->Quarantine(lease);

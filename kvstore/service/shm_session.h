@@ -2,7 +2,10 @@
 #define PKV_KVSTORE_SERVICE_SHM_SESSION_H_
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,8 +15,10 @@
 #include "absl/time/time.h"
 #include "kvstore/service/service_metrics.h"
 #include "kvstore/store/block_store.h"
+#include "kvstore/store/pager.h"
 #include "pkv/v1/handoff.pb.h"
 #include "proto/base/clock.h"
+#include "proto/base/sync.h"
 
 namespace pkv {
 
@@ -37,6 +42,10 @@ struct ShmShared {
   Clock* clock = nullptr;
   ShmLimits limits = {};
   std::string token = {};
+  PageInSource disk = {};
+  // Tells whoever runs the sessions to ask them for answers; from any thread, also when they are
+  // gone.
+  std::function<void()> wake = {};
 
   uint64_t pinned_bytes = 0;  // by all sessions
 };
@@ -60,6 +69,10 @@ class ShmSession {
   //   InvalidArgument   out of turn, or names what is not
   absl::StatusOr<std::optional<v1::ShmMessage>> OnMessage(const v1::ShmMessage& message);
 
+  // Answers to pins for which the disk had to be read: since the last call. `shared->wake` tells
+  // when there are some.
+  std::vector<v1::ShmMessage> TakeReady();
+
   // When the connection is to be shut down unless something is said before, and why that would be.
   struct Expiry {
     absl::Time time;
@@ -77,12 +90,30 @@ class ShmSession {
     absl::Time since;
   };
 
+  // What the disk has brought in for one pin. shared_ptr: of the session, which may end before, and
+  // of the pager.
+  struct PagedIn {
+    Mutex mu;
+    bool is_there ABSL_GUARDED_BY(mu) = false;
+    Pager::Result result ABSL_GUARDED_BY(mu);
+  };
+  struct Waiting {
+    std::vector<ObjectKey> keys;
+    std::shared_ptr<PagedIn> paged_in;
+  };
+
   absl::StatusOr<v1::ShmMessage> OnHello(const v1::ShmHello& hello);
-  absl::StatusOr<v1::ShmMessage> OnPin(const v1::ShmPin& request);
+  // Nothing: the answer comes once the disk was read.
+  absl::StatusOr<std::optional<v1::ShmMessage>> OnPin(const v1::ShmPin& request);
+  void AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys);
+  v1::ShmMessage Answer(uint64_t pin_id, std::span<const ObjectKey> keys, int num_paged_in);
+  v1::ShmMessage Refuse(uint64_t pin_id, const absl::Status& status);
   absl::Status OnUnpin(const v1::ShmUnpin& request);
   absl::Status OnDamaged(const v1::ShmDamaged& report);
-  // Everything there is to refuse without shutting down.
-  absl::Status Admit(const v1::ShmPin& request, Pin& pin) const;
+  // Everything there is to refuse without shutting down: before anything is done, and once it is
+  // known what there is to pin.
+  absl::StatusOr<std::vector<ObjectKey>> Admit(const v1::ShmPin& request) const;
+  absl::Status AdmitBytes(const Pin& pin) const;
   v1::ShmExtent Describe(Lease& lease);
   void Release(const Pin& pin);
 
@@ -90,7 +121,8 @@ class ShmSession {
   bool welcomed_ = false;
   absl::Time renewed_;
   absl::flat_hash_map<uint64_t, Pin> pins_;
-  size_t num_objects_ = 0;
+  absl::flat_hash_map<uint64_t, Waiting> waiting_;  // for the disk
+  size_t num_objects_ = 0;                          // of both
   uint64_t pinned_bytes_ = 0;
 };
 

@@ -61,7 +61,8 @@ class LeaseHold final : public PairHold {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StorePairSource>> StorePairSource::Make(
-    std::shared_ptr<PairCalls> calls, BlockStore* store, ServiceMetrics* metrics, Clock* clock) {
+    std::shared_ptr<PairCalls> calls, BlockStore* store, const PageInSource& disk,
+    ServiceMetrics* metrics, Clock* clock) {
   const std::span<std::byte> memory = store->memory();
   Log(LogLevel::kInfo, "pinning memory for the GPU", {{"bytes", memory.size()}});
   const absl::Time begin = clock->MonotonicNow();
@@ -73,14 +74,19 @@ absl::StatusOr<std::unique_ptr<StorePairSource>> StorePairSource::Make(
   const double seconds = absl::ToDoubleSeconds(clock->MonotonicNow() - begin);
   Log(LogLevel::kInfo, "pinned memory for the GPU",
       {{"bytes", memory.size()}, {"seconds", seconds}});
-  return std::unique_ptr<StorePairSource>(new StorePairSource(std::move(calls), store, metrics));
+  return std::unique_ptr<StorePairSource>(
+      new StorePairSource(std::move(calls), store, disk, metrics));
 }
 
 StorePairSource::~StorePairSource() { calls_->UnregisterHost(store_.memory().data()); }
 
 absl::StatusOr<std::unique_ptr<PairHold>> StorePairSource::Hold(std::span<const ObjectKey> keys,
                                                                 v1::PairManifest& manifest) {
+  Pager::Result paged_in;
+  if (disk_.IsNeeded(keys)) paged_in = disk_.pager->FetchAndWait(keys, disk_.patience);
   std::vector<Lease> leases = store_.FindAll(keys);
+  const auto num_found = std::ranges::count_if(leases, [](const Lease& x) { return bool(x); });
+  metrics_.TierHits(static_cast<int>(num_found), paged_in.num_paged_in);
   std::vector<ObjectHeader> headers;
   absl::Status status;
   for (Lease& lease : leases) {
@@ -98,7 +104,6 @@ absl::StatusOr<ObjectHeader> StorePairSource::AddHead(Lease& lease, v1::PairMani
     metrics_.GetEnded(GetOutcomeKind::kMiss);
     return absl::NotFoundError("an object is not stored");
   }
-  metrics_.TierHit();
   const absl::StatusOr<ObjectHeader> header = lease.VerifyHead();
   if (!header.ok()) {
     store_.Quarantine(lease);

@@ -21,10 +21,6 @@ namespace {
 constexpr uint64_t kEvictedPerReserved = 4;
 constexpr uint64_t kEvictedBytesMin = uint64_t{64} << 20;
 
-// An object's address: unique while it is indexed, which is as long as its policy knows it.
-EvictionId IdOf(const StoredObject* object) { return reinterpret_cast<EvictionId>(object); }
-StoredObject* ObjectOf(EvictionId id) { return reinterpret_cast<StoredObject*>(id); }
-
 absl::StatusOr<uint64_t> ObjectBytes(const ReservationSpec& spec) {
   if (spec.num_layers < 1 || spec.num_layers > kMaxLayers) {
     return absl::InvalidArgumentError(
@@ -60,6 +56,8 @@ absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(Options options) 
 BlockStore::BlockStore(Options options, std::unique_ptr<SlabArena> arena)
     : clock_(options.clock),
       observer_(options.observer),
+      log_(options.log),
+      crowded_bytes_(options.crowded_bytes),
       arena_(std::move(arena)),
       policy_(std::move(options.policy)) {}
 
@@ -90,6 +88,7 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
     pinned_bytes = pinned_bytes_;
     reserved_bytes = reserved_bytes_;
     CheckAccountingLocked();
+    if (arena_->used_bytes() > crowded_bytes_) crowded_.SignalAll();
   }
   Report(evictions);
   if (!extent) {
@@ -97,7 +96,10 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
         "no memory for an object of ", object_bytes, " bytes: capacity ", arena_->capacity_bytes(),
         ", free ", free_bytes, ", pinned ", pinned_bytes, ", reserved ", reserved_bytes));
   }
-  return Reservation(this, spec, *extent, arena_->Bytes(*extent).first(object_bytes));
+  const std::span<std::byte> units = arena_->Bytes(*extent);
+  // What stood there before is nobody's business, least of all a disk's.
+  std::ranges::fill(units.subspan(object_bytes), std::byte{0});
+  return Reservation(this, spec, *extent, units.first(object_bytes));
 }
 
 std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl::Time now,
@@ -113,10 +115,8 @@ std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl
     StoredObject* object = ObjectOf(*victim);
     PKV_CHECK(object->indexed && object->num_pins == 0 && object->num_dependents == 0, "pins ",
               object->num_pins, " dependents ", object->num_dependents);
-    evictions.push_back({EvictionReason::kCapacity, object->bytes.size(), now - object->last_use});
-    ++num_evictions_;
     evicted_bytes += object->extent.bytes;
-    RemoveLocked(object);
+    evictions.push_back(EvictLocked(object, now));
   }
 }
 
@@ -173,6 +173,7 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
       MutexLock lock(&mu_);
       StoredObject* existing = FindLocked(reservation.spec_.key);
       if (existing == nullptr) {
+        PKV_ASSIGN_OR_RETURN(const bool is_on_disk, CompareOnDiskLocked(*header, head));
         StoredObject* table = nullptr;
         if (!header->table.IsZero()) {
           table = FindLocked({ObjectKind::kTable, header->table, header->variant()});
@@ -184,7 +185,7 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
           PKV_RETURN_IF_ERROR(CheckParentLocked(*header));
         }
         PublishLocked(reservation, table, now);
-        return CommitResult::kStored;
+        return is_on_disk ? CommitResult::kDuplicate : CommitResult::kStored;
       }
       stored = PinLocked(existing);
     }
@@ -195,23 +196,25 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
 }
 
 absl::Status BlockStore::CheckParentLocked(const ObjectHeader& header) const {
-  const StoredObject* parent = FindLocked({ObjectKind::kBlock, header.parent, header.variant()});
-  if (parent == nullptr) return absl::OkStatus();
-  const absl::StatusOr<ObjectHeader> before = ParseHeader(parent->bytes);
-  // Whoever reads a damaged parent finds out.
-  if (!before.ok()) return absl::OkStatus();
+  const ObjectKey key{ObjectKind::kBlock, header.parent, header.variant()};
+  std::optional<LogRecord> parent = FindOnDiskLocked(key);
+  if (const StoredObject* stored = FindLocked(key)) {
+    const absl::StatusOr<ObjectHeader> before = ParseHeader(stored->bytes);
+    // Whoever reads a damaged parent finds out.
+    if (!before.ok()) return absl::OkStatus();
+    parent = DescribeObject(*before, {});
+  }
+  if (!parent) return absl::OkStatus();
   // A reader has one bank for all blocks of a chain: the parent's, and what the parent appended.
-  const int num_k = before->num_patterns_k + ((before->flags & kFlagAppendsK) != 0 ? 1 : 0);
-  const int num_v = before->num_patterns_v + ((before->flags & kFlagAppendsV) != 0 ? 1 : 0);
-  if (header.table == before->table && header.num_patterns_k == num_k &&
-      header.num_patterns_v == num_v) {
+  if (header.table == parent->table && header.num_patterns_k == parent->num_patterns_k &&
+      header.num_patterns_v == parent->num_patterns_v) {
     return absl::OkStatus();
   }
-  return absl::AlreadyExistsError(
-      absl::StrCat("ChainTaken: what follows block ", header.parent.ToShortHex(), " has table ",
-                   before->table.ToShortHex(), " and ", num_k, "+", num_v, " patterns; block ",
-                   header.id.ToShortHex(), " has ", header.table.ToShortHex(), " and ",
-                   header.num_patterns_k, "+", header.num_patterns_v));
+  return absl::AlreadyExistsError(absl::StrCat(
+      "ChainTaken: what follows block ", header.parent.ToShortHex(), " has table ",
+      parent->table.ToShortHex(), " and ", parent->num_patterns_k, "+", parent->num_patterns_v,
+      " patterns; block ", header.id.ToShortHex(), " has ", header.table.ToShortHex(), " and ",
+      header.num_patterns_k, "+", header.num_patterns_v));
 }
 
 absl::Status BlockStore::CompareStored(const Lease& stored, const Reservation& reservation) {
@@ -227,7 +230,8 @@ absl::Status BlockStore::CompareStored(const Lease& stored, const Reservation& r
   return absl::AbortedError(intact.message());
 }
 
-void BlockStore::PublishLocked(Reservation& reservation, StoredObject* table, absl::Time now) {
+StoredObject* BlockStore::PublishLocked(Reservation& reservation, StoredObject* table,
+                                        absl::Time now) {
   auto object = std::make_unique<StoredObject>();
   object->key = reservation.spec_.key;
   object->extent = reservation.extent_;
@@ -246,8 +250,10 @@ void BlockStore::PublishLocked(Reservation& reservation, StoredObject* table, ab
   committed_bytes_ += object->extent.bytes;
   reservation.store_ = nullptr;
   const ObjectKey key = object->key;
+  StoredObject* const published = object.get();
   index_.emplace(key, std::move(object));
   CheckAccountingLocked();
+  return published;
 }
 
 Lease BlockStore::Find(const ObjectKey& key) { return std::move(FindAll({&key, 1}).front()); }
@@ -259,6 +265,7 @@ std::vector<Lease> BlockStore::FindAll(std::span<const ObjectKey> keys) {
   for (size_t i = keys.size(); i-- > 0;) {
     if (StoredObject* object = FindLocked(keys[i])) {
       TouchLocked(object, now);
+      object->was_hit = true;
       leases[i] = PinLocked(object);
     }
   }
@@ -276,31 +283,29 @@ void BlockStore::TouchAll(std::span<const ObjectKey> keys) {
 PrefixMatch BlockStore::LongestPrefix(std::span<const Digest> prefix_ids,
                                       std::span<const Variant> variants) const {
   PrefixMatch match;
+  const bool with_disk = log_ != nullptr && !log_->reads_suspended();
   for (size_t v = 0; v < variants.size(); ++v) {
-    int num_blocks = 0;
-    uint64_t bytes = 0;
-    std::vector<Digest> table_ids;
+    PrefixMatch found{.variant_index = static_cast<int>(v)};
     absl::flat_hash_set<Digest> seen;
     ObjectKey key{ObjectKind::kBlock, {}, variants[v]};
     {
       MutexLock lock(&mu_);
       for (const Digest& id : prefix_ids) {
         key.id = id;
-        const StoredObject* object = FindLocked(key);
-        if (object == nullptr) break;
-        ++num_blocks;
-        bytes += object->bytes.size();
-        if (object->table != nullptr && seen.insert(object->table->key.id).second) {
-          table_ids.push_back(object->table->key.id);
+        const std::optional<Placed> block = FindInTiersLocked(key, with_disk);
+        if (!block) break;
+        ++found.num_blocks;
+        found.bytes += block->object_bytes;
+        if (block->is_on_disk) found.ssd_bytes += block->object_bytes;
+        if (!block->table.IsZero() && seen.insert(block->table).second) {
+          found.table_ids.push_back(block->table);
         }
       }
     }
-    match.blocks_per_variant.push_back(num_blocks);
-    if (num_blocks > match.num_blocks) {
-      match.variant_index = static_cast<int>(v);
-      match.num_blocks = num_blocks;
-      match.bytes = bytes;
-      match.table_ids = std::move(table_ids);
+    match.blocks_per_variant.push_back(found.num_blocks);
+    if (found.num_blocks > match.num_blocks) {
+      found.blocks_per_variant = std::move(match.blocks_per_variant);
+      match = std::move(found);
     }
   }
   return match;
@@ -317,8 +322,10 @@ std::optional<StoredStat> BlockStore::Stat(const ObjectKey& key) {
 DeleteResult BlockStore::Delete(const ObjectKey& key) {
   MutexLock lock(&mu_);
   StoredObject* object = FindLocked(key);
-  if (object == nullptr) return DeleteResult::kAbsent;
-  if (object->num_dependents > 0) return DeleteResult::kInUse;
+  if (object != nullptr && object->num_dependents > 0) return DeleteResult::kInUse;
+  if (log_ != nullptr && log_->HasDependents(key)) return DeleteResult::kInUse;
+  const bool was_on_disk = log_ != nullptr && log_->Erase(key);
+  if (object == nullptr) return was_on_disk ? DeleteResult::kDeleted : DeleteResult::kAbsent;
   RemoveLocked(object);
   CheckAccountingLocked();
   return DeleteResult::kDeleted;

@@ -44,6 +44,8 @@ std::span<std::byte> Reservation::FrameBytes(int layer) const {
       spec_.frame_bytes);
 }
 
+std::span<std::byte> Reservation::units() { return {bytes_.data(), extent_.bytes}; }
+
 absl::StatusOr<std::span<std::byte>> Reservation::Prepare(int layer, uint64_t offset,
                                                           uint64_t length) {
   if (layer < 0 || layer >= spec_.num_layers) {

@@ -42,6 +42,9 @@ class Reservation {
   //   InvalidArgument  layer or range outside the object, or `offset` is not where this frame ends
   absl::StatusOr<std::span<std::byte>> Prepare(int layer, uint64_t offset, uint64_t length);
   void Finish(int layer, uint64_t length);
+  // The object's memory in whole units, for who fills it at once from a disk and then calls
+  // BlockStore::PublishFromDisk(). Behind the object it is zero.
+  std::span<std::byte> units();
   // Prepare, copy, Finish.
   absl::Status Write(int layer, uint64_t offset, std::span<const std::byte> bytes);
 

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "absl/time/time.h"
+#include "kvstore/store/eviction_policy.h"
 #include "kvstore/store/slab_arena.h"
 #include "pkv/block/object_key.h"
 
@@ -23,10 +24,15 @@ struct StoredObject {
 
   // Guarded by BlockStore::mu_.
   absl::Time last_use;
+  bool was_hit = false;    // found by key since its commit
   int num_pins = 0;        // leases
   int num_dependents = 0;  // table: indexed blocks that refer to it
   bool indexed = false;    // false once deleted: only leases keep it
 };
+
+// An object's address: unique while it is indexed, which is as long as its policy knows it.
+inline EvictionId IdOf(const StoredObject* object) { return reinterpret_cast<EvictionId>(object); }
+inline StoredObject* ObjectOf(EvictionId id) { return reinterpret_cast<StoredObject*>(id); }
 
 }  // namespace pkv
 

@@ -11,6 +11,8 @@ from policy import RULES, check, pod
 
 # The overlay that has everything.
 SOUND = render(K8S / "overlays" / "disaggregated-nccl")
+# And one that has a disk.
+SSD = render(K8S / "overlays" / "disaggregated-ssd")
 SCHEMA = Schema()
 
 
@@ -216,6 +218,18 @@ POLICY_MISTAKES = {
         lambda o: next(v for v in spec_of(o, "decode")["volumes"] if v["name"] == "shm")[
             "emptyDir"].update(sizeLimit="64Gi"),
     ],
+    "ssd": [
+        lambda o: set_env(container_of(o, "pkvd"), "PKV_SSD_CAPACITY", "1000GiB"),
+        lambda o: set_env(container_of(o, "pkvd"), "PKV_SSD_DIR", "/tmp"),
+        lambda o: container_of(o, "pkvd")["env"].remove(next(
+            e for e in container_of(o, "pkvd")["env"] if e["name"] == "PKV_SSD_CAPACITY")),
+        lambda o: container_of(o, "pkvd")["volumeMounts"][0].update(readOnly=True),
+        lambda o: find(o, "StatefulSet", "pkvd")["spec"]["volumeClaimTemplates"][0]["spec"].update(
+            accessModes=["ReadWriteMany"]),
+        lambda o: find(o, "StatefulSet", "pkvd")["spec"].pop(
+            "persistentVolumeClaimRetentionPolicy"),
+        lambda o: spec_of(o, "pkvd")["securityContext"].pop("fsGroup"),
+    ],
     "nccl": [
         lambda o: set_env(container_of(o, "decode"), "PKV_TRANSPORT", "grpc"),
         lambda o: spec_of(o, "pkvd")["securityContext"].pop("sysctls"),
@@ -264,7 +278,8 @@ POLICY_MISTAKES = {
 
 class SelfTest(unittest.TestCase):
     def test_the_sound_overlay_passes(self):
-        self.assertEqual(SCHEMA.errors(SOUND) + check(SOUND), [])
+        for sound in (SOUND, SSD):
+            self.assertEqual(SCHEMA.errors(sound) + check(sound), [])
 
     def test_schema_names_each_mistake(self):
         for word, mistake in SCHEMA_MISTAKES:
@@ -277,9 +292,10 @@ class SelfTest(unittest.TestCase):
     def test_every_map_of_the_schema_is_closed(self):
         """One unknown field in every map of every object, labels and annotations aside."""
         num_maps = 0
-        for index, one in enumerate(SOUND):
+        everything = [*SOUND, find(SSD, "StatefulSet", "pkvd")]
+        for index, one in enumerate(everything):
             for path in maps_of(one):
-                objects = copy.deepcopy(SOUND)
+                objects = copy.deepcopy(everything)
                 target = objects[index]
                 for step in path:
                     target = target[step]
@@ -293,7 +309,7 @@ class SelfTest(unittest.TestCase):
         for name, mistakes in POLICY_MISTAKES.items():
             for number, mistake in enumerate(mistakes):
                 with self.subTest(rule=name, number=number):
-                    objects = copy.deepcopy(SOUND)
+                    objects = copy.deepcopy(SSD if name == "ssd" else SOUND)
                     mistake(objects)
                     self.assertIn(name, {broken for broken, _ in check(objects)})
 

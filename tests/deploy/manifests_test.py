@@ -9,7 +9,7 @@ import unittest
 
 from manifests import K8S, Schema, overlays, render
 from network_flows import Pod, may_connect, pods
-from policy import check, env, pod, workloads
+from policy import check, claims, env, pod, seconds, workloads
 
 
 class Rendered(unittest.TestCase):
@@ -63,6 +63,15 @@ class Rendered(unittest.TestCase):
             limits = pod(workload)["containers"][0]["resources"]["limits"]
             gpus = 0 if workload["metadata"]["name"] == "pkvd" else 1
             self.assertEqual(int(limits.get("nvidia.com/gpu", 0)), gpus)
+
+    def test_ssd_gives_each_pkvd_a_claim_of_its_own_and_time_to_write_to_it(self):
+        cache = next(one for one in workloads(self.rendered["disaggregated-ssd"])
+                     if one["metadata"]["name"] == "pkvd")
+        self.assertEqual(list(claims(cache)), ["ssd"])
+        self.assertNotIn("volumes", pod(cache))
+        settings = env(pod(cache)["containers"][0])
+        self.assertEqual(settings["PKV_SSD_DIR"], "/var/lib/pkvd")
+        self.assertGreater(seconds(settings["PKV_DRAIN_TIMEOUT"]), 60)
 
     def test_nccl_gives_each_pkvd_a_gpu_as_well_and_opens_what_pairs_need(self):
         objects = self.rendered["disaggregated-nccl"]

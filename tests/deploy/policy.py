@@ -89,6 +89,12 @@ def matches(selector, labels):
     return True
 
 
+def claims(workload):
+    """{name: spec} of the claims that each pod of a StatefulSet has of its own."""
+    return {one["metadata"]["name"]: one["spec"]
+            for one in workload["spec"].get("volumeClaimTemplates", [])}
+
+
 def sends_over_nccl(container):
     return int(env(container).get("PKV_NCCL_DEVICE", -1)) >= 0
 
@@ -357,6 +363,7 @@ def unique_names(objects):
             for name in {each for each in names if names.count(each) > 1}:
                 yield f"{title(workload)}: {name} is twice in {field}"
         volumes = {volume["name"] for volume in pod(workload).get("volumes", [])}
+        volumes |= set(claims(workload))
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in volumes:
                 yield f"{title(workload)}: mount {mount['name']} has no volume"
@@ -384,6 +391,34 @@ def gpus(objects):
             yield f"{where}: /dev/shm is not memory of a stated size"
         elif quantity(shm["sizeLimit"]) > quantity(container["resources"]["limits"]["memory"]) / 2:
             yield f"{where}: /dev/shm may take more than half of the memory"
+
+
+@rule
+def ssd(objects):
+    """A folder on disk is a claim of its pod's own, larger than what is stored there."""
+    for workload, container in containers(objects):
+        where, settings = title(workload), env(container)
+        folder, capacity = settings.get("PKV_SSD_DIR"), settings.get("PKV_SSD_CAPACITY")
+        if (folder is None) != (capacity is None):
+            yield f"{where}: PKV_SSD_DIR {folder} and PKV_SSD_CAPACITY {capacity} go together"
+        if folder is None or capacity is None:
+            continue
+        mount = next((one for one in container.get("volumeMounts", [])
+                      if one["mountPath"] == folder and not one.get("readOnly")), {})
+        claim = claims(workload).get(mount.get("name"))
+        if claim is None:
+            yield f"{where}: {folder} is on no claim of the pod's own"
+            continue
+        claimed = quantity(claim["resources"]["requests"]["storage"])
+        if quantity(capacity.rstrip("B")) > 0.9 * claimed:
+            yield f"{where}: {capacity} is more than 0.9 of the claim"
+        if set(claim["accessModes"]) - {"ReadWriteOnce", "ReadWriteOncePod"}:
+            yield f"{where}: the claim can be mounted by others"
+        if workload["spec"].get("persistentVolumeClaimRetentionPolicy", {}) != {
+                "whenDeleted": "Delete", "whenScaled": "Delete"}:
+            yield f"{where}: claims of a cache outlive it"
+        if pod(workload).get("securityContext", {}).get("fsGroup") is None:
+            yield f"{where}: the claim belongs to root"
 
 
 @rule

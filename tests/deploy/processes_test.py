@@ -123,7 +123,7 @@ class ProcessesTest(unittest.TestCase):
         cls.folder.cleanup()
 
     def test_every_variable_is_known_to_its_binary(self):
-        for overlay in ("dev", "disaggregated-nccl"):
+        for overlay in ("dev", "disaggregated-nccl", "disaggregated-ssd"):
             for _, container in containers(render(K8S / "overlays" / overlay)):
                 # NCCL's are not ours to know, nor what another value is made of.
                 names = {entry["name"] for entry in container["env"]

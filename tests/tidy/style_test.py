@@ -44,7 +44,8 @@ LAYERS = [
     (r"proto/transport/", r"proto/(base|transport)/|pkv/(block|v1)/", []),
     (r"kernels/", r"kernels/|proto/(base|block)/|pkv/(block|kernels)/", NETWORK),
     # Nothing of proto/block/: the service never interprets a payload.
-    (r"kvstore/store/", r"kvstore/store/|proto/base/|pkv/block/", NETWORK + [CUDA]),
+    (r"kvstore/disk/", r"kvstore/disk/|proto/base/|pkv/block/", NETWORK + [CUDA]),
+    (r"kvstore/store/", r"kvstore/(disk|store)/|proto/base/|pkv/block/", NETWORK + [CUDA]),
     (r"kvstore/",
      r"kvstore/|proto/(base|config|metrics|serving|transport)/|pkv/(block|v1)/", [CUDA]),
     (r"client/(tools|examples)/", r"client/(tools|examples)/|proto/base/|pkv/", [CUDA]),

@@ -66,11 +66,14 @@ absl::Status Run(const LookupFlags& flags, const GlobalFlags& global) {
                {"stored_tokens", found.num_blocks * kBlockTokens},
                {"variant", variant},
                {"bytes", found.bytes},
+               {"ssd_bytes", found.ssd_bytes},
                {"block_ids", stored}});
   } else {
-    std::printf("%d of %zu blocks stored (%d of %zu tokens) at %s %s %s\n", found.num_blocks,
+    const std::string on_disk =
+        found.ssd_bytes == 0 ? "" : absl::StrCat(", ", FormatBytes(found.ssd_bytes), " on disk");
+    std::printf("%d of %zu blocks stored (%d of %zu tokens) at %s %s %s%s\n", found.num_blocks,
                 ids.size(), found.num_blocks * kBlockTokens, tokens.size(), answer.server.c_str(),
-                variant.c_str(), FormatBytes(found.bytes).c_str());
+                variant.c_str(), FormatBytes(found.bytes).c_str(), on_disk.c_str());
     for (const std::string& id : stored) std::printf("%s\n", id.c_str());
   }
   if (found.num_blocks == 0)

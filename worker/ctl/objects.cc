@@ -206,6 +206,9 @@ nlohmann::ordered_json StatsJson(const std::string& server, const ServerStats& s
           {"reserved_bytes", stats.reserved_bytes},
           {"objects", stats.num_objects},
           {"evictions", stats.num_evictions},
+          {"ssd_capacity_bytes", stats.ssd_capacity_bytes},
+          {"ssd_resident_bytes", stats.ssd_resident_bytes},
+          {"ssd_objects", stats.ssd_objects},
           {"draining", stats.draining}};
 }
 

@@ -15,7 +15,9 @@ from pathlib import Path
 PATIENCE_S = 60
 POLL_S = 0.05
 # Small, so that the load's objects do not fit and eviction shows.
-CAPACITY = "8MiB"
+CAPACITY = "32MiB"
+# Small enough that the load fills it too.
+SSD_CAPACITY = "2MiB"
 ROLES = ("pkvd", "prefill", "decode")
 # The targets of deploy/prometheus/prometheus.yaml, whose ports are replaced by those picked here.
 SHIPPED_TARGETS = {
@@ -84,7 +86,8 @@ class Fleet:
         self.children, self.ports, self.metrics_ports = [], {}, {}
         model = Path(source) / "deploy/models/novella-14m"
         try:
-            self._start("pkvd", ["kvstore/pkvd", "--capacity", capacity])
+            ssd = ["--ssd-dir", self.scratch / "ssd", "--ssd-capacity", SSD_CAPACITY]
+            self._start("pkvd", ["kvstore/pkvd", "--capacity", capacity, *ssd])
             cache = ["--model", model, "--cache", self.address("pkvd")]
             self._start("prefill", ["worker/pkv-prefill", "serve", *cache])
             self._start("decode", ["worker/pkv-decode", "serve", *cache])

@@ -147,8 +147,9 @@ class LiveTest(unittest.TestCase):
         self.assertGreater(self.report["requests"]["ok"], 0)
         self.assertEqual(self.report["requests"]["failed"], 0)
         self.assertGreater(self.report["tokens"]["cached"], 0)
-        [(_, evictions)] = self.samples('pkv_evictions_total{tier="dram",reason="capacity"}')
-        self.assertGreater(evictions, 0)
+        for tier in ("dram", "ssd"):
+            [(_, evictions)] = self.samples(f'sum(pkv_evictions_total{{tier="{tier}"}})')
+            self.assertGreater(evictions, 0)
 
     def test_board_expressions_have_data(self):
         targets = list(self.targets())

@@ -25,6 +25,7 @@ struct LookupResult {
   int variant_index = 0;  // in the list that was asked for
   int num_blocks = 0;     // contiguous from the start; 0 is a miss
   uint64_t bytes = 0;
+  uint64_t ssd_bytes = 0;         // part of `bytes` that the server has to read from its disk
   std::vector<Digest> table_ids;  // pattern tables of those blocks
   std::vector<int> blocks_per_variant;
 };
@@ -39,6 +40,8 @@ struct ObjectStat {
 struct ServerStats {
   uint64_t capacity_bytes = 0, resident_bytes = 0, pinned_bytes = 0, reserved_bytes = 0;
   uint64_t num_objects = 0, num_evictions = 0;
+  // Of the server's disk; some of its objects are in memory, too. Capacity 0: it has none.
+  uint64_t ssd_capacity_bytes = 0, ssd_resident_bytes = 0, ssd_objects = 0;
   bool draining = false;
   std::string version;
 };

@@ -5,10 +5,13 @@
 #include "pkv/kernels/codec_params.h"
 #include "pkv/kernels/decode_attention.h"
 #include "tests/support/cuda_fixture.h"
+#include "tests/support/decode_device.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
 namespace {
+
+using ::testing::HasSubstr;
 
 DecodeAttentionShape ShapeOf(const std::string& preset, int head_dim, int heads_per_kv) {
   const CodecParams params = *PresetByName(preset, {1, 2, head_dim});
@@ -49,6 +52,17 @@ TEST_F(DecodeAttentionTensorCoreTest, AnEmptyBatchIsNothingToDo) {
   const auto attention = DecodeAttention::Make(ShapeOf("default", 128, 4), ctx);
   ASSERT_THAT(attention, IsOk());
   EXPECT_THAT((*attention)->Run({}, ctx), IsOk());
+  EXPECT_THAT((*attention)->Plan({}, ctx), IsOk());
+}
+
+TEST_F(DecodeAttentionTensorCoreTest, RefusesAPlanThatWasNeverMade) {
+  const DecodeCase of({.shape = ShapeOf("pkv2", 128, 4), .requests = {{.num_window_tokens = 3}}});
+  DecodeOnDevice device(of, stream());
+  const auto attention = MakeDecode(of.spec().shape, DecodeKernel::kTensorCore, stream());
+  EXPECT_THAT(device.Run(*attention, /*is_planned=*/true),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("Plan()")));
+  EXPECT_THAT(device.Plan(*attention), IsOk());
+  EXPECT_THAT(device.Run(*attention, /*is_planned=*/true), IsOk());
 }
 
 }  // namespace

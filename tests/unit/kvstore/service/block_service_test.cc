@@ -108,5 +108,34 @@ TEST_F(BlockServiceTest, AdminTellsSizesAndStartsDraining) {
   EXPECT_THAT(response.version(), HasSubstr("."));
 }
 
+TEST_F(BlockServiceTest, TellsWhatIsOnDiskAndStatsIt) {
+  MakeLog();
+  StartServer(16);
+  const SealedObject block = MakeTestBlock(2, 1);
+  ASSERT_THAT(Put(block), IsOk());
+  MoveToDisk(block);
+  v1::LookupRequest lookup;
+  lookup.add_prefix_ids(block.header.id.bytes.data(), sizeof(Digest));
+  *lookup.add_variants() = ToProto(block.header.variant());
+  v1::LookupResponse found;
+  Context lookup_context;
+  ASSERT_THAT(FromGrpc(stub_->Lookup(&lookup_context, lookup, &found)), IsOk());
+  EXPECT_EQ(found.num_blocks(), 1u);
+  EXPECT_EQ(found.ssd_bytes(), block.bytes().size());
+  v1::StatsResponse stats;
+  Context stats_context;
+  ASSERT_THAT(FromGrpc(admin_->Stats(&stats_context, {}, &stats)), IsOk());
+  EXPECT_EQ(stats.ssd_objects(), 1u);
+  EXPECT_EQ(stats.ssd_capacity_bytes(), log_->stats().capacity_bytes);
+  EXPECT_GT(stats.ssd_resident_bytes(), block.bytes().size());
+  v1::StatRequest request;
+  *request.add_objects() = ToProto(block.key());
+  v1::StatResponse response;
+  Context context;
+  ASSERT_THAT(FromGrpc(stub_->Stat(&context, request, &response)), IsOk());
+  EXPECT_TRUE(response.objects(0).present());
+  EXPECT_EQ(response.objects(0).head().size(), block.head().size());
+}
+
 }  // namespace
 }  // namespace pkv

@@ -22,6 +22,7 @@
 #include "proto/transport/shm_frame.h"
 #include "tests/support/fake_pair_calls.h"
 #include "tests/support/health_check.h"
+#include "tests/support/scratch_folder.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -211,6 +212,37 @@ TEST(CacheServerTest, AcceptsNothingAfterShutdown) {
   const int port = (*server)->port();
   EXPECT_EQ(HttpGet(port, "/"), "");
   EXPECT_THAT(HttpGet(metrics_port, "/metrics"), HasSubstr("pkv_draining 1"));
+}
+
+TEST(CacheServerTest, ChecksItsDiskOptions) {
+  CacheServerOptions options = LocalOptions();
+  options.ssd_dir = "/tmp/x";
+  EXPECT_THAT(CacheServer::Check(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("both or none")));
+  options.ssd_capacity_bytes = 4096;
+  EXPECT_THAT(CacheServer::Check(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("below 1048576")));
+  options.ssd_capacity_bytes = 1 << 20;
+  EXPECT_THAT(CacheServer::Check(options), IsOk());
+  options.ssd_read_timeout = options.stall_timeout;
+  EXPECT_THAT(CacheServer::Check(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("stall timeout")));
+  options.ssd_dir.clear();
+  EXPECT_THAT(CacheServer::Check(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("both or none")));
+}
+
+TEST(CacheServerTest, NamesTheFolderOnDiskThatItCannotUse) {
+  const ScratchFolder folder;
+  CacheServerOptions options = LocalOptions();
+  options.ssd_dir = folder.path();
+  options.ssd_capacity_bytes = uint64_t{1} << 62;
+  EXPECT_THAT(CacheServer::Start(options),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(folder.path())));
+  options.ssd_capacity_bytes = 1 << 20;
+  folder.Write("notes.txt", "mine");
+  EXPECT_THAT(CacheServer::Start(options),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("notes.txt")));
 }
 
 }  // namespace

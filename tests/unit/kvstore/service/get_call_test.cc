@@ -169,5 +169,76 @@ TEST_F(GetCallTest, EndsItsPinsWhenTheClientCancels) {
   EXPECT_EQ(Metric("pkv_rpc_requests_total{code=\"CANCELLED\",method=\"Get\"}"), 1);
 }
 
+TEST_F(GetCallTest, BringsInWhatIsOnDisk) {
+  MakeLog();
+  StartServer(16);
+  const SealedObject table = MakeTestTable(1);
+  const SealedObject block = MakeTestBlock(11, 1, table.header.id), window = MakeTestWindow(3, 1);
+  for (const SealedObject* object : {&table, &block, &window}) ASSERT_THAT(Put(*object), IsOk());
+  WriteToDisk(table);
+  MoveToDisk(block);
+  MoveToDisk(table);
+  std::vector<v1::DataFrame> frames;
+  EXPECT_THAT(FromGrpc(Get(RequestFor({&table, &block, &window}), frames)), IsOk());
+  std::string payload;
+  for (const v1::DataFrame& frame : frames) payload += frame.payload();
+  EXPECT_EQ(payload.size(),
+            2 * (table.header.frame_bytes + block.header.frame_bytes + window.header.frame_bytes));
+  for (const v1::ObjectStatus& status : frames.back().control().trailer().statuses()) {
+    EXPECT_EQ(status.code(), grpc::StatusCode::OK);
+  }
+  StopServer();
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 2);
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"dram\"}"), 1);
+  EXPECT_EQ(Metric("pkv_block_gets_total{result=\"hit\"}"), 3);
+}
+
+TEST_F(GetCallTest, MissesWhatIsDamagedOnDisk) {
+  MakeLog();
+  StartServer(16);
+  const SealedObject object = MakeTestWindow(2, 1), whole = MakeTestWindow(3, 2);
+  ASSERT_THAT(Put(object), IsOk());
+  ASSERT_THAT(Put(whole), IsOk());
+  MoveToDisk(object);
+  FlipBitOnDisk(object, object.head().size() + 10);
+  std::vector<v1::DataFrame> frames;
+  EXPECT_THAT(FromGrpc(Get(RequestFor({&object, &whole}), frames)), IsOk());
+  const v1::GetTrailer& trailer = frames.back().control().trailer();
+  EXPECT_EQ(trailer.statuses(0).code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(trailer.statuses(1).code(), grpc::StatusCode::OK);
+  EXPECT_EQ(Metric("pkv_integrity_failures_total{stage=\"ssd\"}"), 1);
+}
+
+// The disk stands still until the get has been answered.
+TEST_F(GetCallTest, WaitsForTheDiskNoLongerThanHalfOfItsTime) {
+  Mutex mu;
+  CondVar opened;
+  bool is_open = false;
+  disk_.SetFault([&](FakeDisk::Call call) {
+    if (call != FakeDisk::Call::kRead) return absl::OkStatus();
+    MutexLock lock(&mu);
+    while (!is_open) opened.Wait(&mu);
+    return absl::OkStatus();
+  });
+  MakeLog();
+  StartServer(16);
+  const SealedObject object = MakeTestWindow(2, 1);
+  ASSERT_THAT(Put(object), IsOk());
+  MoveToDisk(object);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  const auto reader = stub_->Get(&context, RequestFor({&object}));
+  v1::DataFrame frame;
+  while (reader->Read(&frame)) continue;
+  EXPECT_THAT(FromGrpc(reader->Finish()), IsOk());
+  EXPECT_EQ(frame.control().trailer().statuses(0).code(), grpc::StatusCode::NOT_FOUND);
+  {
+    MutexLock lock(&mu);
+    is_open = true;
+    opened.SignalAll();
+  }
+  pager_.reset();
+}
+
 }  // namespace
 }  // namespace pkv

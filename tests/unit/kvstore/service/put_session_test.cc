@@ -212,5 +212,40 @@ TEST_F(PutSessionTest, RefusesMoreObjectsThanACallMayName) {
   EXPECT_EQ(store_->stats().reserved_bytes, 0u);
 }
 
+class PutSessionOnDiskTest : public PutSessionTest {
+ protected:
+  void SetUp() override {
+    MakeLog();
+    PutSessionTest::SetUp();
+    ASSERT_THAT(Put(object_), IsOk());
+    MoveToDisk(object_);
+  }
+  // Begins with the object and commits with its head, no frame sent. The receipt.
+  v1::PutReceipt BeginAndCommit(const SealedObject& object) {
+    const auto accepted = Take(BeginOf({&object}));
+    EXPECT_THAT(accepted, IsOk());
+    EXPECT_EQ(accepted->at(0).accepted().decisions(0), v1::PUT_DECISION_PRESENT);
+    v1::FrameControl control;
+    control.mutable_put_commit()->set_head(object.head().data(), object.head().size());
+    const auto committed = Take(control);
+    EXPECT_THAT(committed, IsOk());
+    return committed->at(0).receipt();
+  }
+
+  const SealedObject object_ = MakeTestWindow(2, 1);
+};
+
+TEST_F(PutSessionOnDiskTest, WantsNothingOfWhatIsOnDisk) {
+  EXPECT_EQ(BeginAndCommit(object_).result(), v1::PUT_RESULT_DUPLICATE);
+  EXPECT_FALSE(Has(object_)) << "it stays where it is";
+}
+
+TEST_F(PutSessionOnDiskTest, RefusesOtherBytesThanThoseOnDisk) {
+  const v1::PutReceipt receipt = BeginAndCommit(MakeTestWindow(2, 9));
+  EXPECT_EQ(receipt.result(), v1::PUT_RESULT_FAILED);
+  EXPECT_EQ(receipt.status().code(), static_cast<int>(absl::StatusCode::kAlreadyExists));
+  EXPECT_EQ(Metric(kConflict), 1);
+}
+
 }  // namespace
 }  // namespace pkv

@@ -18,9 +18,16 @@ namespace pkv {
 // A store with everything the handlers need, and no server.
 class ServiceFixture : public StoreFixture {
  protected:
+  // With a disk: MakeLog() first.
   void MakeService(uint64_t units) {
     MakeStore(units, &metrics_);
+    if (log_ != nullptr) {
+      pager_ = std::make_unique<Pager>(
+          Pager::Options{.store = store_.get(), .log = log_.get(), .clock = Clock::Real()});
+    }
     parts_ = {.store = store_.get(),
+              .log = log_.get(),
+              .disk = {pager_.get(), absl::Seconds(20)},
               .metrics = &metrics_,
               .watchdog = &watchdog_,
               .clock = Clock::Real(),
@@ -42,6 +49,7 @@ class ServiceFixture : public StoreFixture {
   StallWatchdog watchdog_{&clock_, absl::Seconds(10),
                           [this] { metrics_.Rejected(RejectReason::kStalled); }};
   std::atomic<bool> draining_{false};
+  std::unique_ptr<Pager> pager_;  // null: no disk
   ServiceParts parts_;
 };
 

@@ -89,7 +89,7 @@ TEST_F(ServiceMetricsTest, StoreCollectorReadsTheStore) {
   ASSERT_THAT(Put(object), IsOk());
   const Lease lease = store_->Find(object.key());
   std::map<std::string, double> values;
-  for (const auto& family : StoreCollector(store_.get()).Collect()) {
+  for (const auto& family : StoreCollector(store_.get(), nullptr).Collect()) {
     values[family.name] = family.metric.at(0).gauge.value;
   }
   EXPECT_EQ(values["pkv_tier_capacity_bytes"], 4.0 * kArenaUnitBytes);
@@ -97,6 +97,51 @@ TEST_F(ServiceMetricsTest, StoreCollectorReadsTheStore) {
   EXPECT_EQ(values["pkv_tier_pinned_bytes"], kArenaUnitBytes);
   EXPECT_EQ(values["pkv_tier_blocks"], 1);
   EXPECT_EQ(values.at("pkv_admission_inflight_bytes"), 0);
+}
+
+TEST_F(ServiceMetricsTest, CountsWhatTheDiskDoes) {
+  for (const char* series :
+       {"pkv_ssd_written_bytes_total", "pkv_ssd_read_bytes_total",
+        "pkv_ssd_io_errors_total{op=\"read\"}", "pkv_ssd_io_errors_total{op=\"write\"}",
+        "pkv_ssd_io_errors_total{op=\"sync\"}", "pkv_ssd_io_duration_seconds_count{op=\"read\"}",
+        "pkv_ssd_fsync_duration_seconds_count", "pkv_tier_hits_total{tier=\"ssd\"}",
+        "pkv_evictions_total{reason=\"demoted\",tier=\"dram\"}",
+        "pkv_evictions_total{reason=\"capacity\",tier=\"ssd\"}"}) {
+    EXPECT_EQ(Metric(series), 0) << series;
+  }
+  metrics_.OnDiskIo(DiskOp::kWrite, 4096, absl::Milliseconds(1));
+  metrics_.OnDiskIo(DiskOp::kRead, 8192, absl::Milliseconds(1));
+  metrics_.OnDiskIo(DiskOp::kSync, 0, absl::Milliseconds(1));
+  metrics_.OnDiskError(DiskOp::kSync);
+  metrics_.OnLogEviction(100, absl::Seconds(9));
+  metrics_.TierHits(5, 2);
+  EXPECT_EQ(Metric("pkv_ssd_written_bytes_total"), 4096);
+  EXPECT_EQ(Metric("pkv_ssd_read_bytes_total"), 8192);
+  EXPECT_EQ(Metric("pkv_ssd_io_duration_seconds_count{op=\"write\"}"), 1);
+  EXPECT_EQ(Metric("pkv_ssd_fsync_duration_seconds_count"), 1);
+  EXPECT_EQ(Metric("pkv_ssd_io_errors_total{op=\"sync\"}"), 1);
+  EXPECT_EQ(Metric("pkv_evicted_bytes_total{reason=\"capacity\",tier=\"ssd\"}"), 100);
+  EXPECT_EQ(Metric("pkv_eviction_age_seconds_sum{tier=\"ssd\"}"), 9);
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 2);
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"dram\"}"), 3);
+}
+
+TEST_F(ServiceMetricsTest, StoreCollectorShowsBothTiers) {
+  MakeLog();
+  const SealedObject object = MakeTestWindow(2, 1);
+  DiskBuffer units(kDiskUnitBytes);
+  std::ranges::copy(object.bytes(), units.span().begin());
+  log_->Publish(
+      object.key(),
+      log_->Append(object.key(), DescribeObject(object.header, object.head()), units.span())
+          .value());
+  std::map<std::string, double> values;
+  for (const auto& family : StoreCollector(store_.get(), log_.get()).Collect()) {
+    if (family.metric.size() == 2) values[family.name] = family.metric[1].gauge.value;
+  }
+  EXPECT_EQ(values["pkv_tier_capacity_bytes"], 4.0 * kLogBytesMin);
+  EXPECT_EQ(values["pkv_tier_resident_bytes"], 3.0 * kDiskUnitBytes);
+  EXPECT_EQ(values["pkv_tier_blocks"], 1);
 }
 
 }  // namespace

@@ -254,5 +254,55 @@ TEST_F(ShmServerTest, RefusesAPathThatIsInUse) {
               StatusIs(absl::StatusCode::kUnavailable));
 }
 
+class ShmServerOnDiskTest : public ShmServerTest {
+ protected:
+  void SetUp() override {
+    MakeLog();
+    ShmServerTest::SetUp();
+    options_.disk = parts_.disk;
+    MoveToDisk(object_);
+  }
+};
+
+TEST_F(ShmServerOnDiskTest, AnswersAPinOnceTheDiskWasRead) {
+  Start();
+  const auto client = PinnedClient();
+  EXPECT_EQ(pinned_.extents(0).code(), 0);
+  EXPECT_EQ(pinned_.extents(0).bytes(), object_.bytes().size());
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 1);
+}
+
+// Its reader is gone, and so is the server, before the disk has answered.
+TEST_F(ShmServerOnDiskTest, MayEndBeforeTheDiskHasAnswered) {
+  Mutex mu;
+  CondVar changed;
+  bool reads = false, is_open = false;
+  disk_.SetFault([&](FakeDisk::Call call) {
+    if (call != FakeDisk::Call::kRead) return absl::OkStatus();
+    MutexLock lock(&mu);
+    reads = true;
+    changed.SignalAll();
+    while (!is_open) changed.Wait(&mu);
+    return absl::OkStatus();
+  });
+  Start();
+  {
+    ShmTestClient client(options_.path);
+    EXPECT_TRUE(client.Ask(ShmHelloOf(offer_.token()))->has_welcome());
+    const ObjectKey key = object_.key();
+    client.Send(ShmPinOf(1, {&key, 1}));
+    MutexLock lock(&mu);
+    while (!reads) changed.Wait(&mu);
+  }
+  server_.reset();
+  {
+    MutexLock lock(&mu);
+    is_open = true;
+    changed.SignalAll();
+  }
+  pager_.reset();
+  EXPECT_EQ(store_->stats().pinned_bytes, 0u);
+}
+
 }  // namespace
 }  // namespace pkv

@@ -234,5 +234,69 @@ TEST_F(ShmSessionTest, RenewingPutsOffItsExpiryButNotAPins) {
   EXPECT_EQ(session_->expiry().time, clock_.MonotonicNow() + shared_.limits.silence);
 }
 
+class ShmSessionOnDiskTest : public ShmSessionTest {
+ protected:
+  void SetUp() override {
+    MakeLog();
+    ShmSessionTest::SetUp();
+    shared_.disk = parts_.disk;
+    shared_.wake = [this] {
+      MutexLock lock(&mu_);
+      ++num_woken_;
+      woken_.SignalAll();
+    };
+    MoveToDisk(objects_[0]);
+  }
+  void TearDown() override {
+    session_.reset();
+    pager_.reset();
+  }
+  bool WaitsForDisk(const v1::ShmMessage& message) {
+    const auto answer = session_->OnMessage(message);
+    return answer.ok() && !answer->has_value();
+  }
+  void AwaitWake(int count) {
+    MutexLock lock(&mu_);
+    while (num_woken_ < count) woken_.Wait(&mu_);
+  }
+
+  Mutex mu_;
+  CondVar woken_;
+  int num_woken_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+TEST_F(ShmSessionOnDiskTest, AnswersAPinOnceTheDiskWasRead) {
+  const std::vector<ObjectKey> keys = {objects_[0].key(), objects_[1].key()};
+  EXPECT_TRUE(WaitsForDisk(ShmPinOf(1, keys)));
+  // Others are answered meanwhile, and the id is taken.
+  EXPECT_EQ(Pin(2, {&objects_[1]}).extents(0).code(), kOk);
+  EXPECT_THAT(session_->OnMessage(ShmPinOf(1, keys)), StatusIs(absl::StatusCode::kInvalidArgument));
+  AwaitWake(1);
+  const std::vector<v1::ShmMessage> ready = session_->TakeReady();
+  ASSERT_EQ(ready.size(), 1u);
+  EXPECT_EQ(ready[0].pinned().pin_id(), 1u);
+  for (const v1::ShmExtent& extent : ready[0].pinned().extents()) EXPECT_EQ(extent.code(), kOk);
+  EXPECT_TRUE(session_->TakeReady().empty());
+  EXPECT_THAT(session_->OnMessage(ShmUnpinOf(1)), IsOk());
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 1);
+}
+
+TEST_F(ShmSessionOnDiskTest, MissesWhatIsDamagedOnDisk) {
+  FlipBitOnDisk(objects_[0], 300);
+  const ObjectKey key = objects_[0].key();
+  EXPECT_TRUE(WaitsForDisk(ShmPinOf(1, {&key, 1})));
+  AwaitWake(1);
+  EXPECT_EQ(session_->TakeReady().at(0).pinned().extents(0).code(), kNotFound);
+}
+
+TEST_F(ShmSessionOnDiskTest, HoldsNothingForASessionThatEndedMeanwhile) {
+  const ObjectKey key = objects_[0].key();
+  EXPECT_TRUE(WaitsForDisk(ShmPinOf(1, {&key, 1})));
+  session_.reset();
+  AwaitWake(1);
+  pager_.reset();
+  EXPECT_EQ(StorePinned(), 0u);
+}
+
 }  // namespace
 }  // namespace pkv

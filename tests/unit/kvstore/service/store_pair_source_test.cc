@@ -18,6 +18,7 @@ namespace {
 class StorePairSourceTest : public ServiceFixture {
  protected:
   void SetUp() override {
+    MakeLog();
     MakeService(64);
     for (uint64_t id = 1; id <= 3; ++id) {
       objects_.push_back(MakeTestWindow(id, static_cast<uint32_t>(id), static_cast<int>(id)));
@@ -26,7 +27,7 @@ class StorePairSourceTest : public ServiceFixture {
     }
   }
   absl::StatusOr<std::unique_ptr<StorePairSource>> Make() {
-    return StorePairSource::Make(calls_, store_.get(), &metrics_, Clock::Real());
+    return StorePairSource::Make(calls_, store_.get(), parts_.disk, &metrics_, Clock::Real());
   }
   uint64_t Pinned() const { return store_->stats().pinned_bytes; }
   static bool IsHead(const std::string& head, const SealedObject& object) {
@@ -62,6 +63,17 @@ TEST_F(StorePairSourceTest, LogsWhatItPinsBeforeAndAfter) {
 TEST_F(StorePairSourceTest, SaysWhyItCannotPin) {
   calls_->faults.register_host = absl::ResourceExhaustedError("no memory to pin");
   EXPECT_THAT(Make(), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(StorePairSourceTest, BringsInWhatIsOnDisk) {
+  MoveToDisk(objects_[1]);
+  const auto source = *Make();
+  const auto hold = source->Hold(keys_, manifest_);
+  ASSERT_THAT(hold, IsOk());
+  ASSERT_EQ(manifest_.heads_size(), 3);
+  EXPECT_TRUE(IsHead(manifest_.heads(1), objects_[1]));
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 1);
+  EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"dram\"}"), 2);
 }
 
 TEST_F(StorePairSourceTest, PinsWhatItListsUntilTheHoldIsGone) {
