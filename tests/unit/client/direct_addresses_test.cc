@@ -65,9 +65,13 @@ class DirectAddressesTest : public testing::Test {
     return DirectAddresses(*ParseDirectNames(list), &clock_,
                            [this](const DirectName& name) { return Resolve(name); });
   }
-  // Until it is this. Without it the test would not end.
+  // Until it is this.
   static void Await(DirectAddresses& addresses, const std::string& address, Verdict verdict) {
-    while (addresses.Judge(address) != verdict) std::this_thread::yield();
+    const absl::Time end = Clock::Real()->MonotonicNow() + absl::Seconds(20);
+    while (addresses.Judge(address) != verdict) {
+      ASSERT_LT(Clock::Real()->MonotonicNow(), end) << address;
+      std::this_thread::yield();
+    }
   }
   // Has the names looked up again, and waits until that is known: "marker" is another one's.
   void LookUpAgain(DirectAddresses& addresses) {
