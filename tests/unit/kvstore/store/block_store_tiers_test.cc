@@ -190,6 +190,27 @@ TEST_F(BlockStoreTiersTest, ReplacesABlockOnDiskThatLostItsTable) {
   EXPECT_FALSE(log_->Find(other.key()).has_value());
 }
 
+// A prefill worker that missed computes anew, and its banks may differ.
+TEST_F(BlockStoreTiersTest, TakesWhatDiffersFromADiskThatRests) {
+  PutAll();
+  MoveAllToDisk();
+  const SealedObject other_table = MakeTestTable(2);
+  ASSERT_THAT(Put(other_table), IsOk());
+  const SealedObject other = MakeTestBlock(11, 1, other_table.header.id);
+  ObjectHeader header = MakeTestBlock(20, 1, other_table.header.id).header;
+  header.first_token = kBlockTokens;
+  header.parent = blocks_[1].header.id;
+  const SealedObject next = SealTestObject(header, 1, 4096);
+  EXPECT_THAT(Put(other), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(Put(next), StatusIs(absl::StatusCode::kAlreadyExists));
+  log_->SuspendReads(absl::Seconds(1));
+  EXPECT_THAT(Put(other), IsOkAndHolds(CommitResult::kStored));
+  EXPECT_FALSE(log_->Find(other.key()).has_value());
+  EXPECT_THAT(Put(next), IsOkAndHolds(CommitResult::kStored));
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_THAT(Put(other), StatusIs(absl::StatusCode::kAlreadyExists));
+}
+
 TEST_F(BlockStoreTiersTest, HoldsAChainTogetherAcrossTiers) {
   PutAll();
   MoveAllToDisk();
