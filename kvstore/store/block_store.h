@@ -94,21 +94,6 @@ struct DemotionCandidate {
   bool is_needed = false;   // a table of blocks on disk
 };
 
-// What a search by key says of an object.
-enum class Use {
-  kNone,  // nothing
-  kPut,   // it is wanted here
-  kGet,   // it is read
-};
-// The first get is the hand-off for which it was put.
-inline constexpr int kGetsOfReuse = 2;
-
-// What may go to make room.
-enum class Room {
-  kOfAny,
-  kOfDemoted,  // what is on disk, or never written there
-};
-
 enum class CommitResult { kStored, kDuplicate };
 enum class DeleteResult { kDeleted, kAbsent, kInUse };
 
