@@ -215,6 +215,7 @@ TEST_F(DirectStoreTest, WhatIsHeldStaysAndLeavesNoRoom) {
   auto second = HoldWindow(2);
   EXPECT_FALSE(KeepWindow(3));
   EXPECT_EQ(Metric("pkv_direct_prompts_total", {{"result", "no_room"}}), 1);
+  EXPECT_TRUE(Has(1) && Has(2));
   second.reset();
   EXPECT_TRUE(KeepWindow(3));
   EXPECT_FALSE(Has(2));
