@@ -13,8 +13,9 @@ namespace {
 
 // Of the control connection; then a link is made anew.
 constexpr absl::Duration kLinkLasts = absl::Hours(24);
-// For an answer that costs the server nothing but a look into its index.
-constexpr absl::Duration kAnswerTimeout = absl::Seconds(1);
+// For an answer that costs the server a look into its index and, for what is on its disk alone, a
+// wait of 1.5 s at most.
+constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
 
 }  // namespace
 

@@ -60,8 +60,8 @@ void DeclareSsd(OptionTable& table, CacheServerOptions& server) {
   table.AddSize({.name = "ssd-capacity", .help = "disk space for them; goes with --ssd-dir"},
                 server.ssd_capacity_bytes, {});
   table.AddChoice<bool>({.name = "ssd-admit",
-                         .help = "what is written there: all blocks, or those found since they "
-                                 "were put"},
+                         .help = "what is written there: all blocks, or those got twice since "
+                                 "they were put"},
                         server.ssd_reused_only, {{"all", false}, {"reused", true}});
   table.AddDuration({.name = "ssd-read-timeout",
                      .help = "longest that a get waits for the disk; what has not come by then is "

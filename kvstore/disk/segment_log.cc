@@ -122,19 +122,29 @@ absl::Status SegmentLog::Recover() {
     if (candidate.scanned.ok() && candidate.scanned->head.number != number) {
       candidate.scanned = absl::DataLossError("the segment has another file's number");
     }
-    if (candidate.scanned.ok()) {
-      num_damaged_ += candidate.scanned->num_damaged;
-      if (!Checked(DiskOp::kRead, candidate.scanned->read_status).ok()) ++num_damaged_;
-    } else if (!absl::IsNotFound(candidate.scanned.status())) {
-      ++num_damaged_;
-      Log(LogLevel::kWarning, "ssd: a segment is dropped",
-          {{"file", candidate.name}, {"reason", candidate.scanned.status().ToString()}});
-    }
-    Adopt(candidate);
+    CountDamage(candidate);
+    Adopt(candidate, number);
   }
   DropTorn();
   FreeSpare();
+  // Tables that went with what did not fit: blocks that need them are misses until they are there.
+  if (!carried_.empty()) BeginSegment().IgnoreError();
   return absl::OkStatus();
+}
+
+void SegmentLog::CountDamage(const Candidate& candidate) {
+  absl::Status status = candidate.scanned.status();
+  if (status.ok()) {
+    num_damaged_ += candidate.scanned->num_damaged;
+    status = candidate.scanned->read_status;
+  }
+  if (status.ok() || absl::IsNotFound(status)) return;
+  ++num_damaged_;
+  const bool is_damaged = absl::IsDataLoss(status);
+  if (!is_damaged) Checked(DiskOp::kRead, status).IgnoreError();
+  Log(LogLevel::kWarning,
+      is_damaged ? "ssd: a segment is dropped" : "ssd: part of a segment cannot be read",
+      {{"file", candidate.name}, {"reason", status.ToString()}});
 }
 
 // A record's head may have reached the disk before a crash, and its object not. Found now, that is
@@ -151,31 +161,43 @@ void SegmentLog::DropTorn() {
   }
   for (const auto& [key, record] : suspects) {
     DiskBuffer object(AlignUp(record.object_bytes, kDiskUnitBytes));
+    // What cannot be read now may be another time.
     if (Read(record, object.span()).ok() &&
-        VerifyLogObject(object.span().first(record.object_bytes), key).ok()) {
-      continue;
+        !VerifyLogObject(object.span().first(record.object_bytes), key).ok()) {
+      Erase(key);
     }
-    ++num_damaged_;
-    Erase(key);
   }
 }
 
-void SegmentLog::Adopt(Candidate& candidate) {
+void SegmentLog::Adopt(Candidate& candidate, uint64_t number) {
   const absl::Time now = clock_->MonotonicNow();
-  if (!candidate.scanned.ok() || candidate.scanned->records.empty()) {
+  const absl::Status status =
+      candidate.scanned.ok() ? candidate.scanned->read_status : candidate.scanned.status();
+  const bool is_read = status.ok() || absl::IsNotFound(status) || absl::IsDataLoss(status);
+  if (is_read && (!candidate.scanned.ok() || candidate.scanned->records.empty())) {
     candidate.file.reset();
     Checked(DiskOp::kWrite, disk_->Remove(candidate.name)).IgnoreError();
     return;
   }
-  ScannedSegment& scanned = *candidate.scanned;
+  ScannedSegment scanned;
+  if (candidate.scanned.ok()) {
+    scanned = *std::move(candidate.scanned);
+  } else {
+    // It takes its part of the disk until it is the oldest.
+    scanned.file_bytes = candidate.file->Size().value_or(segment_bytes_);
+  }
   auto segment = std::make_shared<Segment>();
   segment->head = scanned.head;
-  segment->end_bytes = segment->file_bytes = scanned.end_bytes;
+  segment->head.number = number;
+  segment->end_bytes = scanned.end_bytes;
+  segment->file_bytes = scanned.file_bytes;
   // What is behind the last record will not be written any more.
-  Checked(DiskOp::kWrite, candidate.file->Truncate(scanned.end_bytes)).IgnoreError();
+  if (is_read && Checked(DiskOp::kWrite, candidate.file->Truncate(scanned.end_bytes)).ok()) {
+    segment->file_bytes = scanned.end_bytes;
+  }
   segment->file = std::move(candidate.file);
   MutexLock lock(&mu_);
-  segments_[scanned.head.number] = std::move(segment);
+  segments_[number] = std::move(segment);
   for (const RecordHead& record : scanned.records) {
     if (record.kind == RecordKind::kObject) {
       index_.Insert(record.key(), LogRecordOf(record), now);
@@ -287,9 +309,13 @@ absl::StatusOr<LogRecord> SegmentLog::WriteRecord(RecordHead head,
   const std::array<std::span<const std::byte>, 2> pieces = {head_unit_.span(), object};
   const absl::Status written = Write(head.offset, std::span(pieces).first(object.empty() ? 1 : 2));
   if (!written.ok()) {
-    // What stands there now is anybody's guess; the scan of the next start looks past it.
+    // What stands there now is anybody's guess: it is cut off, and what stands before it is kept.
+    const SegmentPtr ended = active_;
     EndSegment();
-    return written;
+    const absl::Status synced = Checked(DiskOp::kSync, ended->file->Sync());
+    if (synced.ok()) return written;
+    return absl::Status(written.code(), absl::StrCat(written.message(), "; then ", synced.message(),
+                                                     ": some may be lost"));
   }
   MutexLock lock(&mu_);
   active_->end_bytes += head.record_bytes();
@@ -380,6 +406,7 @@ absl::Status SegmentLog::BeginSegment() {
     MutexLock lock(&mu_);
     segments_[active_->head.number] = active_;
   }
+  WriteCarried();
   FreeSpare();
   // Carrying tables may have failed, and ended the segment.
   return active_ != nullptr ? absl::OkStatus()
@@ -427,7 +454,9 @@ bool SegmentLog::DropOldest() {
     if (segments_.empty() || segments_.begin()->second == active_) return false;
     number = segments_.begin()->first;
   }
-  if (active_ != nullptr) CarryTables(number);
+  for (Carried& table : ReadNeededTables(number)) carried_.push_back(std::move(table));
+  // Else there is no room for them before this one has gone.
+  if (active_ != nullptr) WriteCarried();
   const absl::Time now = clock_->MonotonicNow();
   std::vector<LogIndex::Dropped> dropped;
   {
@@ -442,49 +471,61 @@ bool SegmentLog::DropOldest() {
   return true;
 }
 
-// Without its table no block can be read: those that younger segments need move to the active one,
-// as far as half of it.
-void SegmentLog::CarryTables(uint64_t segment) {
-  std::vector<std::pair<ObjectKey, LogRecord>> tables;
+// Without its table no block can be read: those that younger segments need move to the active one.
+std::vector<SegmentLog::Carried> SegmentLog::ReadNeededTables(uint64_t segment) {
+  std::vector<Carried> tables;
   {
     MutexLock lock(&mu_);
-    tables = index_.NeededTables(segment);
-  }
-  bool carried = false;
-  for (const auto& [key, record] : tables) {
-    const uint64_t object_bytes = AlignUp(record.object_bytes, kDiskUnitBytes);
-    if (active_->end_bytes + kDiskUnitBytes + object_bytes > segment_bytes_ / 2) continue;
-    DiskBuffer object(object_bytes);
-    if (!Read(record, object.span()).ok() ||
-        !VerifyLogObject(object.span().first(record.object_bytes), key).ok()) {
-      continue;
+    uint64_t bytes = 0;
+    for (const auto& [key, record] : index_.NeededTables(segment)) {
+      const uint64_t object_bytes = AlignUp(record.object_bytes, kDiskUnitBytes);
+      bytes += kDiskUnitBytes + object_bytes;
+      if (bytes > segment_bytes_ / 2) break;
+      tables.push_back({key, record, index_.Find(key)->last_use, DiskBuffer(object_bytes)});
     }
-    RecordHead head = RecordHeadOf(RecordKind::kObject, key);
-    head.num_layers = static_cast<uint16_t>(record.num_layers);
-    head.object_bytes = record.object_bytes;
-    head.frame_bytes = record.frame_bytes;
-    head.content_crc32c = record.content_crc32c;
-    const absl::StatusOr<LogRecord> moved = WriteRecord(head, object.span());
+  }
+  std::erase_if(tables, [this](Carried& table) {
+    const std::span<std::byte> object = table.object.span();
+    return !Read(table.record, object).ok() ||
+           !VerifyLogObject(object.first(table.record.object_bytes), table.key).ok();
+  });
+  return tables;
+}
+
+void SegmentLog::WriteCarried() {
+  bool has_written = false;
+  for (Carried& table : std::exchange(carried_, {})) {
+    const std::span<const std::byte> object = table.object.span();
+    if (active_ == nullptr) break;
+    if (active_->end_bytes + kDiskUnitBytes + object.size() > segment_bytes_ / 2) continue;
+    RecordHead head = RecordHeadOf(RecordKind::kObject, table.key);
+    head.num_layers = static_cast<uint16_t>(table.record.num_layers);
+    head.object_bytes = table.record.object_bytes;
+    head.frame_bytes = table.record.frame_bytes;
+    head.content_crc32c = table.record.content_crc32c;
+    const absl::StatusOr<LogRecord> moved = WriteRecord(head, object);
     if (!moved.ok()) return;
-    carried = true;
+    has_written = true;
     MutexLock lock(&mu_);
-    // Unless it was deleted meanwhile.
-    if (const LogIndex::Entry* entry = index_.Find(key);
-        entry != nullptr && entry->record.IsAt(record)) {
-      index_.Insert(key, *moved, entry->last_use);
-    } else {
-      tombstones_.push_back(key);
+    // Unless it was deleted or written meanwhile.
+    const LogIndex::Entry* entry = index_.Find(table.key);
+    const bool is_wanted =
+        entry == nullptr ? index_.HasDependents(table.key) : entry->record.IsAt(table.record);
+    if (is_wanted) {
+      index_.Insert(table.key, *moved, table.last_use);
+    } else if (entry == nullptr) {
+      tombstones_.push_back(table.key);
     }
   }
   // Before the segment from which they came is removed.
-  if (carried) SyncActive().IgnoreError();
+  if (has_written) SyncActive().IgnoreError();
 }
 
 // What is behind its last record is given back.
 void SegmentLog::EndSegment() {
   const SegmentPtr ended = std::exchange(active_, nullptr);
   unsynced_bytes_ = 0;
-  Checked(DiskOp::kWrite, ended->file->Truncate(ended->end_bytes)).IgnoreError();
+  if (!Checked(DiskOp::kWrite, ended->file->Truncate(ended->end_bytes)).ok()) return;
   MutexLock lock(&mu_);
   ended->file_bytes = ended->end_bytes;
 }

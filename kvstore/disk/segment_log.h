@@ -41,7 +41,8 @@ struct LogStats {
   uint64_t resident_bytes = 0;  // of segments, as far as they are written; dead records included
   uint64_t num_objects = 0;
   uint64_t num_segments = 0;
-  uint64_t num_damaged = 0;  // records and segments found damaged at start
+  // Records and segments found damaged at start, or not to be read; torn objects are not.
+  uint64_t num_damaged = 0;
 };
 
 // What Read() gave is the object of `key`: header, frame table and every frame fit their checksums.
@@ -83,10 +84,10 @@ class SegmentLog {
   // Reads the heads of all records (segment_scan.h) and shortens each segment to its last one.
   // The objects written last, which a crash may have torn, are read too, and dropped if they are.
   // Segments that hold nothing are removed; and, oldest first, those that do not fit
-  // `capacity_bytes`.
+  // `capacity_bytes`. What cannot be read is neither shortened nor removed, but for its age.
   //   InvalidArgument     capacity below kLogBytesMin or above the file system's size
   //   FailedPrecondition  the folder holds something that is not a segment of this format; it is
-  //                       named, and nothing was changed
+  //                       named, and no file was changed
   //   Unavailable         the folder cannot be read
   static absl::StatusOr<std::unique_ptr<SegmentLog>> Open(const Options& options);
   SegmentLog(const SegmentLog&) = delete;
@@ -119,7 +120,8 @@ class SegmentLog {
   uint64_t largest_object_bytes() const { return segment_bytes_ - 2 * kDiskUnitBytes; }
 
   // The writer's calls: from one thread at a time. They wait for the disk. When one fails, the
-  // segment ends where it was good and the next call begins another.
+  // segment is synced where it was good and ends there, and the next call begins another. If that
+  // sync failed, the error says so.
 
   // Writes one object behind all that was written; `object` is whole units, the object first and
   // then zeros. It is not in the index yet: Publish() or Discard() comes next.
@@ -151,7 +153,8 @@ class SegmentLog {
   struct Candidate;
   absl::Status Recover();
   absl::StatusOr<std::vector<Candidate>> OpenFiles();
-  void Adopt(Candidate& candidate);
+  void CountDamage(const Candidate& candidate);
+  void Adopt(Candidate& candidate, uint64_t number);
   void DropTorn();
 
   // The writer.
@@ -164,7 +167,16 @@ class SegmentLog {
   absl::StatusOr<SegmentPtr> CreateSegment(uint64_t number);
   void EndSegment();
   absl::Status SyncActive();
-  void CarryTables(uint64_t segment);
+  // Tables of a segment that goes.
+  struct Carried {
+    ObjectKey key;
+    LogRecord record;
+    absl::Time last_use;
+    DiskBuffer object;
+  };
+  std::vector<Carried> ReadNeededTables(uint64_t segment);
+  // Into the active segment, as far as half of it.
+  void WriteCarried();
   bool DropOldest();
   void FreeSpare();
   absl::Status Checked(DiskOp op, absl::Status status) const;
@@ -185,6 +197,7 @@ class SegmentLog {
   SegmentPtr active_;  // null: the next record begins one
   uint64_t next_number_ = 1;
   uint64_t unsynced_bytes_ = 0;
+  std::vector<Carried> carried_;  // on their way from the oldest segment to the active one
   DiskBuffer head_unit_{kDiskUnitBytes};
 
   mutable Mutex mu_;

@@ -15,9 +15,12 @@ struct ScannedSegment {
   SegmentHead head;
   std::vector<RecordHead> records;  // in the order in which they were written
   uint64_t end_bytes = 0;           // behind the last of them
+  uint64_t file_bytes = 0;          // all that the file has
   // Places where a record's head was expected and something else stood, not counting zeros.
   uint64_t num_damaged = 0;
-  // OK, or why the file could not be read further. What was read counts.
+  // OK, or the first reason why a unit could not be read. What was read counts: the scan steps over
+  // such units, and gives up at the 64th. What it did not see may be records, so that the file must
+  // not be cut.
   absl::Status read_status;
 };
 
@@ -29,7 +32,7 @@ struct ScannedSegment {
 //   NotFound            empty, or all zero where the head should be: never came to life
 //   FailedPrecondition  not a segment, or one of another version
 //   DataLoss            the head is damaged, so no record can be told from an object's bytes
-//   Unavailable         the head cannot be read
+//   Unavailable         the head cannot be read: nothing is known of the file
 absl::StatusOr<ScannedSegment> ScanSegment(const DiskFile& file);
 
 }  // namespace pkv

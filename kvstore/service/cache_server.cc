@@ -186,18 +186,21 @@ class CacheServerImpl : public CacheServer {
   }
 
   void Shutdown(absl::Duration grace) override {
-    if (server_ == nullptr) return;
+    if (server_ == nullptr || was_shut_down_.exchange(true)) return;
+    const absl::Time end = Clock::Real()->MonotonicNow() + grace;
     listener_->Stop();
     if (shm_ != nullptr) shm_->StopListening();
     if (nccl_ != nullptr) nccl_->Stop();
     std::thread writer;
     if (demoter_ != nullptr) {
-      writer = std::thread(
-          [this, end = Clock::Real()->MonotonicNow() + grace] { demoter_->WriteAll(end); });
+      writer = std::thread([this, end] { demoter_->WriteAll(end); });
     }
     server_->Shutdown(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace));
     server_->Wait();
-    if (writer.joinable()) writer.join();
+    if (!writer.joinable()) return;
+    writer.join();
+    // Puts that ended while it wrote.
+    demoter_->WriteAll(end);
   }
 
  private:
@@ -346,6 +349,7 @@ class CacheServerImpl : public CacheServer {
   // In the order of need: what stands below uses what stands above.
   const CacheServerOptions options_;
   std::atomic<bool> draining_{false};
+  std::atomic<bool> was_shut_down_{false};
   const std::shared_ptr<MetricRegistry> registry_;  // shared with the exposer
   ServiceMetrics metrics_;
   ReloadMetrics reload_metrics_;

@@ -34,7 +34,7 @@ struct CacheServerOptions {
   // process alone. Empty: nowhere. Both or none.
   std::string ssd_dir = {};
   uint64_t ssd_capacity_bytes = 0;
-  bool ssd_reused_only = false;  // write only what was found since it was put
+  bool ssd_reused_only = false;  // write only what was got twice since it was put
   // Longest that a get waits for the disk; what is not in memory by then is a miss. Over shm and
   // nccl 1.5 s at most.
   absl::Duration ssd_read_timeout = absl::Milliseconds(1500);

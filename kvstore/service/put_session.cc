@@ -110,7 +110,7 @@ void PutSession::Admit(const v1::ObjectDescriptor& descriptor, Object& object) {
   const int num_layers =
       static_cast<int>(std::min<uint32_t>(descriptor.num_layers(), kMaxLayers + 1));
   for (int attempt = 0; attempt < kAdmitAttempts; ++attempt) {
-    object.present = parts_.store->Find(object.key);
+    object.present = parts_.store->Find(object.key, Use::kPut);
     if (!object.present) object.on_disk = parts_.store->FindOnDisk(object.key);
     if (object.present || object.on_disk.has_value()) {
       object.decision = v1::PUT_DECISION_PRESENT;

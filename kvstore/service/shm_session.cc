@@ -17,6 +17,7 @@ ShmSession::ShmSession(ShmShared* shared)
 
 ShmSession::~ShmSession() {
   for (const auto& [id, pin] : pins_) Release(pin);
+  for (const auto& [id, waiting] : waiting_) shared_->pinned_bytes -= waiting.bytes;
 }
 
 absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnMessage(const v1::ShmMessage& message) {
@@ -79,12 +80,12 @@ absl::StatusOr<std::vector<ObjectKey>> ShmSession::Admit(const v1::ShmPin& reque
   return keys;
 }
 
-absl::Status ShmSession::AdmitBytes(const Pin& pin) const {
+absl::Status ShmSession::AdmitBytes(uint64_t bytes) const {
   const ShmLimits& limits = shared_->limits;
-  if (pin.bytes > limits.connection_pinned_bytes - pinned_bytes_ ||
-      pin.bytes > limits.total_pinned_bytes - shared_->pinned_bytes) {
+  if (bytes > limits.connection_pinned_bytes - pinned_bytes_ ||
+      bytes > limits.total_pinned_bytes - shared_->pinned_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        pin.bytes, " bytes to pin, pinned: ", pinned_bytes_, " of ", limits.connection_pinned_bytes,
+        bytes, " bytes to pin, pinned: ", pinned_bytes_, " of ", limits.connection_pinned_bytes,
         " here, ", shared_->pinned_bytes, " of ", limits.total_pinned_bytes, " in all"));
   }
   return absl::OkStatus();
@@ -102,13 +103,18 @@ absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnPin(const v1::ShmPin
   absl::StatusOr<std::vector<ObjectKey>> keys = Admit(request);
   if (!keys.ok()) return Refuse(pin_id, keys.status());
   if (!shared_->disk.IsNeeded(*keys)) return Answer(pin_id, *keys, 0);
-  AwaitDisk(pin_id, *std::move(keys));
+  // Before anything is brought in that could not be pinned, and others pushed out for it.
+  const uint64_t bytes = shared_->store->StoredBytes(*keys);
+  if (const absl::Status refused = AdmitBytes(bytes); !refused.ok()) return Refuse(pin_id, refused);
+  AwaitDisk(pin_id, *std::move(keys), bytes);
   return std::nullopt;
 }
 
-void ShmSession::AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys) {
+void ShmSession::AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys, uint64_t bytes) {
   const auto paged_in = std::make_shared<PagedIn>();
   num_objects_ += keys.size();
+  pinned_bytes_ += bytes;
+  shared_->pinned_bytes += bytes;
   shared_->disk.pager->Fetch(keys, shared_->disk.patience,
                              [paged_in, wake = shared_->wake](Pager::Result result) {
                                {
@@ -118,7 +124,7 @@ void ShmSession::AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys) {
                                }
                                wake();
                              });
-  waiting_.emplace(pin_id, Waiting{std::move(keys), paged_in});
+  waiting_.emplace(pin_id, Waiting{std::move(keys), bytes, paged_in});
 }
 
 std::vector<v1::ShmMessage> ShmSession::TakeReady() {
@@ -133,8 +139,11 @@ std::vector<v1::ShmMessage> ShmSession::TakeReady() {
     }
     const uint64_t pin_id = current->first;
     const std::vector<ObjectKey> keys = std::move(current->second.keys);
+    const uint64_t bytes = current->second.bytes;
     waiting_.erase(current);
     num_objects_ -= keys.size();
+    pinned_bytes_ -= bytes;
+    shared_->pinned_bytes -= bytes;
     answers.push_back(Answer(pin_id, keys, result.num_paged_in));
   }
   return answers;
@@ -159,7 +168,8 @@ v1::ShmMessage ShmSession::Answer(uint64_t pin_id, std::span<const ObjectKey> ke
     ++num_found;
     pin.bytes += lease.bytes().size();
   }
-  if (const absl::Status refused = AdmitBytes(pin); !refused.ok()) return Refuse(pin_id, refused);
+  if (const absl::Status refused = AdmitBytes(pin.bytes); !refused.ok())
+    return Refuse(pin_id, refused);
   shared_->metrics->TierHits(num_found, num_paged_in);
   v1::ShmMessage answer;
   answer.mutable_pinned()->set_pin_id(pin_id);

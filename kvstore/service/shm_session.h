@@ -47,7 +47,7 @@ struct ShmShared {
   // gone.
   std::function<void()> wake = {};
 
-  uint64_t pinned_bytes = 0;  // by all sessions
+  uint64_t pinned_bytes = 0;  // by all sessions; what is being brought in for pins included
 };
 
 // The server's side of one connection of the shm transport (handoff.proto), without its socket:
@@ -80,6 +80,7 @@ class ShmSession {
   };
   Expiry expiry() const;
 
+  // What is being brought in from disk for a pin included.
   uint64_t pinned_bytes() const { return pinned_bytes_; }
 
  private:
@@ -99,21 +100,22 @@ class ShmSession {
   };
   struct Waiting {
     std::vector<ObjectKey> keys;
+    uint64_t bytes = 0;  // that there will be to pin
     std::shared_ptr<PagedIn> paged_in;
   };
 
   absl::StatusOr<v1::ShmMessage> OnHello(const v1::ShmHello& hello);
   // Nothing: the answer comes once the disk was read.
   absl::StatusOr<std::optional<v1::ShmMessage>> OnPin(const v1::ShmPin& request);
-  void AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys);
+  void AwaitDisk(uint64_t pin_id, std::vector<ObjectKey> keys, uint64_t bytes);
   v1::ShmMessage Answer(uint64_t pin_id, std::span<const ObjectKey> keys, int num_paged_in);
   v1::ShmMessage Refuse(uint64_t pin_id, const absl::Status& status);
   absl::Status OnUnpin(const v1::ShmUnpin& request);
   absl::Status OnDamaged(const v1::ShmDamaged& report);
-  // Everything there is to refuse without shutting down: before anything is done, and once it is
-  // known what there is to pin.
+  // Everything there is to refuse without shutting down: before anything is done, once it is known
+  // what is stored, and once it is known what there is to pin.
   absl::StatusOr<std::vector<ObjectKey>> Admit(const v1::ShmPin& request) const;
-  absl::Status AdmitBytes(const Pin& pin) const;
+  absl::Status AdmitBytes(uint64_t bytes) const;
   v1::ShmExtent Describe(Lease& lease);
   void Release(const Pin& pin);
 
@@ -123,7 +125,7 @@ class ShmSession {
   absl::flat_hash_map<uint64_t, Pin> pins_;
   absl::flat_hash_map<uint64_t, Waiting> waiting_;  // for the disk
   size_t num_objects_ = 0;                          // of both
-  uint64_t pinned_bytes_ = 0;
+  uint64_t pinned_bytes_ = 0;                       // likewise
 };
 
 }  // namespace pkv

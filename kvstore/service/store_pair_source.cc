@@ -116,7 +116,7 @@ absl::StatusOr<ObjectHeader> StorePairSource::AddHead(Lease& lease, v1::PairMani
 }
 
 void StorePairSource::OnDamaged(const ObjectKey& key) {
-  const Lease lease = store_.Find(key);
+  const Lease lease = store_.Find(key, Use::kNone);
   if (!lease) return;
   absl::Status intact = lease.VerifyHead().status();
   for (int layer = 0; intact.ok() && layer < lease.num_layers(); ++layer) {

@@ -67,7 +67,7 @@ BlockStore::~BlockStore() {
             pinned_bytes_);
 }
 
-absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
+absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec, Room room) {
   PKV_ASSIGN_OR_RETURN(const uint64_t object_bytes, ObjectBytes(spec));
   const absl::Time now = clock_->MonotonicNow();
   std::vector<Eviction> evictions;
@@ -81,7 +81,7 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
     // What cannot fit, however much is evicted, must not push others out.
     const uint64_t taken_bytes = reserved_bytes_ + pinned_bytes_;
     if (object_bytes <= arena_->capacity_bytes() - taken_bytes) {
-      extent = AllocateLocked(object_bytes, now, evictions);
+      extent = AllocateLocked(object_bytes, room, now, evictions);
     }
     if (extent) reserved_bytes_ += extent->bytes;
     free_bytes = arena_->capacity_bytes() - arena_->used_bytes();
@@ -102,7 +102,8 @@ absl::StatusOr<Reservation> BlockStore::Reserve(const ReservationSpec& spec) {
   return Reservation(this, spec, *extent, units.first(object_bytes));
 }
 
-std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl::Time now,
+std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, Room room,
+                                                            absl::Time now,
                                                             std::vector<Eviction>& evictions) {
   uint64_t evicted_bytes = 0;
   for (;;) {
@@ -115,6 +116,7 @@ std::optional<SlabArena::Extent> BlockStore::AllocateLocked(uint64_t bytes, absl
     StoredObject* object = ObjectOf(*victim);
     PKV_CHECK(object->indexed && object->num_pins == 0 && object->num_dependents == 0, "pins ",
               object->num_pins, " dependents ", object->num_dependents);
+    if (!MayMakeRoomLocked(*object, room)) return std::nullopt;
     evicted_bytes += object->extent.bytes;
     evictions.push_back(EvictLocked(object, now));
   }
@@ -197,7 +199,9 @@ absl::StatusOr<CommitResult> BlockStore::Commit(Reservation reservation,
 
 absl::Status BlockStore::CheckParentLocked(const ObjectHeader& header) const {
   const ObjectKey key{ObjectKind::kBlock, header.parent, header.variant()};
-  std::optional<LogRecord> parent = FindOnDiskLocked(key);
+  // One that nobody can read has no say.
+  std::optional<LogRecord> parent;
+  if (log_ != nullptr && !log_->reads_suspended()) parent = FindOnDiskLocked(key);
   if (const StoredObject* stored = FindLocked(key)) {
     const absl::StatusOr<ObjectHeader> before = ParseHeader(stored->bytes);
     // Whoever reads a damaged parent finds out.
@@ -256,16 +260,18 @@ StoredObject* BlockStore::PublishLocked(Reservation& reservation, StoredObject* 
   return published;
 }
 
-Lease BlockStore::Find(const ObjectKey& key) { return std::move(FindAll({&key, 1}).front()); }
+Lease BlockStore::Find(const ObjectKey& key, Use use) {
+  return std::move(FindAll({&key, 1}, use).front());
+}
 
-std::vector<Lease> BlockStore::FindAll(std::span<const ObjectKey> keys) {
+std::vector<Lease> BlockStore::FindAll(std::span<const ObjectKey> keys, Use use) {
   const absl::Time now = clock_->MonotonicNow();
   std::vector<Lease> leases(keys.size());
   MutexLock lock(&mu_);
   for (size_t i = keys.size(); i-- > 0;) {
     if (StoredObject* object = FindLocked(keys[i])) {
-      TouchLocked(object, now);
-      object->was_hit = true;
+      if (use != Use::kNone) TouchLocked(object, now);
+      if (use == Use::kGet) object->num_gets = std::min(object->num_gets + 1, kGetsOfReuse);
       leases[i] = PinLocked(object);
     }
   }

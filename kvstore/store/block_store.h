@@ -80,6 +80,8 @@ struct DiskCopy {
 // What is to be read from disk, the tables before the rest.
 struct PageInPlan {
   std::vector<DiskCopy> tables, others;
+  // Tables in memory that blocks among the others need: room for those is not made of them.
+  std::vector<Lease> held;
 };
 
 // What would be evicted next.
@@ -87,7 +89,7 @@ struct DemotionCandidate {
   Lease lease = {};
   Lease table = {};  // of a block, when it is not on disk yet: it has to be there first
   absl::Time last_use = {};
-  bool was_hit = false;     // found by key since it was put
+  bool was_reused = false;  // got kGetsOfReuse times since it was put
   bool is_on_disk = false;  // and will be for a while
   bool is_needed = false;   // a table of blocks on disk
 };
@@ -131,8 +133,8 @@ class BlockStore {
   // Takes memory for an object, evicting others when needed.
   //   AlreadyExists      stored: nothing to write
   //   InvalidArgument    num_layers not in [1, kMaxLayers], or frame_bytes not a multiple of 128
-  //   ResourceExhausted  larger than all that is not pinned or reserved
-  absl::StatusOr<Reservation> Reserve(const ReservationSpec& spec);
+  //   ResourceExhausted  larger than all that is not pinned or reserved, or than `room` gives
+  absl::StatusOr<Reservation> Reserve(const ReservationSpec& spec, Room room = Room::kOfAny);
 
   // Publishes an object whose frames were all written. `head` is its header and frame table.
   // kDuplicate: equal bytes were stored meanwhile, or are on disk. The reservation is used up in
@@ -145,11 +147,11 @@ class BlockStore {
   //                       it is stored with another bank, so that no reader could use this one
   absl::StatusOr<CommitResult> Commit(Reservation reservation, std::span<const std::byte> head);
 
-  // Pins and counts as a use; empty on a miss.
-  Lease Find(const ObjectKey& key);
+  // Pins, and counts as a use unless kNone; empty on a miss.
+  Lease Find(const ObjectKey& key, Use use = Use::kGet);
   // One lease per key, in order, empty for misses. The first key counts as the most recently used,
   // so that a sequence loses its last blocks first and what is left is still a prefix.
-  std::vector<Lease> FindAll(std::span<const ObjectKey> keys);
+  std::vector<Lease> FindAll(std::span<const ObjectKey> keys, Use use = Use::kGet);
   // Counts as uses of those stored, the first key as the most recent one.
   void TouchAll(std::span<const ObjectKey> keys);
 
@@ -172,7 +174,9 @@ class BlockStore {
   // write. Not tables: they have to be in memory before their blocks are put.
   std::optional<LogRecord> FindOnDisk(const ObjectKey& key) const;
   // Which of `keys` are on disk alone, and the tables that blocks among them need.
-  PageInPlan PlanPageIn(std::span<const ObjectKey> keys) const;
+  PageInPlan PlanPageIn(std::span<const ObjectKey> keys);
+  // Of those of `keys` that are in either tier. Counts as no use.
+  uint64_t StoredBytes(std::span<const ObjectKey> keys) const;
   // Publishes what was read from `record` into reservation.units(), checks it and pins it.
   //   DataLoss  a checksum does not fit, or another object stood there: it is dropped from the disk
   //   NotFound  deleted meanwhile, or its table is not in memory
@@ -184,8 +188,13 @@ class BlockStore {
   void StopWaiting();
   // Pins what would be evicted next; not a use. Nothing when all is in use.
   std::optional<DemotionCandidate> NextToDemote();
-  // What to write before an end: the keys of all objects, the most recently used first.
-  std::vector<ObjectKey> KeysByLastUse() const;
+  // What to write before an end: all objects, the most recently used first, and of blocks that were
+  // used at once the first of their chain.
+  struct Listed {
+    ObjectKey key;
+    uint64_t object_bytes = 0;
+  };
+  std::vector<Listed> ListByLastUse() const;
   // As NextToDemote(), of one object; nothing on a miss.
   std::optional<DemotionCandidate> FindToDemote(const ObjectKey& key);
   // The object is on disk now, unless it was deleted meanwhile.
@@ -233,10 +242,12 @@ class BlockStore {
   std::optional<Placed> FindInTiersLocked(const ObjectKey& key, bool with_disk) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PlanLocked(const ObjectKey& key, bool is_implied, absl::flat_hash_set<ObjectKey>& planned,
-                  PageInPlan& plan) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                  PageInPlan& plan) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether the object that arrives is on disk. AlreadyExists: with other bytes.
   absl::StatusOr<bool> CompareOnDiskLocked(const ObjectHeader& header,
                                            std::span<const std::byte> head)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MayMakeRoomLocked(const StoredObject& object, Room room) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // REQUIRES: not pinned, not depended on, or about to be unpinned.
   Eviction EvictLocked(StoredObject* object, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -247,7 +258,7 @@ class BlockStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RemoveLocked(StoredObject* object) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckAccountingLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::optional<SlabArena::Extent> AllocateLocked(uint64_t bytes, absl::Time now,
+  std::optional<SlabArena::Extent> AllocateLocked(uint64_t bytes, Room room, absl::Time now,
                                                   std::vector<Eviction>& evictions)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<ObjectHeader> CheckContent(const Reservation& reservation,

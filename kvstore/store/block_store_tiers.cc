@@ -44,12 +44,14 @@ absl::StatusOr<bool> BlockStore::CompareOnDiskLocked(const ObjectHeader& header,
   const std::optional<LogRecord> record = log_->Find(header.key());
   if (!record) return false;
   if (IsHeadOf(head, *record)) return true;
-  if (FindOnDiskLocked(header.key()).has_value()) {
+  // A table's blocks are not readable with another one, whenever the disk comes back.
+  const bool may_replace = log_->reads_suspended() && header.kind != ObjectKind::kTable;
+  if (!may_replace && FindOnDiskLocked(header.key()).has_value()) {
     return absl::AlreadyExistsError(absl::StrCat("different bytes are stored on disk under ",
                                                  header.id.ToShortHex(), " ", header.variant().name,
                                                  ": an object is written once"));
   }
-  // Nobody could read that one: its table is gone.
+  // Nobody could read that one: its table is gone, or the disk rests.
   log_->Erase(header.key());
   return false;
 }
@@ -64,8 +66,14 @@ std::optional<LogRecord> BlockStore::FindOnDisk(const ObjectKey& key) const {
 }
 
 void BlockStore::PlanLocked(const ObjectKey& key, bool is_implied,
-                            absl::flat_hash_set<ObjectKey>& planned, PageInPlan& plan) const {
-  if (FindLocked(key) != nullptr || planned.contains(key)) return;
+                            absl::flat_hash_set<ObjectKey>& planned, PageInPlan& plan) {
+  if (planned.contains(key)) return;
+  if (StoredObject* stored = FindLocked(key)) {
+    if (!is_implied) return;
+    planned.insert(key);
+    plan.held.push_back(PinLocked(stored));
+    return;
+  }
   const std::optional<LogRecord> record = FindOnDiskLocked(key);
   if (!record) return;
   planned.insert(key);
@@ -75,7 +83,7 @@ void BlockStore::PlanLocked(const ObjectKey& key, bool is_implied,
   PlanLocked({ObjectKind::kTable, record->table, key.variant}, true, planned, plan);
 }
 
-PageInPlan BlockStore::PlanPageIn(std::span<const ObjectKey> keys) const {
+PageInPlan BlockStore::PlanPageIn(std::span<const ObjectKey> keys) {
   PageInPlan plan;
   if (log_ == nullptr || log_->reads_suspended()) return plan;
   absl::flat_hash_set<ObjectKey> planned;
@@ -87,6 +95,17 @@ PageInPlan BlockStore::PlanPageIn(std::span<const ObjectKey> keys) const {
     }
   }
   return plan;
+}
+
+uint64_t BlockStore::StoredBytes(std::span<const ObjectKey> keys) const {
+  const bool with_disk = log_ != nullptr && !log_->reads_suspended();
+  uint64_t bytes = 0;
+  MutexLock lock(&mu_);
+  for (const ObjectKey& key : keys) {
+    const std::optional<Placed> placed = FindInTiersLocked(key, with_disk);
+    if (placed) bytes += placed->object_bytes;
+  }
+  return bytes;
 }
 
 absl::StatusOr<Lease> BlockStore::PublishFromDisk(Reservation reservation,
@@ -110,7 +129,10 @@ absl::StatusOr<Lease> BlockStore::PublishFromDisk(Reservation reservation,
     table = FindLocked({ObjectKind::kTable, header->table, header->variant()});
     if (table == nullptr) return absl::NotFoundError("its table is not in memory");
   }
-  return PinLocked(PublishLocked(reservation, table, now));
+  StoredObject* const published = PublishLocked(reservation, table, now);
+  // The get for which it was brought in is not its first: it had been let go.
+  published->num_gets = kGetsOfReuse - 1;
+  return PinLocked(published);
 }
 
 bool BlockStore::AwaitCrowded(absl::Duration timeout) {
@@ -128,7 +150,8 @@ void BlockStore::StopWaiting() {
 }
 
 DemotionCandidate BlockStore::MakeCandidateLocked(StoredObject* object) {
-  DemotionCandidate candidate{.last_use = object->last_use, .was_hit = object->was_hit};
+  DemotionCandidate candidate{.last_use = object->last_use,
+                              .was_reused = object->num_gets >= kGetsOfReuse};
   const std::optional<LogRecord> record = log_->Find(object->key);
   candidate.is_on_disk = record.has_value() && !log_->IsAging(*record);
   candidate.is_needed = log_->HasDependents(object->key);
@@ -146,18 +169,29 @@ std::optional<DemotionCandidate> BlockStore::NextToDemote() {
   return MakeCandidateLocked(ObjectOf(*victim));
 }
 
-std::vector<ObjectKey> BlockStore::KeysByLastUse() const {
-  std::vector<std::pair<absl::Time, ObjectKey>> found;
+std::vector<BlockStore::Listed> BlockStore::ListByLastUse() const {
+  struct Found {
+    absl::Time last_use;
+    uint64_t first_token;
+    Listed listed;
+  };
+  std::vector<Found> found;
   {
     MutexLock lock(&mu_);
     found.reserve(index_.size());
-    for (const auto& [key, object] : index_) found.emplace_back(object->last_use, key);
+    for (const auto& [key, object] : index_) {
+      const absl::StatusOr<ObjectHeader> header = ParseHeader(object->bytes);
+      const uint64_t first_token = header.ok() ? header->first_token : 0;
+      found.push_back({object->last_use, first_token, {key, object->bytes.size()}});
+    }
   }
-  std::ranges::sort(found, [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::vector<ObjectKey> keys;
-  keys.reserve(found.size());
-  for (auto& [last_use, key] : found) keys.push_back(std::move(key));
-  return keys;
+  std::ranges::sort(found, [](const Found& a, const Found& b) {
+    return a.last_use != b.last_use ? a.last_use > b.last_use : a.first_token < b.first_token;
+  });
+  std::vector<Listed> listed;
+  listed.reserve(found.size());
+  for (Found& each : found) listed.push_back(std::move(each.listed));
+  return listed;
 }
 
 std::optional<DemotionCandidate> BlockStore::FindToDemote(const ObjectKey& key) {
@@ -191,6 +225,11 @@ bool BlockStore::LetGo(Lease lease, absl::Time last_use) {
   }
   Report(evictions);
   return true;
+}
+
+bool BlockStore::MayMakeRoomLocked(const StoredObject& object, Room room) const {
+  return room == Room::kOfAny || object.key.kind == ObjectKind::kWindow ||
+         (log_ != nullptr && log_->Find(object.key).has_value());
 }
 
 BlockStore::Eviction BlockStore::EvictLocked(StoredObject* object, absl::Time now) {

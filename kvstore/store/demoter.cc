@@ -15,6 +15,19 @@ constexpr absl::Duration kRestMax = absl::Seconds(60);
 // Between two looks for tombstones; and between two at a store that is crowded with what is in use.
 constexpr absl::Duration kLookEvery = absl::Seconds(1);
 constexpr absl::Duration kPause = absl::Milliseconds(100);
+// What a slow volume writes.
+constexpr double kBytesPerSecondMin = 100e6;
+
+// How many of the first can be written in `time`; at least one.
+size_t CountWritable(std::span<const BlockStore::Listed> objects, absl::Duration time) {
+  const double bytes_max = kBytesPerSecondMin * std::max(0.0, absl::ToDoubleSeconds(time));
+  double bytes = static_cast<double>(objects.front().object_bytes);
+  size_t count = 1;
+  while (count < objects.size() && bytes <= bytes_max) {
+    bytes += static_cast<double>(objects[count++].object_bytes);
+  }
+  return count;
+}
 
 }  // namespace
 
@@ -66,7 +79,7 @@ bool Demoter::MakeRoom() {
 
 bool Demoter::IsAdmitted(const DemotionCandidate& candidate) const {
   if (candidate.is_on_disk || candidate.lease.key().kind == ObjectKind::kWindow) return false;
-  return candidate.was_hit || candidate.is_needed || !options_.reused_only;
+  return candidate.was_reused || candidate.is_needed || !options_.reused_only;
 }
 
 absl::Status Demoter::Write(const DemotionCandidate& candidate) {
@@ -106,15 +119,21 @@ bool Demoter::MayWrite() const { return options_.clock->MonotonicNow() >= rests_
 
 void Demoter::WriteAll(absl::Time deadline) {
   Stop();
-  if (std::exchange(has_written_all_, true)) return;
   uint64_t num_written = 0, num_left = 0;
-  for (const ObjectKey& key : options_.store->KeysByLastUse()) {
-    const std::optional<DemotionCandidate> candidate = options_.store->FindToDemote(key);
-    if (!candidate || !IsAdmitted(*candidate)) continue;
-    if (!MayWrite() || options_.clock->MonotonicNow() >= deadline) {
-      ++num_left;
-    } else if (Write(*candidate).ok()) {
-      ++num_written;
+  const std::vector<BlockStore::Listed> all = options_.store->ListByLastUse();
+  for (std::span<const BlockStore::Listed> left = all; !left.empty();) {
+    const absl::Duration time = deadline - options_.clock->MonotonicNow();
+    const size_t count = CountWritable(left, time);
+    const std::span<const BlockStore::Listed> batch = left.first(count);
+    left = left.subspan(count);
+    for (size_t i = batch.size(); i-- > 0;) {
+      const std::optional<DemotionCandidate> candidate = options_.store->FindToDemote(batch[i].key);
+      if (!candidate || !IsAdmitted(*candidate)) continue;
+      if (!MayWrite() || options_.clock->MonotonicNow() >= deadline) {
+        ++num_left;
+      } else if (Write(*candidate).ok()) {
+        ++num_written;
+      }
     }
   }
   const absl::Status synced = Noted(options_.log->Sync());

@@ -16,8 +16,8 @@ namespace pkv {
 // used least recently to the log and lets it go, until `relaxed_bytes` are in use. Puts never wait
 // for it; when they outrun it, the store evicts as it does without a disk. It is the log's writer.
 //
-// Written is what the disk is for: blocks and tables, with `reused_only` those alone that were
-// found since they were put, and what blocks on disk need. Windows belong to one hand-off. What is
+// Written is what the disk is for: blocks and tables, with `reused_only` those alone that were got
+// twice since they were put, and what blocks on disk need. Windows belong to one hand-off. What is
 // on disk already is let go without writing.
 //
 // When the disk fails, writing stops for a second, then for twice that, up to a minute.
@@ -39,8 +39,10 @@ class Demoter {
   Demoter(const Demoter&) = delete;
   Demoter& operator=(const Demoter&) = delete;
 
-  // Ends the thread, writes what is in memory and belongs on disk, the most recently used first,
-  // until `deadline`, and syncs the log. For the end of the process; idempotent.
+  // Ends the thread, writes what is in memory and belongs on disk until `deadline`, and syncs the
+  // log. Chosen is what was used last, as much as a slow disk can write in that time, and of that
+  // written what was used first: the log loses its oldest first, and a chain its end. Then the rest
+  // likewise. For the end of the process; once more, it writes what has come meanwhile.
   void WriteAll(absl::Time deadline);
 
  private:
@@ -66,7 +68,6 @@ class Demoter {
   // Of the thread, and of WriteAll() once that has ended.
   absl::Duration rest_ = absl::ZeroDuration();  // after the last failure
   absl::Time rests_until_ = absl::InfinitePast();
-  bool has_written_all_ = false;
 
   Mutex mu_;
   CondVar stop_requested_;

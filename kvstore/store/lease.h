@@ -12,6 +12,15 @@
 
 namespace pkv {
 
+// What a search by key says of an object.
+enum class Use {
+  kNone,  // nothing
+  kPut,   // it is wanted here
+  kGet,   // it is read
+};
+// The first get is the hand-off for which it was put.
+inline constexpr int kGetsOfReuse = 2;
+
 class BlockStore;
 struct StoredObject;
 

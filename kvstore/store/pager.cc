@@ -47,11 +47,12 @@ void Pager::Fetch(std::span<const ObjectKey> keys, absl::Duration patience, Done
   auto request = std::make_shared<Request>();
   request->done = std::move(done);
   // Pinned first, so that room for the others is not made of them.
-  for (Lease& lease : options_.store->FindAll(keys)) {
+  for (Lease& lease : options_.store->FindAll(keys, Use::kNone)) {
     if (lease) request->result.held.push_back(std::move(lease));
   }
   PageInPlan plan = options_.store->PlanPageIn(keys);
   request->others = std::move(plan.others);
+  for (Lease& lease : plan.held) request->result.held.push_back(std::move(lease));
   request->deadline = options_.clock->MonotonicNow() + patience;
   bool has_ended;
   {
@@ -137,6 +138,7 @@ void Pager::RunReader(size_t index) {
         continue;
       }
       reading_since_[index] = options_.clock->MonotonicNow();
+      deadlines_changed_.Signal();
     }
     absl::StatusOr<Lease> lease = ReadOne(read->copy);
     Deliver(*read, std::move(lease));
@@ -146,11 +148,11 @@ void Pager::RunReader(size_t index) {
 absl::StatusOr<Lease> Pager::ReadOne(const DiskCopy& copy) {
   const LogRecord& record = copy.record;
   absl::StatusOr<Reservation> reservation =
-      options_.store->Reserve({copy.key, record.num_layers, record.frame_bytes});
+      options_.store->Reserve({copy.key, record.num_layers, record.frame_bytes}, Room::kOfDemoted);
   if (!reservation.ok()) {
     // Stored meanwhile, or there is no room.
     if (!absl::IsAlreadyExists(reservation.status())) return reservation.status();
-    return options_.store->Find(copy.key);
+    return options_.store->Find(copy.key, Use::kNone);
   }
   const absl::Time begin = options_.clock->MonotonicNow();
   const absl::Status status = options_.log->Read(record, reservation->units());
@@ -180,7 +182,7 @@ void Pager::Deliver(Read& read, absl::StatusOr<Lease> lease) {
   for (;;) {
     // Each has a pin of its own: the first the one that was made, the others one more.
     Lease pin;
-    if (lease.ok() && *lease) pin = options_.store->Find(read.copy.key);
+    if (lease.ok() && *lease) pin = options_.store->Find(read.copy.key, Use::kNone);
     MutexLock lock(&mu_);
     if (read.waiters.empty()) {
       reads_.erase(read.copy.key);
@@ -209,14 +211,37 @@ int Pager::EndOverdue() {
       const RequestPtr request = deadlines_.begin()->second;
       deadlines_.erase(deadlines_.begin());
       request->ended = true;
+      request->others.clear();
       ended.push_back(request);
     }
+    if (!ended.empty()) DropEndedLocked();
     is_slow = std::ranges::any_of(reading_since_,
                                   [now](absl::Time since) { return now - since > kSlowRead; });
+    if (is_slow) next_renewal_ = now + kDiskRest / 2;
   }
   if (is_slow) options_.log->SuspendReads(kDiskRest);
   for (const RequestPtr& request : ended) End(request);
   return static_cast<int>(ended.size());
+}
+
+void Pager::DropEndedLocked() {
+  for (const auto& [key, read] : reads_) {
+    std::erase_if(read->waiters, [](const Read::Waiter& waiter) { return waiter.request->ended; });
+  }
+  // Those under way stay until their threads are back.
+  std::erase_if(waiting_, [this](const std::shared_ptr<Read>& read) {
+    mu_.AssertHeld();
+    return read->waiters.empty() && reads_.erase(read->copy.key) > 0;
+  });
+}
+
+absl::Time Pager::NextLookLocked() const {
+  absl::Time next = deadlines_.empty() ? absl::InfiniteFuture() : deadlines_.begin()->first;
+  for (const absl::Time since : reading_since_) {
+    // A moment more: a read is slow once it takes longer than that.
+    next = std::min(next, std::max(since + kSlowRead + absl::Milliseconds(1), next_renewal_));
+  }
+  return next;
 }
 
 void Pager::RunTimekeeper() {
@@ -225,11 +250,7 @@ void Pager::RunTimekeeper() {
       MutexLock lock(&mu_);
       for (;;) {
         if (stopping_) return;
-        if (deadlines_.empty()) {
-          deadlines_changed_.Wait(&mu_);
-          continue;
-        }
-        const absl::Duration left = deadlines_.begin()->first - options_.clock->MonotonicNow();
+        const absl::Duration left = NextLookLocked() - options_.clock->MonotonicNow();
         if (left <= absl::ZeroDuration()) break;
         deadlines_changed_.WaitWithTimeout(&mu_, left);
       }

@@ -21,11 +21,13 @@ namespace pkv {
 
 // Brings objects from disk into memory for those who want to read them: on threads of its own, each
 // object once however many ask for it, tables before the blocks that need them, and checked before
-// anybody sees them. Memory for them is reserved as for a put. What does not come, because it is
-// damaged, the disk fails or is slow, or memory is full of what is in use, is a miss.
+// anybody sees them. Counts as no use. Memory for them is made of what is on disk as well. What
+// does not come, because it is damaged, the disk fails or is slow, or memory is full of what is in
+// use or in no other place, is a miss.
 //
 // A disk on which one read takes longer than kSlowRead, or three in a row fail, is left alone for
-// kDiskRest: until then nothing is on disk, as far as readers are told.
+// kDiskRest, and as long as such a read is under way: until then nothing is on disk, as far as
+// readers are told.
 //
 // Thread-safe.
 class Pager {
@@ -40,8 +42,8 @@ class Pager {
     size_t max_waiting = 16384;
   };
   struct Result {
-    // Of all that was asked for and is in memory now: it stays until the caller has found it. In no
-    // order.
+    // Of all that was asked for and is in memory now, and of the tables that had to be for it: it
+    // stays until the caller has found it. In no order.
     std::vector<Lease> held;
     int num_paged_in = 0;  // of what was asked for
   };
@@ -65,7 +67,7 @@ class Pager {
   // Waits itself.
   Result FetchAndWait(std::span<const ObjectKey> keys, absl::Duration patience);
 
-  // What a thread does when the next fetch is overdue. Returns how many were.
+  // What a thread does when the next fetch or read is overdue. Returns how many fetches were.
   int EndOverdue();
 
  private:
@@ -99,6 +101,10 @@ class Pager {
   // Goes on with a request whose reads are done. True when it has ended: call End() without the
   // lock.
   bool AdvanceLocked(const RequestPtr& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Forgets who waits for what although it has ended, and reads that nobody waits for.
+  void DropEndedLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Until there is something for EndOverdue().
+  absl::Time NextLookLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static void End(const RequestPtr& request);
 
   const Options options_;
@@ -112,7 +118,8 @@ class Pager {
   std::deque<std::shared_ptr<Read>> waiting_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<absl::Time, RequestPtr>> deadlines_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::Time> reading_since_ ABSL_GUARDED_BY(mu_);  // by thread; future: it does not
-  std::vector<std::thread> threads_;                            // constant after construction
+  absl::Time next_renewal_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();  // of a suspension
+  std::vector<std::thread> threads_;  // constant after construction
 };
 
 // From where a get that misses in memory may have objects brought in.

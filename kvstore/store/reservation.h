@@ -13,6 +13,12 @@
 
 namespace pkv {
 
+// What may go to make room.
+enum class Room {
+  kOfAny,
+  kOfDemoted,  // what is on disk, or never written there
+};
+
 class BlockStore;
 
 // What is known of an object before its bytes arrive.

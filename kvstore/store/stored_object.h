@@ -24,7 +24,7 @@ struct StoredObject {
 
   // Guarded by BlockStore::mu_.
   absl::Time last_use;
-  bool was_hit = false;    // found by key since its commit
+  int num_gets = 0;        // that found it since its commit; up to kGetsOfReuse
   int num_pins = 0;        // leases
   int num_dependents = 0;  // table: indexed blocks that refer to it
   bool indexed = false;    // false once deleted: only leases keep it

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -69,6 +70,16 @@ class FakeDisk : public Disk {
     return after;
   }
 
+  // From now on, reads that touch this unit of a file fail; or all is well with it again.
+  void SpoilUnit(const std::string& name, uint64_t unit) {
+    MutexLock lock(&mu_);
+    folder_.at(name)->bad_units.insert(unit);
+  }
+  void MendUnits(const std::string& name) {
+    MutexLock lock(&mu_);
+    folder_.at(name)->bad_units.clear();
+  }
+
   std::vector<std::string> names() const { return List().value(); }
   // The bytes of a file, to be read and changed.
   std::vector<std::byte>& bytes(const std::string& name) {
@@ -120,6 +131,7 @@ class FakeDisk : public Disk {
  private:
   struct Content {
     std::vector<std::byte> bytes, durable;
+    std::set<uint64_t> bad_units;
 
     std::vector<std::byte> AfterCrash(std::mt19937& random) const {
       std::vector<std::byte> left = durable;
@@ -164,6 +176,10 @@ class FakeDisk : public Disk {
       PKV_CHECK(offset % kDiskUnitBytes == 0 && out.size() % kDiskUnitBytes == 0);
       MutexLock lock(&disk_->mu_);
       if (offset + out.size() > content_->bytes.size()) return absl::OutOfRangeError("the end");
+      const auto bad = content_->bad_units.lower_bound(offset / kDiskUnitBytes);
+      if (bad != content_->bad_units.end() && *bad * kDiskUnitBytes < offset + out.size()) {
+        return absl::UnavailableError("a bad sector");
+      }
       std::copy_n(content_->bytes.begin() + static_cast<int64_t>(offset), out.size(), out.begin());
       return absl::OkStatus();
     }

@@ -26,11 +26,14 @@ class SegmentLogCrashTest : public LogFixture, public ::testing::WithParamInterf
 
   static SealedObject Object(uint64_t id) { return MakeTestWindow(id, 1); }
 
-  // Puts, a few deletions and syncs over four segments. Ends at the first error.
-  void Play(Journal& journal) {
+  // Puts, a few deletions and syncs over four segments. Ends at the first error, or goes on.
+  void Play(Journal& journal, bool goes_on = false) {
     std::set<uint64_t> put, erased;
     for (uint64_t id = 1; id <= 24; ++id) {
-      if (!PutInLog(*log_, Object(id)).ok()) return;
+      if (!PutInLog(*log_, Object(id)).ok()) {
+        if (!goes_on) return;
+        continue;
+      }
       put.insert(id);
       if (id % 5 == 0) {
         log_->Erase(Object(id - 2).key());
@@ -39,7 +42,10 @@ class SegmentLogCrashTest : public LogFixture, public ::testing::WithParamInterf
         erased.insert(id - 2);
       }
       if (id % 4 != 0) continue;
-      if (!log_->Sync().ok()) return;
+      if (!log_->Sync().ok()) {
+        if (!goes_on) return;
+        continue;
+      }
       journal.synced = put;
       journal.erased_and_synced = erased;
     }
@@ -87,6 +93,32 @@ TEST_P(SegmentLogCrashTest, KeepsWhatWasSyncedAndServesNothingElseThatIsWrong) {
     ASSERT_THAT(PutInLog(*log_, Object(100)), IsOk());
     EXPECT_THAT(CheckInLog(*log_, Object(100)), IsOk());
     if (!was_cut) break;
+  }
+}
+
+// Only one write fails, and what comes after it is synced: so is what came before.
+TEST_P(SegmentLogCrashTest, SyncsWhatCameBeforeAFailedWrite) {
+  for (int failing = 1;; ++failing) {
+    disk_ = std::make_unique<FakeDisk>();
+    ASSERT_THAT(Open(), IsOk());
+    int num_writes = 0;
+    disk_->SetFault([&num_writes, failing](FakeDisk::Call call) {
+      const bool fails = call == FakeDisk::Call::kWrite && ++num_writes == failing;
+      return fails ? absl::UnavailableError("EIO") : absl::OkStatus();
+    });
+    Journal journal;
+    Play(journal, /*goes_on=*/true);
+    const bool has_failed = num_writes >= failing;
+    log_.reset();
+    disk_ = disk_->Crash(GetParam() + static_cast<uint32_t>(failing));
+    ASSERT_THAT(Open(), IsOk()) << "write " << failing;
+    for (uint64_t id = 1; id <= 24; ++id) {
+      SCOPED_TRACE(absl::StrCat("write ", failing, ", object ", id));
+      CheckServed(id, journal.synced.contains(id));
+      const bool is_erased = journal.erased_and_synced.contains(id);
+      EXPECT_FALSE(is_erased && log_->Find(Object(id).key()).has_value());
+    }
+    if (!has_failed) break;
   }
 }
 

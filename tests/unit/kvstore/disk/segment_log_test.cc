@@ -141,11 +141,17 @@ TEST_F(SegmentLogTest, NeverTakesMoreThanItsCapacity) {
 
 TEST_F(SegmentLogTest, ShrinksToASmallerCapacity) {
   ASSERT_THAT(Open(Segments(32)), IsOk());
+  const SealedObject table = MakeTestTable(1);
+  ASSERT_THAT(PutInLog(*log_, table), IsOk());
   PutWindows(1, 30 * 7);
+  ASSERT_THAT(PutInLog(*log_, MakeTestBlock(500, 1, table.header.id)), IsOk());
   ASSERT_THAT(Open(Segments(16)), IsOk());
   EXPECT_LE(disk_->used_bytes(), Segments(16));
   EXPECT_THAT(Window(1), StatusIs(kNotFound));
   EXPECT_THAT(Window(30 * 7), IsOk());
+  EXPECT_THAT(CheckInLog(*log_, table), IsOk());
+  ASSERT_THAT(Open(Segments(16)), IsOk());
+  EXPECT_THAT(CheckInLog(*log_, table), IsOk());
 }
 
 TEST_F(SegmentLogTest, CarriesTablesThatYoungerBlocksNeed) {
@@ -220,10 +226,15 @@ TEST_F(SegmentLogTest, TellsOfAFailedSyncAndTrustsItsSegmentNoMore) {
 
 TEST_F(SegmentLogTest, MakesDoWithLessWhenOthersFillTheDisk) {
   ASSERT_THAT(Open(), IsOk());
+  const SealedObject table = MakeTestTable(1);
+  ASSERT_THAT(PutInLog(*log_, table), IsOk());
   PutWindows(1, 3 * 7);
+  ASSERT_THAT(PutInLog(*log_, MakeTestBlock(500, 1, table.header.id)), IsOk());
   disk_->SetTotalBytes(disk_->used_bytes());
-  PutWindows(100, 5 * 7 + 100);
+  PutWindows(100, 100 + 2 * 7);
   EXPECT_THAT(Window(1), StatusIs(kNotFound));
+  EXPECT_THAT(CheckInLog(*log_, table), IsOk());
+  PutWindows(120, 5 * 7 + 100);
   EXPECT_THAT(Window(5 * 7 + 100), IsOk());
   EXPECT_EQ(observer_.num_errors[1], 0);
 }
@@ -289,7 +300,64 @@ TEST_F(SegmentLogTest, DropsAtStartWhatACrashHasTorn) {
   EXPECT_THAT(Window(1), IsOk());
   EXPECT_THAT(Window(2), StatusIs(kNotFound));
   EXPECT_THAT(Window(3), IsOk());
+  EXPECT_EQ(log_->stats().num_damaged, 0u);
+}
+
+TEST_F(SegmentLogTest, KeepsASegmentWhoseHeadCannotBeRead) {
+  ASSERT_THAT(Open(), IsOk());
+  PutWindows(1, 10);
+  const std::string name = disk_->names().at(0);
+  const std::vector<std::byte> before = disk_->bytes(name);
+  disk_->SpoilUnit(name, 0);
+  ASSERT_THAT(Open(), IsOk());
+  EXPECT_THAT(Window(1), StatusIs(kNotFound));
+  EXPECT_THAT(Window(10), IsOk());
   EXPECT_EQ(log_->stats().num_damaged, 1u);
+  EXPECT_EQ(disk_->bytes(name), before);
+  disk_->MendUnits(name);
+  ASSERT_THAT(Open(), IsOk());
+  EXPECT_THAT(Window(1), IsOk());
+}
+
+// What a unit that cannot be read hides may be there another time; a tombstone behind it counts.
+TEST_F(SegmentLogTest, CutsNothingOffBehindAUnitThatCannotBeRead) {
+  ASSERT_THAT(Open(), IsOk());
+  PutWindows(1, 4);
+  log_->Erase(MakeTestWindow(1, 1).key());
+  ASSERT_THAT(log_->Sync(), IsOk());
+  const std::string name = disk_->names().at(0);
+  const std::vector<std::byte> before = disk_->bytes(name);
+  for (const uint64_t unit : {3, 7}) disk_->SpoilUnit(name, unit);
+  ASSERT_THAT(Open(), IsOk());
+  for (const uint64_t id : {1, 2, 4}) EXPECT_THAT(Window(id), StatusIs(kNotFound)) << id;
+  EXPECT_THAT(Window(3), IsOk());
+  EXPECT_EQ(disk_->bytes(name), before);
+  disk_->MendUnits(name);
+  ASSERT_THAT(Open(), IsOk());
+  EXPECT_THAT(Window(1), StatusIs(kNotFound));
+  for (const uint64_t id : {2, 3, 4}) EXPECT_THAT(Window(id), IsOk()) << id;
+}
+
+// An object that a crash may have torn, on a disk that does not say.
+TEST_F(SegmentLogTest, DropsNothingAtStartThatCannotBeRead) {
+  ASSERT_THAT(Open(), IsOk());
+  PutWindows(1, 2);
+  const std::string name = disk_->names().at(0);
+  disk_->SpoilUnit(name, 2);
+  ASSERT_THAT(Open(), IsOk());
+  disk_->MendUnits(name);
+  EXPECT_THAT(Window(1), IsOk());
+  EXPECT_FALSE(log_->HasTombstones());
+}
+
+TEST_F(SegmentLogTest, CountsWhatCouldNotBeCutOff) {
+  FailOn(FakeDisk::Call::kTruncate, absl::UnavailableError("EIO"));
+  for (uint64_t id = 1; id <= 20; ++id) {
+    ASSERT_THAT(Open(Segments(16)), IsOk());
+    PutWindows(id, id);
+  }
+  EXPECT_LE(disk_->most_used_bytes(), Segments(16));
+  EXPECT_THAT(Window(20), IsOk());
 }
 
 TEST_F(SegmentLogTest, RefusesACapacityTheDiskDoesNotHave) {

@@ -105,6 +105,17 @@ TEST_F(SegmentScanTest, SaysWhatAFileIs) {
   EXPECT_THAT(Scan(), StatusIs(absl::StatusCode::kNotFound));
 }
 
+TEST_F(SegmentScanTest, StepsOverAUnitThatCannotBeRead) {
+  disk_->SpoilUnit(name_, 3);
+  const absl::StatusOr<ScannedSegment> scanned = Scan();
+  ASSERT_THAT(scanned, IsOk());
+  EXPECT_THAT(Offsets(*scanned), ElementsAre(1, 5, 7));
+  EXPECT_EQ(scanned->file_bytes, kSegmentUnits * kDiskUnitBytes);
+  EXPECT_THAT(scanned->read_status, StatusIs(absl::StatusCode::kUnavailable));
+  disk_->SpoilUnit(name_, 0);
+  EXPECT_THAT(Scan(), StatusIs(absl::StatusCode::kUnavailable));
+}
+
 TEST_F(SegmentScanTest, KeepsWhatItReadBeforeTheDiskFailed) {
   int num_reads = 0;
   disk_->SetFault([&num_reads](FakeDisk::Call call) {

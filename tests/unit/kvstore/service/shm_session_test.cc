@@ -281,6 +281,25 @@ TEST_F(ShmSessionOnDiskTest, AnswersAPinOnceTheDiskWasRead) {
   EXPECT_EQ(Metric("pkv_tier_hits_total{tier=\"ssd\"}"), 1);
 }
 
+TEST_F(ShmSessionOnDiskTest, BringsInNothingThatCouldNotBePinned) {
+  shared_.limits.connection_pinned_bytes = objects_[0].bytes().size();
+  const std::vector<ObjectKey> keys = {objects_[0].key(), objects_[1].key()};
+  const auto answer = session_->OnMessage(ShmPinOf(1, keys));
+  ASSERT_THAT(answer, IsOk());
+  ASSERT_TRUE(answer->has_value());
+  EXPECT_EQ((*answer)->pinned().code(), kResourceExhausted);
+  EXPECT_FALSE(Has(objects_[0]));
+  // What waits counts, and is counted once.
+  EXPECT_TRUE(WaitsForDisk(ShmPinOf(2, {&keys[0], 1})));
+  EXPECT_EQ(shared_.pinned_bytes, objects_[0].bytes().size());
+  EXPECT_EQ(Pin(3, {&objects_[1]}).code(), kResourceExhausted);
+  AwaitWake(1);
+  EXPECT_EQ(session_->TakeReady().at(0).pinned().extents(0).code(), kOk);
+  EXPECT_EQ(session_->pinned_bytes(), objects_[0].bytes().size());
+  EXPECT_THAT(session_->OnMessage(ShmUnpinOf(2)), IsOk());
+  EXPECT_EQ(shared_.pinned_bytes, 0u);
+}
+
 TEST_F(ShmSessionOnDiskTest, MissesWhatIsDamagedOnDisk) {
   FlipBitOnDisk(objects_[0], 300);
   const ObjectKey key = objects_[0].key();
@@ -293,6 +312,7 @@ TEST_F(ShmSessionOnDiskTest, HoldsNothingForASessionThatEndedMeanwhile) {
   const ObjectKey key = objects_[0].key();
   EXPECT_TRUE(WaitsForDisk(ShmPinOf(1, {&key, 1})));
   session_.reset();
+  EXPECT_EQ(shared_.pinned_bytes, 0u);
   AwaitWake(1);
   pager_.reset();
   EXPECT_EQ(StorePinned(), 0u);

@@ -190,6 +190,25 @@ TEST_F(BlockStoreTiersTest, ReplacesABlockOnDiskThatLostItsTable) {
   EXPECT_FALSE(log_->Find(other.key()).has_value());
 }
 
+// A prefill worker that missed computes anew, and its banks may differ.
+TEST_F(BlockStoreTiersTest, TakesWhatDiffersFromADiskThatRests) {
+  PutAll();
+  MoveAllToDisk();
+  const SealedObject other_table = MakeTestTable(2);
+  ASSERT_THAT(Put(other_table), IsOk());
+  const SealedObject other = MakeTestBlock(11, 1, other_table.header.id);
+  ObjectHeader header = MakeTestBlock(20, 1, other_table.header.id).header;
+  header.first_token = kBlockTokens;
+  header.parent = blocks_[1].header.id;
+  const SealedObject next = SealTestObject(header, 1, 4096);
+  EXPECT_THAT(Put(other), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(Put(next), StatusIs(absl::StatusCode::kAlreadyExists));
+  log_->SuspendReads(absl::Seconds(1));
+  EXPECT_THAT(Put(other), IsOkAndHolds(CommitResult::kStored));
+  EXPECT_FALSE(log_->Find(other.key()).has_value());
+  EXPECT_THAT(Put(next), IsOkAndHolds(CommitResult::kStored));
+}
+
 TEST_F(BlockStoreTiersTest, HoldsAChainTogetherAcrossTiers) {
   PutAll();
   MoveAllToDisk();
@@ -225,7 +244,7 @@ TEST_F(BlockStoreTiersTest, LetsGoOfNothingInUse) {
   ASSERT_THAT(Put(window), IsOk());
   std::optional<DemotionCandidate> candidate = store_->NextToDemote();
   ASSERT_TRUE(candidate.has_value());
-  EXPECT_FALSE(candidate->was_hit);
+  EXPECT_FALSE(candidate->was_reused);
   EXPECT_FALSE(candidate->is_on_disk);
   EXPECT_FALSE(store_->NextToDemote().has_value());  // it is pinned
   {
@@ -233,7 +252,6 @@ TEST_F(BlockStoreTiersTest, LetsGoOfNothingInUse) {
     EXPECT_FALSE(store_->LetGo(std::move(candidate->lease), candidate->last_use));
   }
   candidate = store_->NextToDemote();
-  EXPECT_TRUE(candidate->was_hit);
   clock_.Advance(absl::Seconds(1));
   store_->TouchAll(std::vector{window.key()});
   EXPECT_FALSE(store_->LetGo(std::move(candidate->lease), candidate->last_use));
@@ -258,9 +276,72 @@ TEST_F(BlockStoreTiersTest, ListsTheMostRecentlyUsedFirst) {
   }
   clock_.Advance(absl::Seconds(1));
   store_->TouchAll(std::vector{MakeTestWindow(2, 1).key()});
-  EXPECT_THAT(store_->KeysByLastUse(),
-              ElementsAre(MakeTestWindow(2, 1).key(), MakeTestWindow(3, 1).key(),
-                          MakeTestWindow(1, 1).key()));
+  std::vector<ObjectKey> keys;
+  for (const BlockStore::Listed& listed : store_->ListByLastUse()) {
+    EXPECT_EQ(listed.object_bytes, MakeTestWindow(1, 1).bytes().size());
+    keys.push_back(listed.key);
+  }
+  EXPECT_THAT(keys, ElementsAre(MakeTestWindow(2, 1).key(), MakeTestWindow(3, 1).key(),
+                                MakeTestWindow(1, 1).key()));
+}
+
+// Every block is got once after its put: that is no reuse.
+TEST_F(BlockStoreTiersTest, TakesTheSecondGetForAReuse) {
+  const SealedObject window = MakeTestWindow(5, 1);
+  const auto was_reused = [&] { return store_->FindToDemote(window.key())->was_reused; };
+  ASSERT_THAT(Put(window), IsOk());
+  for (const Use use : {Use::kNone, Use::kPut, Use::kPut, Use::kGet}) {
+    EXPECT_TRUE(store_->Find(window.key(), use));
+    EXPECT_FALSE(was_reused());
+  }
+  store_->Find(window.key(), Use::kGet);
+  EXPECT_TRUE(was_reused());
+  // One that comes back from disk is got for the second time, at least.
+  MoveToDisk(window);
+  ASSERT_THAT(PageIn(window), IsOk());
+  EXPECT_FALSE(was_reused());
+  store_->Find(window.key(), Use::kGet);
+  EXPECT_TRUE(was_reused());
+}
+
+TEST_F(BlockStoreTiersTest, CountsNoUseThatIsNone) {
+  ASSERT_THAT(Put(MakeTestWindow(1, 1)), IsOk());
+  clock_.Advance(absl::Seconds(5));
+  store_->Find(MakeTestWindow(1, 1).key(), Use::kNone);
+  EXPECT_EQ(store_->Stat(MakeTestWindow(1, 1).key())->idle, absl::Seconds(5));
+  store_->Find(MakeTestWindow(1, 1).key(), Use::kPut);
+  EXPECT_EQ(store_->Stat(MakeTestWindow(1, 1).key())->idle, absl::ZeroDuration());
+}
+
+TEST_F(BlockStoreTiersTest, MakesRoomOnRequestOfWhatIsOnDiskAlone) {
+  const SealedObject first = MakeTestTable(1), second = MakeTestTable(2), third = MakeTestTable(3);
+  ASSERT_THAT(Put(first), IsOk());
+  MakeStore(store_->stats().resident_bytes / kArenaUnitBytes);
+  ASSERT_THAT(Put(first), IsOk());
+  const ReservationSpec spec = {second.key(), second.header.num_layers, second.header.frame_bytes};
+  EXPECT_THAT(store_->Reserve(spec, Room::kOfDemoted),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_TRUE(Has(first));
+  WriteToDisk(first);
+  EXPECT_THAT(store_->Reserve(spec, Room::kOfDemoted), IsOk());
+  EXPECT_FALSE(Has(first));
+  ASSERT_THAT(Put(second), IsOk());
+  EXPECT_THAT(Reserve(third), IsOk());
+  EXPECT_FALSE(Has(second));
+}
+
+TEST_F(BlockStoreTiersTest, HoldsTheTablesInMemoryOfWhatIsToBeRead) {
+  PutAll();
+  WriteToDisk(table_);
+  for (const SealedObject& block : blocks_) MoveToDisk(block);
+  const std::vector<ObjectKey> keys = {blocks_[0].key(), blocks_[1].key()};
+  EXPECT_EQ(store_->StoredBytes(keys), 2 * blocks_[0].bytes().size());
+  std::optional<PageInPlan> plan = store_->PlanPageIn(keys);
+  EXPECT_THAT(plan->tables, IsEmpty());
+  EXPECT_THAT(plan->held, SizeIs(1));
+  EXPECT_FALSE(store_->NextToDemote().has_value());
+  plan.reset();
+  EXPECT_TRUE(store_->NextToDemote().has_value());
 }
 
 TEST_F(BlockStoreTiersTest, TellsWhenItIsCrowded) {

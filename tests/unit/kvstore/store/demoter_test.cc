@@ -88,8 +88,9 @@ TEST_F(DemoterTest, WritesNoWindows) {
   EXPECT_GT(store_->stats().num_evictions, 0u);
 }
 
-TEST_F(DemoterTest, WritesOnRequestOnlyWhatWasFound) {
+TEST_F(DemoterTest, WritesOnRequestOnlyWhatWasGotTwice) {
   PutBlocks(6);
+  for (uint64_t id = 1; id <= 6; ++id) store_->Find(Block(id).key());
   store_->Find(Block(5).key());
   Start(/*reused_only=*/true);
   Await([this] { return IsRelaxed(); });
@@ -136,6 +137,20 @@ TEST_F(DemoterTest, WritesEverythingBeforeTheEnd) {
           {.disk = crashed.get(), .capacity_bytes = 4 * kLogBytesMin, .clock = &clock_})
           .value();
   EXPECT_EQ(log->stats().num_objects, 4u);
+}
+
+// The log loses its oldest first: that should not be what was used last, or a chain's beginning.
+TEST_F(DemoterTest, WritesWhatWasUsedLastBehindTheRest) {
+  PutBlocks(4);
+  Start();
+  demoter_->WriteAll(absl::InfiniteFuture());
+  for (uint64_t id = 1; id < 4; ++id) {
+    EXPECT_GT(log_->Find(Block(id).key())->offset, log_->Find(Block(id + 1).key())->offset) << id;
+  }
+  // And what has come since.
+  ASSERT_THAT(Put(Block(9)), IsOk());
+  demoter_->WriteAll(absl::InfiniteFuture());
+  EXPECT_TRUE(IsOnDisk(Block(9)));
 }
 
 TEST_F(DemoterTest, WritesNothingAfterItsDeadline) {

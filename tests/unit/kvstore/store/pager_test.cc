@@ -189,13 +189,71 @@ TEST_F(PagerTest, EndsWhatTheDiskIsTooSlowFor) {
   EXPECT_EQ(num_held, -1);
   clock_.Advance(absl::Seconds(1));
   pager_->EndOverdue();
+  while (num_held < 0) std::this_thread::yield();
   EXPECT_EQ(num_held, 1);
   // A read that takes seconds is no help to anybody: for a while nothing is on disk.
   EXPECT_TRUE(log_->reads_suspended());
   EXPECT_FALSE(pager_->IsNeeded(keys));
+  // As long as it is under way, that is.
+  clock_.Advance(2 * Pager::kDiskRest);
+  EXPECT_FALSE(log_->reads_suspended());
+  pager_->EndOverdue();
+  EXPECT_TRUE(log_->reads_suspended());
   gate_.Open();
   pager_.reset();
   EXPECT_TRUE(Has(MakeTestWindow(1, 1)));  // it came all the same, late
+}
+
+// Nobody waits any more for what waited behind a read that hangs: it takes no place among those
+// that wait, and is not read.
+TEST_F(PagerTest, ForgetsWhatNobodyWaitsFor) {
+  const std::vector<ObjectKey> keys = MakeWindows(1, 6);
+  MakePager({.num_threads = 1, .max_waiting = 2});
+  gate_.Close();
+  std::atomic<int> num_done{0}, num_paged_in{0};
+  const auto done = [&](const Pager::Result& result) {
+    num_paged_in += result.num_paged_in;
+    ++num_done;
+  };
+  pager_->Fetch(std::vector{keys[0]}, absl::Milliseconds(500), done);
+  gate_.AwaitReads(1);
+  pager_->Fetch(std::span(keys).subspan(1, 2), absl::Milliseconds(500), done);
+  EXPECT_EQ(num_done, 0);
+  clock_.Advance(absl::Milliseconds(500));
+  pager_->EndOverdue();
+  while (num_done < 2) std::this_thread::yield();
+  pager_->Fetch(std::span(keys).subspan(3, 2), kLong, done);
+  EXPECT_EQ(num_done, 2);
+  gate_.Open();
+  while (num_done < 3) std::this_thread::yield();
+  EXPECT_EQ(num_paged_in, 2);
+  EXPECT_EQ(gate_.num_reads(), 3);
+}
+
+TEST_F(PagerTest, StatsAndOthersThatBringInCountAsNoUse) {
+  ASSERT_THAT(Put(MakeTestWindow(1, 1)), IsOk());
+  clock_.Advance(absl::Seconds(5));
+  pager_->Fetch(std::vector{MakeTestWindow(1, 1).key()}, kLong, [](const Pager::Result&) {});
+  EXPECT_EQ(store_->Stat(MakeTestWindow(1, 1).key())->idle, absl::Seconds(5));
+}
+
+// Else the room for the block could be made of it, and the block would come for nothing.
+TEST_F(PagerTest, HoldsATableInMemoryWhileItsBlockComes) {
+  const SealedObject table = MakeTestTable(1);
+  const SealedObject block = MakeTestBlock(11, 1, table.header.id);
+  ASSERT_THAT(Put(table), IsOk());
+  ASSERT_THAT(Put(block), IsOk());
+  WriteToDisk(table);
+  MoveToDisk(block);
+  gate_.Close();
+  std::atomic<int> num_paged_in{-1};
+  pager_->Fetch(std::vector{block.key()}, kLong,
+                [&num_paged_in](const Pager::Result& r) { num_paged_in = r.num_paged_in; });
+  gate_.AwaitReads(1);
+  EXPECT_FALSE(store_->NextToDemote().has_value());
+  gate_.Open();
+  while (num_paged_in < 0) std::this_thread::yield();
+  EXPECT_EQ(num_paged_in, 1);
 }
 
 TEST_F(PagerTest, MissesWhatCannotBeReadAndForgetsIt) {
