@@ -5,7 +5,7 @@
 #
 #   deploy/demo.sh [--prompt-file FILE] [--prompt-tokens N] [--max-tokens N] [--presets LIST]
 #
-# Needs Debian 12, and root or sudo when packages are missing. CPU only is enough. Building takes 4
+# Needs Debian 12, and root or sudo when packages are missing. CPU only is enough. Building takes 5
 # minutes on two cores the first time, all else under a minute.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
