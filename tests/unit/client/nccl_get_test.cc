@@ -333,6 +333,16 @@ class DirectGetTest : public NcclGetTest {
   }
   void PairDirectly() { EXPECT_THAT(direct_->dialer.Link(absl::InfiniteFuture()), IsOk()); }
   void PairWithServer() { EXPECT_THAT(scripted_.core->nccl->Link(absl::InfiniteFuture()), IsOk()); }
+  // The prefill worker answers the fetch with this, and the server's pair brings everything.
+  void ExpectFallbackAfter(absl::StatusCode refusal) {
+    PairDirectly();
+    PairWithServer();
+    direct_holder_.refusal.set_code(static_cast<int>(refusal));
+    auto get = StartDirect();
+    ExpectWhole(*get);
+    EXPECT_EQ(counters().direct_fallbacks, 1u);
+    EXPECT_EQ(counters().nccl_gets, 1u);
+  }
 
   ScriptedPairHolder direct_holder_{holder_.link};
   ScriptedConnection* direct_connection_ = nullptr;
@@ -386,23 +396,11 @@ TEST_F(DirectGetTest, AndOfGrpcWhereTheServerHasNoGpu) {
 }
 
 TEST_F(DirectGetTest, ARefusalOfThePrefillWorkerIsAFallback) {
-  PairDirectly();
-  PairWithServer();
-  direct_holder_.refusal.set_code(static_cast<int>(absl::StatusCode::kDataLoss));
-  auto get = StartDirect();
-  ExpectWhole(*get);
-  EXPECT_EQ(counters().direct_fallbacks, 1u);
-  EXPECT_EQ(counters().nccl_gets, 1u);
+  ExpectFallbackAfter(absl::StatusCode::kDataLoss);
 }
 
 TEST_F(DirectGetTest, APrefillWorkersCodeCannotCancelTheGet) {
-  PairDirectly();
-  PairWithServer();
-  direct_holder_.refusal.set_code(static_cast<int>(absl::StatusCode::kCancelled));
-  auto get = StartDirect();
-  ExpectWhole(*get);
-  EXPECT_EQ(counters().direct_fallbacks, 1u);
-  EXPECT_EQ(counters().nccl_gets, 1u);
+  ExpectFallbackAfter(absl::StatusCode::kCancelled);
 }
 
 TEST_F(DirectGetTest, OthersThatHaveTheirTurnAreNoFallback) {
