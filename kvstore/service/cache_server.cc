@@ -323,7 +323,8 @@ class CacheServerImpl : public CacheServer {
                              .metrics = &metrics_,
                              .watchdog = &watchdog_,
                              .clock = Clock::Real(),
-                             .draining = &draining_};
+                             .draining = &draining_,
+                             .stages = shm_ == nullptr ? nullptr : shm_->stages()};
     block_service_ = MakeBlockService(parts);
     admin_service_ = MakeAdminService(parts, [this] { Drain(); });
     handoff_service_ = MakeHandoffService(

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kvstore/service/put_session.h"
 #include "proto/base/status_macros.h"
 #include "proto/base/sync.h"
@@ -16,8 +17,11 @@
 namespace pkv {
 namespace {
 
-// Reads and writes go on side by side: one of each at most. Answers that wait are at most one for
-// each object and one for the begin.
+// That wait to be read: one for the begin, one for each object, and one for each staged message
+// that a client sends without waiting for its place to be free. Ours has two of those under way.
+constexpr size_t kMaxReplies = 1 + kMaxObjectsPerCall + 1024;
+
+// Reads and writes go on side by side: one of each at most.
 class PutReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   PutReactor(const ServiceParts& parts, grpc::CallbackServerContext* context)
@@ -85,6 +89,10 @@ class PutReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
           grpc::SerializationTraits<v1::PutReply>::Serialize(reply, &buffer, &owned);
       if (!serialized.ok()) return FromGrpc(serialized);
       MutexLock lock(&mu_);
+      if (replies_.size() >= kMaxReplies) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(kMaxReplies, " answers to a put wait to be read"));
+      }
       replies_.push_back(std::move(buffer));
     }
     Continue();

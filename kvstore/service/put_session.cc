@@ -67,7 +67,9 @@ absl::StatusOr<std::vector<v1::PutReply>> PutSession::Take(DecodedDataFrame& fra
     replies.push_back(std::move(accepted));
   }
   if (!begun_) return absl::InvalidArgumentError("the first message of a put is not its begin");
+  if (control.has_staged()) PKV_RETURN_IF_ERROR(FindStaged(frame));
   PKV_RETURN_IF_ERROR(TakePieces(frame));
+  if (control.has_staged()) replies.emplace_back().mutable_taken();
   if (control.has_put_commit()) {
     PKV_ASSIGN_OR_RETURN(v1::PutReply receipt, Commit(control.put_commit()));
     replies.push_back(std::move(receipt));
@@ -95,7 +97,8 @@ absl::StatusOr<v1::PutReply> PutSession::Begin(const v1::PutBegin& begin) {
     refusal->set_code(static_cast<int>(object.status.code()));
     refusal->set_message(std::string(object.status.message()));
   }
-  reply.mutable_accepted();
+  if (parts_.stages != nullptr) stage_ = parts_.stages->Find(begin.stage());
+  reply.mutable_accepted()->set_staged(stage_ != nullptr);
   return reply;
 }
 
@@ -136,12 +139,27 @@ absl::StatusOr<PutSession::Object*> PutSession::Find(uint32_t object_index) {
       absl::StrCat("object_index ", object_index, " not in [0, ", objects_.size(), ")"));
 }
 
+absl::Status PutSession::FindStaged(DecodedDataFrame& frame) const {
+  const v1::StagedPayload& staged = frame.control.staged();
+  if (stage_ == nullptr) return absl::InvalidArgumentError("staged payload of a put without stage");
+  PKV_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes,
+                       stage_->Part(staged.offset(), staged.bytes()));
+  // Not copied: the stage outlives the frame.
+  frame.payload =
+      PayloadReader({grpc::Slice(bytes.data(), bytes.size(), grpc::Slice::STATIC_SLICE)});
+  return absl::OkStatus();
+}
+
 absl::Status PutSession::TakePieces(DecodedDataFrame& frame) {
   const uint64_t payload_bytes = frame.payload.remaining();
   for (const v1::Piece& piece : frame.control.pieces()) {
     PKV_RETURN_IF_ERROR(TakePiece(piece, frame.payload));
   }
-  if (payload_bytes > 0) parts_.metrics->Moved(Direction::kIn, payload_bytes, 0);
+  if (payload_bytes > 0) {
+    parts_.metrics->Moved(
+        Direction::kIn, payload_bytes, 0,
+        frame.control.has_staged() ? PayloadTransport::kShm : PayloadTransport::kGrpc);
+  }
   payload_bytes_ += payload_bytes;
   return absl::OkStatus();
 }

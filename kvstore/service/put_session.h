@@ -1,6 +1,7 @@
 #ifndef PKV_KVSTORE_SERVICE_PUT_SESSION_H_
 #define PKV_KVSTORE_SERVICE_PUT_SESSION_H_
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -25,9 +26,10 @@ class PutSession {
   PutSession(const PutSession&) = delete;
   PutSession& operator=(const PutSession&) = delete;
 
-  // Takes one message; its answers, in order. An error ends the whole stream:
+  // Takes one message; its answers, in order. Payload that is staged has been copied when this
+  // returns. An error ends the whole stream:
   //   InvalidArgument  the message breaks the protocol (no begin, unknown object, second commit,
-  //                    too many objects)
+  //                    too many objects, not inside the stage)
   // What is wrong with one object only is told in its receipt.
   absl::StatusOr<std::vector<v1::PutReply>> Take(DecodedDataFrame& frame);
 
@@ -44,6 +46,8 @@ class PutSession {
 
   absl::StatusOr<v1::PutReply> Begin(const v1::PutBegin& begin);
   void Admit(const v1::ObjectDescriptor& descriptor, Object& object);
+  // Puts payload that is staged where it would be had it come in the message.
+  absl::Status FindStaged(DecodedDataFrame& frame) const;
   absl::Status TakePieces(DecodedDataFrame& frame);
   absl::Status TakePiece(const v1::Piece& piece, PayloadReader& payload);
   absl::StatusOr<v1::PutReply> Commit(const v1::PutCommit& commit);
@@ -51,6 +55,8 @@ class PutSession {
   absl::StatusOr<Object*> Find(uint32_t object_index);
 
   const ServiceParts parts_;
+  // Null: payload comes in the messages. shared_ptr: the connection that it was lent over may end.
+  std::shared_ptr<const ShmStage> stage_;
   bool begun_ = false;
   uint64_t payload_bytes_ = 0;  // received
   std::vector<Object> objects_;

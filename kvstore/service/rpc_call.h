@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kvstore/service/service_metrics.h"
+#include "kvstore/service/shm_stage.h"
 #include "kvstore/service/stall_watchdog.h"
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/pager.h"
@@ -24,6 +25,7 @@ struct ServiceParts {
   StallWatchdog* watchdog = nullptr;
   Clock* clock = nullptr;
   const std::atomic<bool>* draining = nullptr;
+  const ShmStages* stages = nullptr;  // of puts over shm; null: there are none
 };
 
 // Counts one call from construction to End().

@@ -157,6 +157,8 @@ void ServiceMetrics::AddShm(MetricRegistry& registry) {
   shm_connections_ = registry.AddGauge("pkv_shm_connections", "Connections of the shm transport");
   shm_pinned_bytes_ = registry.AddGauge("pkv_shm_pinned_bytes",
                                         "Bytes lent over the shm transport, once for each pin");
+  shm_stage_bytes_ =
+      registry.AddGauge("pkv_shm_stage_bytes", "Stages of clients that put over the shm transport");
 }
 
 void ServiceMetrics::AddNccl(MetricRegistry& registry) {
@@ -221,9 +223,10 @@ void ServiceMetrics::Transferred(Direction direction, uint64_t payload_bytes) {
     At(transfer_bytes_, direction)->Observe(static_cast<double>(payload_bytes));
 }
 
-void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes) {
+void ServiceMetrics::SetShm(size_t num_connections, uint64_t pinned_bytes, uint64_t stage_bytes) {
   shm_connections_->Set(static_cast<double>(num_connections));
   shm_pinned_bytes_->Set(static_cast<double>(pinned_bytes));
+  shm_stage_bytes_->Set(static_cast<double>(stage_bytes));
 }
 
 void ServiceMetrics::Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,

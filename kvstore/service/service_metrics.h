@@ -41,7 +41,7 @@ enum class PayloadTransport { kGrpc, kShm, kNccl };
 enum class ShmEnd {
   kClient,     // closed by the client, or the client is gone
   kRefused,    // another user's, or with another server's token
-  kFull,       // one connection too many
+  kFull,       // one connection too many, or one stage
   kMalformed,  // not the protocol
   kSilent,     // did not renew in time
   kHeld,       // a pin was held for too long
@@ -72,17 +72,17 @@ class ServiceMetrics : public StoreObserver, public LogObserver {
   void TierHits(int num_found, int num_paged_in);
   // Tokens of one lookup: asked for and found.
   void LookedUp(uint64_t num_tokens, uint64_t num_hit_tokens);
-  // On the wire (shm: pinned for a reader; nccl: once all were sent), and as fp16 KV of the same
-  // tokens.
+  // On the wire (shm: pinned for a reader, or copied from a stage; nccl: once all were sent), and
+  // as fp16 KV of the same tokens.
   void Moved(Direction direction, uint64_t payload_bytes, uint64_t logical_bytes,
              PayloadTransport transport = PayloadTransport::kGrpc);
-  // Payload of one Get or Put over gRPC, when it ends; 0 is not observed.
+  // Payload of one Get or Put call, when it ends; 0 is not observed.
   void Transferred(Direction direction, uint64_t payload_bytes);
   // How long the transport took a message of a Get, at the pace of its reader.
   void WaitedForReader(absl::Duration duration) {
     write_wait_seconds_->Increment(absl::ToDoubleSeconds(duration));
   }
-  void SetShm(size_t num_connections, uint64_t pinned_bytes);
+  void SetShm(size_t num_connections, uint64_t pinned_bytes, uint64_t stage_bytes);
   void ShmEnded(ShmEnd reason) { At(shm_ends_, reason)->Increment(); }
   void SetNcclPairs(size_t num_pairs) { nccl_pairs_->Set(static_cast<double>(num_pairs)); }
   void NcclEnded(PairEnd reason) { At(nccl_ends_, reason)->Increment(); }
@@ -133,6 +133,7 @@ class ServiceMetrics : public StoreObserver, public LogObserver {
   std::array<prometheus::Counter*, 7> shm_ends_{};
   prometheus::Gauge* shm_connections_ = nullptr;
   prometheus::Gauge* shm_pinned_bytes_ = nullptr;
+  prometheus::Gauge* shm_stage_bytes_ = nullptr;
   std::array<prometheus::Counter*, 4> nccl_ends_{};
   prometheus::Gauge* nccl_pairs_ = nullptr;
 };

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -29,12 +28,10 @@ absl::Status SystemError(absl::string_view what) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
 }
 
-absl::StatusOr<std::string> DrawToken() {
-  std::string token(kShmTokenBytes, '\0');
-  if (getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size())) {
-    return SystemError("getrandom");
-  }
-  return token;
+// Why a connection ends whose message was answered with an error.
+ShmEnd EndOf(const absl::Status& error) {
+  if (absl::IsPermissionDenied(error)) return ShmEnd::kRefused;
+  return absl::IsResourceExhausted(error) ? ShmEnd::kFull : ShmEnd::kMalformed;
 }
 
 }  // namespace
@@ -57,14 +54,16 @@ absl::StatusOr<std::unique_ptr<ShmServer>> ShmServer::Start(const ShmServerOptio
   }
   ShmShared shared{
       .store = store, .metrics = metrics, .clock = clock, .limits = limits, .disk = options.disk};
-  PKV_ASSIGN_OR_RETURN(shared.token, DrawToken());
+  PKV_ASSIGN_OR_RETURN(shared.token, DrawShmToken());
   std::unique_ptr<ShmServer> server(new ShmServer(options, shared));
   PKV_RETURN_IF_ERROR(server->Open(store));
   return server;
 }
 
 ShmServer::ShmServer(const ShmServerOptions& options, const ShmShared& shared)
-    : options_(options), host_id_(HostIdentity()), shared_(shared) {}
+    : options_(options), host_id_(HostIdentity()), shared_(shared) {
+  shared_.stages = &stages_;
+}
 
 ShmServer::~ShmServer() { Stop(); }
 
@@ -142,10 +141,10 @@ void ShmServer::Run() {
       if (!Serve(*current, reason)) End(current, reason);
     }
     EndExpired();
-    shared_.metrics->SetShm(peers_.size(), shared_.pinned_bytes);
+    shared_.metrics->SetShm(peers_.size(), shared_.pinned_bytes, stages_.bytes());
   }
   while (!peers_.empty()) End(peers_.begin(), ShmEnd::kStopped);
-  shared_.metrics->SetShm(0, 0);
+  shared_.metrics->SetShm(0, 0, 0);
 }
 
 void ShmServer::WaitForWork() {
@@ -205,15 +204,17 @@ bool ShmServer::HandleMessages(Peer& peer, ShmEnd& reason) {
     const absl::StatusOr<std::optional<v1::ShmMessage>> answer =
         message.ok() ? peer.session->OnMessage(**message) : message;
     if (!answer.ok()) {
-      reason = absl::IsPermissionDenied(answer.status()) ? ShmEnd::kRefused : ShmEnd::kMalformed;
+      reason = EndOf(answer.status());
       Log(LogLevel::kWarning, "shm: connection refused", {{"reason", answer.status().ToString()}});
       return false;
     }
     if (!answer->has_value()) continue;
     const std::string bytes = EncodeShmMessage(**answer);
     if ((*answer)->has_welcome()) {
+      const ShmStage* stage = peer.session->stage();
       // The first bytes of a connection: there is room for all of them.
-      const auto sent = SendSome(peer.socket.get(), std::as_bytes(std::span(bytes)), arena_.get());
+      const auto sent = SendSome(peer.socket.get(), std::as_bytes(std::span(bytes)),
+                                 stage != nullptr ? stage->fd() : arena_.get());
       if (!sent.ok() || *sent != bytes.size()) return false;
       continue;
     }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/service/shm_session.h"
+#include "kvstore/service/shm_stage.h"
 #include "proto/base/sync.h"
 #include "proto/serving/listener.h"
 #include "proto/transport/local_socket.h"
@@ -25,8 +26,8 @@ struct ShmServerOptions {
 };
 
 // Lends the store's memory to processes of this host, read-only: a unix socket on which they pin
-// objects and get the arena's descriptor (handoff.proto). One thread serves all connections; what
-// it does for one message is bounded.
+// objects and get the arena's descriptor (handoff.proto); and to those that put, a stage each. One
+// thread serves all connections; what it does for one message is bounded.
 //
 // A connection that ends, however it ends, gives back what was pinned over it. It is shut down
 // first, so that a client that finds its connection standing knows that its pins stood until then.
@@ -44,8 +45,10 @@ class ShmServer {
   ShmServer(const ShmServer&) = delete;
   ShmServer& operator=(const ShmServer&) = delete;
 
-  // What is offered to who asks over gRPC: this socket, to readers of this host.
+  // What is offered to who asks over gRPC: this socket, to clients of this host.
   v1::HandoffOpenResponse Answer(const v1::HandoffOpenRequest& request) const;
+  // For puts that come over gRPC. A part of this, and outlives what was found there.
+  const ShmStages* stages() const { return &stages_; }
 
   // Takes no more connections. Idempotent, not to be called from two threads at once.
   void StopListening();
@@ -85,6 +88,9 @@ class ShmServer {
   std::shared_ptr<const FileDescriptor> wake_;  // an eventfd; shared with reads of the disk
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
+
+  // Internally synchronised.
+  ShmStages stages_;
 
   // The thread's own.
   ShmShared shared_;  // its token is constant

@@ -18,6 +18,7 @@ ShmSession::ShmSession(ShmShared* shared)
 ShmSession::~ShmSession() {
   for (const auto& [id, pin] : pins_) Release(pin);
   for (const auto& [id, waiting] : waiting_) shared_->pinned_bytes -= waiting.bytes;
+  if (stage_.stage != nullptr) shared_->stages->TakeBack(stage_.token);
 }
 
 absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnMessage(const v1::ShmMessage& message) {
@@ -56,12 +57,19 @@ absl::StatusOr<v1::ShmMessage> ShmSession::OnHello(const v1::ShmHello& hello) {
     return absl::InvalidArgumentError(
         absl::StrCat("version ", hello.version(), ", spoken is ", kShmVersion));
   }
+  v1::ShmMessage answer;
+  v1::ShmWelcome* welcome = answer.mutable_welcome();
+  if (hello.for_puts()) {
+    PKV_ASSIGN_OR_RETURN(stage_, shared_->stages->Lend());
+    welcome->set_stage_bytes(stage_.stage->bytes());
+    welcome->set_stage_token(stage_.token);
+  } else {
+    welcome->set_arena_bytes(shared_->store->stats().capacity_bytes);
+  }
+  welcome->set_silence_ms(
+      static_cast<uint32_t>(absl::ToInt64Milliseconds(shared_->limits.silence)));
   welcomed_ = true;
   renewed_ = shared_->clock->MonotonicNow();
-  v1::ShmMessage answer;
-  answer.mutable_welcome()->set_arena_bytes(shared_->store->stats().capacity_bytes);
-  answer.mutable_welcome()->set_silence_ms(
-      static_cast<uint32_t>(absl::ToInt64Milliseconds(shared_->limits.silence)));
   return answer;
 }
 
@@ -92,6 +100,7 @@ absl::Status ShmSession::AdmitBytes(uint64_t bytes) const {
 }
 
 absl::StatusOr<std::optional<v1::ShmMessage>> ShmSession::OnPin(const v1::ShmPin& request) {
+  if (stage_.stage != nullptr) return absl::InvalidArgumentError("a pin where a stage was lent");
   if (request.objects_size() < 1 || request.objects_size() > kMaxObjectsPerCall) {
     return absl::InvalidArgumentError(absl::StrCat("pin of ", request.objects_size(),
                                                    " objects, not in 1..", kMaxObjectsPerCall));

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/service/service_metrics.h"
+#include "kvstore/service/shm_stage.h"
 #include "kvstore/store/block_store.h"
 #include "kvstore/store/pager.h"
 #include "pkv/v1/handoff.pb.h"
@@ -43,6 +44,7 @@ struct ShmShared {
   ShmLimits limits = {};
   std::string token = {};
   PageInSource disk = {};
+  ShmStages* stages = nullptr;
   // Tells whoever runs the sessions to ask them for answers; from any thread, also when they are
   // gone.
   std::function<void()> wake = {};
@@ -51,8 +53,8 @@ struct ShmShared {
 };
 
 // The server's side of one connection of the shm transport (handoff.proto), without its socket:
-// what the client said and what it has pinned. Destroying it ends its pins: only after the
-// connection was shut down, so that the client knows.
+// what the client said and what it has pinned, or its stage. Destroying it ends its pins: only
+// after the connection was shut down, so that the client knows.
 //
 // Thread-compatible.
 class ShmSession {
@@ -63,11 +65,15 @@ class ShmSession {
   ShmSession(const ShmSession&) = delete;
   ShmSession& operator=(const ShmSession&) = delete;
 
-  // The answer, when the message has one; the arena's descriptor goes with a welcome. An error
-  // means: shut the connection down.
-  //   PermissionDenied  another server's token
-  //   InvalidArgument   out of turn, or names what is not
+  // The answer, when the message has one; with a welcome goes the descriptor of the stage, or of
+  // the arena. An error means: shut the connection down.
+  //   PermissionDenied   another server's token
+  //   ResourceExhausted  no stage is left, as ShmStages::Lend
+  //   InvalidArgument    out of turn, or names what is not
   absl::StatusOr<std::optional<v1::ShmMessage>> OnMessage(const v1::ShmMessage& message);
+
+  // Null: its hello was not for puts.
+  const ShmStage* stage() const { return stage_.stage.get(); }
 
   // Answers to pins for which the disk had to be read: since the last call. `shared->wake` tells
   // when there are some.
@@ -121,6 +127,7 @@ class ShmSession {
 
   ShmShared* const shared_;
   bool welcomed_ = false;
+  ShmStages::Lent stage_;  // empty: none
   absl::Time renewed_;
   absl::flat_hash_map<uint64_t, Pin> pins_;
   absl::flat_hash_map<uint64_t, Waiting> waiting_;  // for the disk

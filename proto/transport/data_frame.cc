@@ -213,10 +213,18 @@ absl::Status CheckPieceLengths(const DecodedDataFrame& frame) {
   // At most kMaxFields pieces of 32-bit lengths: the sum cannot wrap.
   uint64_t piece_bytes = 0;
   for (const v1::Piece& piece : frame.control.pieces()) piece_bytes += piece.length();
-  if (piece_bytes != frame.payload.remaining()) {
+  const bool is_staged = frame.control.has_staged();
+  const uint64_t staged_bytes = frame.control.staged().bytes();
+  if (is_staged && (staged_bytes > kMaxStagedBytes || frame.payload.remaining() > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(staged_bytes, " bytes staged, limit ", kMaxStagedBytes, ", and ",
+                     frame.payload.remaining(), " in the message, limit 0"));
+  }
+  const uint64_t payload_bytes = is_staged ? staged_bytes : frame.payload.remaining();
+  if (piece_bytes != payload_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(frame.control.pieces_size(), " pieces name ",
                                                    piece_bytes, " bytes, payload has ",
-                                                   frame.payload.remaining()));
+                                                   payload_bytes));
   }
   return absl::OkStatus();
 }

@@ -26,6 +26,8 @@ namespace pkv {
 inline constexpr uint64_t kMaxPayloadBytes = uint64_t{1} << 20;
 inline constexpr uint64_t kDefaultPayloadBytes = uint64_t{512} << 10;
 inline constexpr uint64_t kMinPayloadBytes = uint64_t{4} << 10;
+// Of one message whose payload stands in a stage (StagedPayload).
+inline constexpr uint64_t kMaxStagedBytes = uint64_t{4} << 20;
 // Payload, pieces, and the manifest of 4,096 objects.
 inline constexpr int kMaxMessageBytes = 8 << 20;
 inline constexpr int kMaxObjectsPerCall = 4096;
@@ -54,10 +56,11 @@ class PayloadReader {
 
 struct DecodedDataFrame {
   v1::FrameControl control;
-  PayloadReader payload;
+  PayloadReader payload;  // empty where control.staged() says that it stands elsewhere
 };
 
-// InvalidArgument: not a DataFrame, or the pieces' lengths do not add up to the payload's.
+// InvalidArgument: not a DataFrame, or the pieces' lengths do not add up to the payload's, which
+// may be staged or in the message, not both.
 absl::StatusOr<DecodedDataFrame> DecodeDataFrame(grpc::ByteBuffer& message);
 
 }  // namespace pkv

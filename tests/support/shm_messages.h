@@ -23,6 +23,12 @@ inline v1::ShmMessage ShmHelloOf(const std::string& token, uint32_t version = kS
   return message;
 }
 
+inline v1::ShmMessage ShmPutHelloOf(const std::string& token) {
+  v1::ShmMessage message = ShmHelloOf(token);
+  message.mutable_hello()->set_for_puts(true);
+  return message;
+}
+
 inline v1::ShmMessage ShmPinOf(uint64_t pin_id, std::span<const ObjectKey> keys) {
   v1::ShmMessage message;
   message.mutable_pin()->set_pin_id(pin_id);
@@ -72,7 +78,7 @@ class ShmTestClient {
       std::array<std::byte, 4096> buffer;
       auto received = ReceiveSome(socket_.get(), buffer, /*wait=*/true, /*takes_fd=*/true);
       if (!received.ok() || received->num_bytes == 0) return std::nullopt;
-      if (received->passed_fd) arena_ = std::move(received->passed_fd);
+      if (received->passed_fd) memory_ = std::move(received->passed_fd);
       reader_.Add(std::span(buffer).first(received->num_bytes));
     }
   }
@@ -84,10 +90,10 @@ class ShmTestClient {
 
   int socket() const { return socket_.get(); }
   // The descriptor that came along.
-  const FileDescriptor& arena() const { return arena_; }
+  const FileDescriptor& memory() const { return memory_; }
 
  private:
-  FileDescriptor socket_, arena_;
+  FileDescriptor socket_, memory_;
   ShmFrameReader reader_;
 };
 

@@ -1,7 +1,7 @@
 // Goal: whatever two clients of the shm transport say, in whatever order, they pin no more than
-// they may, what they pin is in the store, and nothing stays pinned once they are gone. Method: the
-// input is read as calls, three bytes each; a refused message ends its session, as the server would
-// end the connection.
+// they may, what they pin is in the store, who puts has a stage and pins nothing, and nothing stays
+// pinned or lent once they are gone. Method: the input is read as calls, three bytes each; a
+// refused message ends its session, as the server would end the connection.
 
 #include <array>
 #include <cstddef>
@@ -50,11 +50,13 @@ struct World {
     shared.limits.connection_pinned_bytes = 6 * object_bytes;
     shared.limits.total_pinned_bytes = 9 * object_bytes;
     shared.token = std::string(kShmTokenBytes, 't');
+    shared.stages = &stages;
   }
 
   v1::ShmMessage MessageOf(uint8_t kind, uint8_t a, uint8_t b) const {
     switch (kind % 6) {
       case 0:
+        if (b % 8 == 0) return ShmPutHelloOf(shared.token);
         return ShmHelloOf(a % 4 == 0 ? std::string("wrong") : shared.token);
       case 1:
       case 2: {
@@ -78,6 +80,7 @@ struct World {
   ServiceMetrics metrics{registry};
   std::vector<SealedObject> objects;
   std::unique_ptr<BlockStore> store;
+  ShmStages stages;
   ShmShared shared;
 };
 
@@ -102,9 +105,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     Require(sum == world->shared.pinned_bytes && sum <= limits.total_pinned_bytes);
     Require((sum > 0) == (world->store->stats().pinned_bytes > 0));
+    uint64_t stage_bytes = 0;
+    for (const auto& each : sessions) {
+      if (each->stage() == nullptr) continue;
+      stage_bytes += each->stage()->bytes();
+      Require(each->pinned_bytes() == 0);
+    }
+    Require(stage_bytes == world->stages.bytes());
   }
   for (auto& session : sessions) session.reset();
   Require(world->shared.pinned_bytes == 0 && world->store->stats().pinned_bytes == 0);
+  Require(world->stages.bytes() == 0);
   // Nobody's report dropped an object that is intact.
   Require(world->store->stats().num_objects == kNumObjects - 1);
   return 0;

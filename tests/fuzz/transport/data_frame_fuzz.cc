@@ -1,5 +1,5 @@
 // Goal: DecodeDataFrame accepts exactly the DataFrames that protobuf accepts and whose pieces add
-// up, whatever the slices, and reads the same content.
+// up, in the message or staged, whatever the slices, and reads the same content.
 // Method: the first byte chooses the size of the slices, the rest is the message.
 
 #include <cstddef>
@@ -36,7 +36,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const bool parses = expected.ParseFromString(bytes);
   uint64_t piece_bytes = 0;
   for (const auto& piece : expected.control().pieces()) piece_bytes += piece.length();
-  const bool adds_up = piece_bytes == expected.payload().size();
+  const pkv::v1::FrameControl& control = expected.control();
+  const bool adds_up = control.has_staged()
+                           ? piece_bytes == control.staged().bytes() &&
+                                 piece_bytes <= pkv::kMaxStagedBytes && expected.payload().empty()
+                           : piece_bytes == expected.payload().size();
   if (!frame.ok()) {
     Require(!parses || !adds_up || bytes.size() > kFewBytes);
     return 0;

@@ -59,6 +59,28 @@ TEST_F(PutCallTest, EndsWithTheErrorOfABrokenProtocol) {
   EXPECT_THAT(FromGrpc(stream->Finish()), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
+// It is answered for every staged message, reads no answer and goes on: not for ever.
+TEST_F(PutCallTest, EndsAClientThatLeavesItsAnswersUnread) {
+  StartServer(8);
+  const ShmStages::Lent lent = stages_.Lend().value();
+  Context context;
+  const auto stream = stub_->Put(&context);
+  v1::DataFrame begin = BeginOf(MakeTestWindow(2, 1));
+  begin.mutable_control()->mutable_put_begin()->set_stage(lent.token);
+  ASSERT_TRUE(stream->Write(begin));
+  v1::DataFrame nothing;
+  nothing.mutable_control()->mutable_staged();
+  // Some 10,000 answers fit the stream's window, 5,121 may wait behind them.
+  int num_written = 0;
+  while (num_written < 200'000 && stream->Write(nothing)) ++num_written;
+  v1::PutReply reply;
+  while (stream->Read(&reply)) {
+  }
+  EXPECT_THAT(FromGrpc(stream->Finish()),
+              StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("answers")));
+  stages_.TakeBack(lent.token);
+}
+
 TEST_F(PutCallTest, IsUnavailableWhileDraining) {
   StartServer(8);
   draining_ = true;

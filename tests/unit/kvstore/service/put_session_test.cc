@@ -3,7 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "proto/transport/convert.h"
@@ -210,6 +214,126 @@ TEST_F(PutSessionTest, RefusesMoreObjectsThanACallMayName) {
   }
   EXPECT_THAT(Take(begin), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("4097")));
   EXPECT_EQ(store_->stats().reserved_bytes, 0u);
+}
+
+// Puts whose payload stands in a stage: a client of this host writes there, whenever it likes.
+class PutSessionStageTest : public PutSessionTest {
+ protected:
+  void SetUp() override {
+    PutSessionTest::SetUp();
+    lent_ = stages_.Lend().value();
+    memory_ = static_cast<std::byte*>(
+        mmap(nullptr, kShmStageBytes, PROT_READ | PROT_WRITE, MAP_SHARED, lent_.stage->fd(), 0));
+    ASSERT_NE(memory_, MAP_FAILED);
+  }
+  void TearDown() override {
+    munmap(memory_, kShmStageBytes);
+    PutSessionTest::TearDown();
+    lent_.stage.reset();
+    EXPECT_EQ(stages_.bytes(), is_lent_ ? kShmStageBytes : 0);
+    if (is_lent_) TakeBack();
+  }
+
+  void TakeBack() {
+    stages_.TakeBack(lent_.token);
+    is_lent_ = false;
+  }
+  bool Begin(const std::string& token) {
+    v1::FrameControl begin = BeginOf({&object_});
+    begin.mutable_put_begin()->set_stage(token);
+    const auto replies = Take(begin);
+    EXPECT_THAT(replies, IsOk());
+    return replies.ok() && replies->at(0).accepted().staged();
+  }
+  // Says that a frame stands at `offset`; what was answered.
+  absl::StatusOr<std::vector<v1::PutReply>> Point(int layer, uint64_t offset) {
+    v1::FrameControl control;
+    control.mutable_staged()->set_offset(offset);
+    control.mutable_staged()->set_bytes(object_.header.frame_bytes);
+    v1::Piece* piece = control.add_pieces();
+    piece->set_layer(static_cast<uint32_t>(layer));
+    piece->set_length(static_cast<uint32_t>(object_.header.frame_bytes));
+    return Take(control);
+  }
+  void Stage(int layer, uint64_t offset) {
+    std::ranges::copy(object_.frame(layer), memory_ + offset);
+    const auto replies = Point(layer, offset);
+    ASSERT_THAT(replies, IsOk());
+    ASSERT_EQ(replies->size(), 1u);
+    EXPECT_TRUE(replies->at(0).has_taken());
+  }
+
+  const SealedObject object_ = MakeTestWindow(2, 1);
+  ShmStages::Lent lent_;
+  bool is_lent_ = true;
+  std::byte* memory_ = nullptr;
+};
+
+TEST_F(PutSessionStageTest, StoresWhatStandsThereAndCountsItApart) {
+  ASSERT_TRUE(Begin(lent_.token));
+  Stage(0, kShmStageBytes - object_.header.frame_bytes);
+  Stage(1, 0);
+  EXPECT_EQ(Commit(0, object_.head())->result(), v1::PUT_RESULT_STORED);
+  EXPECT_TRUE(Has(object_));
+  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"shm\"}"), 512);
+  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"grpc\"}"), 0);
+}
+
+// The client keeps its mapping. Whatever it does once the frame was taken changes nothing that is
+// served, and nothing that was verified.
+TEST_F(PutSessionStageTest, BytesThatChangeLaterAreNotTheStoredOnes) {
+  ASSERT_TRUE(Begin(lent_.token));
+  Stage(0, 0);
+  memory_[0] ^= std::byte{1};
+  Stage(1, 4096);
+  memory_[4096] ^= std::byte{1};
+  EXPECT_EQ(Commit(0, object_.head())->result(), v1::PUT_RESULT_STORED);
+  std::fill_n(memory_, 8192, std::byte{0xee});
+  const Lease lease = store_->Find(object_.key());
+  ASSERT_TRUE(lease);
+  EXPECT_TRUE(std::ranges::equal(lease.bytes(), object_.bytes()));
+}
+
+TEST_F(PutSessionStageTest, BytesThatChangedBeforeAreDamage) {
+  ASSERT_TRUE(Begin(lent_.token));
+  Stage(0, 0);
+  std::ranges::copy(object_.frame(1), memory_);
+  memory_[17] ^= std::byte{1};
+  ASSERT_THAT(Point(1, 0), IsOk());
+  EXPECT_EQ(Commit(0, object_.head())->status().code(),
+            static_cast<int>(absl::StatusCode::kDataLoss));
+  EXPECT_FALSE(Has(object_));
+}
+
+TEST_F(PutSessionStageTest, AStageThatIsNotLentIsNotUsed) {
+  EXPECT_FALSE(Begin(std::string(lent_.token.size(), 'x')));
+  EXPECT_THAT(Point(0, 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("stage")));
+}
+
+TEST_F(PutSessionStageTest, WithoutShmPayloadComesInMessages) {
+  parts_.stages = nullptr;
+  session_.emplace(parts_);
+  EXPECT_FALSE(Begin(lent_.token));
+  SendFrames(0, object_);
+  EXPECT_EQ(Commit(0, object_.head())->result(), v1::PUT_RESULT_STORED);
+}
+
+TEST_F(PutSessionStageTest, APlaceOutsideTheStageEndsTheStream) {
+  ASSERT_TRUE(Begin(lent_.token));
+  for (const uint64_t offset : {kShmStageBytes, kShmStageBytes - 1, ~uint64_t{0}}) {
+    EXPECT_THAT(Point(0, offset), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
+// The connection ended, and the put does not depend on it: it keeps its stage until it ends.
+TEST_F(PutSessionStageTest, APutGoesOnWhenItsStageIsTakenBack) {
+  ASSERT_TRUE(Begin(lent_.token));
+  TakeBack();
+  lent_.stage.reset();
+  Stage(0, 0);
+  Stage(1, 0);
+  EXPECT_EQ(Commit(0, object_.head())->result(), v1::PUT_RESULT_STORED);
+  EXPECT_EQ(stages_.bytes(), kShmStageBytes);
 }
 
 class PutSessionOnDiskTest : public PutSessionTest {

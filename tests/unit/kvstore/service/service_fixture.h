@@ -31,7 +31,8 @@ class ServiceFixture : public StoreFixture {
               .metrics = &metrics_,
               .watchdog = &watchdog_,
               .clock = Clock::Real(),
-              .draining = &draining_};
+              .draining = &draining_,
+              .stages = &stages_};
   }
 
   // The value of one series, spelled as /metrics spells it: name{label="value",...}. -1: absent.
@@ -49,6 +50,7 @@ class ServiceFixture : public StoreFixture {
   StallWatchdog watchdog_{&clock_, absl::Seconds(10),
                           [this] { metrics_.Rejected(RejectReason::kStalled); }};
   std::atomic<bool> draining_{false};
+  ShmStages stages_;
   std::unique_ptr<Pager> pager_;  // null: no disk
   ServiceParts parts_;
 };

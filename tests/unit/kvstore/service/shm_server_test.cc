@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "proto/transport/host_identity.h"
@@ -120,10 +121,10 @@ TEST_F(ShmServerTest, ItsSocketIsOursAloneUnlessToldOtherwise) {
 TEST_F(ShmServerTest, LendsTheStoredBytesReadOnly) {
   Start();
   const auto client = PinnedClient();
-  ASSERT_TRUE(client->arena());
-  EXPECT_EQ(fcntl(client->arena().get(), F_GETFL) & O_ACCMODE, O_RDONLY);
+  ASSERT_TRUE(client->memory());
+  EXPECT_EQ(fcntl(client->memory().get(), F_GETFL) & O_ACCMODE, O_RDONLY);
   const uint64_t capacity = store_->stats().capacity_bytes;
-  void* mapped = mmap(nullptr, capacity, PROT_READ, MAP_SHARED, client->arena().get(), 0);
+  void* mapped = mmap(nullptr, capacity, PROT_READ, MAP_SHARED, client->memory().get(), 0);
   ASSERT_NE(mapped, MAP_FAILED);
   EXPECT_EQ(std::memcmp(static_cast<char*>(mapped) + pinned_.extents(0).offset(),
                         object_.bytes().data(), object_.bytes().size()),
@@ -145,6 +146,45 @@ TEST_F(ShmServerTest, AClientThatGoesGivesBackItsPins) {
   EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_pinned_bytes") == 0; }));
 }
 
+TEST_F(ShmServerTest, LendsAStageToWhoPutsAndTakesItBack) {
+  Start();
+  ShmTestClient client(options_.path);
+  const auto answer = client.Ask(ShmPutHelloOf(offer_.token()));
+  ASSERT_TRUE(answer.has_value());
+  const v1::ShmWelcome& welcome = answer->welcome();
+  ASSERT_TRUE(client.memory());
+  EXPECT_EQ(ftruncate(client.memory().get(), 0), -1);
+  void* mapped = mmap(nullptr, welcome.stage_bytes(), PROT_READ | PROT_WRITE, MAP_SHARED,
+                      client.memory().get(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  std::memcpy(mapped, "from the client", 15);
+  {
+    const auto stage = server_->stages()->Find(welcome.stage_token());
+    ASSERT_NE(stage, nullptr);
+    EXPECT_EQ(std::memcmp(stage->Part(0, 15)->data(), "from the client", 15), 0);
+  }
+  EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_stage_bytes") == kShmStageBytes; }));
+  client.Close();
+  EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_stage_bytes") == 0; }));
+  EXPECT_EQ(server_->stages()->Find(welcome.stage_token()), nullptr);
+  // Nobody reads there any more, and the client is no worse off for it.
+  std::memcpy(mapped, "once more", 9);
+  munmap(mapped, welcome.stage_bytes());
+}
+
+TEST_F(ShmServerTest, LendsNoMoreStagesThanItMay) {
+  Start();
+  std::vector<std::unique_ptr<ShmTestClient>> clients;
+  for (int i = 0; i < kMaxShmStages; ++i) {
+    clients.push_back(std::make_unique<ShmTestClient>(options_.path));
+    ASSERT_TRUE(clients.back()->Ask(ShmPutHelloOf(offer_.token()))->has_welcome());
+  }
+  ShmTestClient late(options_.path);
+  EXPECT_FALSE(late.Ask(ShmPutHelloOf(offer_.token())).has_value());
+  EXPECT_TRUE(EventuallyEnded("full"));
+  EXPECT_TRUE(clients[0]->Ask(ShmRenewMessage())->has_renewed());
+}
+
 TEST_F(ShmServerTest, WhatIsNotTheProtocolEndsTheConnectionAndItsPins) {
   Start();
   int ended = 0;
@@ -163,7 +203,7 @@ TEST_F(ShmServerTest, AnotherServersTokenIsRefused) {
   Start();
   ShmTestClient client(options_.path);
   EXPECT_FALSE(client.Ask(ShmHelloOf(std::string(kShmTokenBytes, 'x'))).has_value());
-  EXPECT_FALSE(client.arena());
+  EXPECT_FALSE(client.memory());
   EXPECT_TRUE(EventuallyEnded("refused"));
 }
 

@@ -36,7 +36,8 @@ class ShmSessionTest : public ServiceFixture {
                           .total_pinned_bytes = 4 * object_bytes,
                           .silence = absl::Seconds(10),
                           .pin_age = absl::Seconds(60)},
-               .token = std::string(kShmTokenBytes, 't')};
+               .token = std::string(kShmTokenBytes, 't'),
+               .stages = &stages_};
     session_ = Welcomed();
   }
   void TearDown() override { session_.reset(); }
@@ -70,6 +71,44 @@ TEST_F(ShmSessionTest, WelcomeNamesTheArenasSizeAndTheSilenceAllowed) {
   ASSERT_THAT(answer, IsOk());
   EXPECT_EQ((*answer)->welcome().arena_bytes(), store_->stats().capacity_bytes);
   EXPECT_EQ((*answer)->welcome().silence_ms(), 10'000u);
+}
+
+TEST_F(ShmSessionTest, WhoPutsIsLentAStageUntilItGoes) {
+  auto session = std::make_unique<ShmSession>(&shared_);
+  EXPECT_EQ(session->stage(), nullptr);
+  const auto answer = session->OnMessage(ShmPutHelloOf(shared_.token));
+  ASSERT_THAT(answer, IsOk());
+  const v1::ShmWelcome& welcome = (*answer)->welcome();
+  EXPECT_EQ(welcome.arena_bytes(), 0u);
+  EXPECT_EQ(welcome.stage_bytes(), kShmStageBytes);
+  EXPECT_EQ(stages_.Find(welcome.stage_token()).get(), session->stage());
+  EXPECT_EQ(session_->stage(), nullptr) << "others have none";
+  session.reset();
+  EXPECT_EQ(stages_.Find(welcome.stage_token()), nullptr);
+  EXPECT_EQ(stages_.bytes(), 0u);
+}
+
+TEST_F(ShmSessionTest, WhoPutsPinsNothing) {
+  ShmSession session(&shared_);
+  ASSERT_THAT(session.OnMessage(ShmPutHelloOf(shared_.token)), IsOk());
+  const ObjectKey key = objects_[0].key();
+  EXPECT_THAT(session.OnMessage(ShmPinOf(1, {&key, 1})),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(session.OnMessage(ShmPutHelloOf(shared_.token)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("second")));
+  EXPECT_EQ(StorePinned(), 0u);
+}
+
+TEST_F(ShmSessionTest, WithoutAStageLeftNobodyIsWelcomedToPut) {
+  std::vector<std::unique_ptr<ShmSession>> sessions;
+  for (int i = 0; i < kMaxShmStages; ++i) {
+    sessions.push_back(std::make_unique<ShmSession>(&shared_));
+    ASSERT_THAT(sessions.back()->OnMessage(ShmPutHelloOf(shared_.token)), IsOk());
+  }
+  ShmSession late(&shared_);
+  EXPECT_THAT(late.OnMessage(ShmPutHelloOf(shared_.token)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(ShmSession(&shared_).OnMessage(ShmHelloOf(shared_.token)), IsOk());
 }
 
 TEST_F(ShmSessionTest, AnotherServersTokenIsRefused) {

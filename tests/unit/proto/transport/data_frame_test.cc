@@ -118,6 +118,35 @@ TEST(DataFrameTest, DecodingAnEncodedFrameGivesItBackAndProtobufAgrees) {
   }
 }
 
+TEST(DataFrameTest, StagedPayloadIsNamedByThePiecesAndNotInTheMessage) {
+  v1::DataFrame frame;
+  frame.mutable_control()->add_pieces()->set_length(300);
+  frame.mutable_control()->add_pieces()->set_length(200);
+  v1::StagedPayload* staged = frame.mutable_control()->mutable_staged();
+  staged->set_offset(~uint64_t{0});
+  staged->set_bytes(500);
+  const auto decoded = Decode(frame.SerializeAsString());
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->payload.remaining(), 0u);
+  EXPECT_EQ(decoded->control.staged().bytes(), 500u);
+
+  staged->set_bytes(501);
+  EXPECT_EQ(Decode(frame.SerializeAsString()).status().code(), absl::StatusCode::kInvalidArgument);
+  staged->set_bytes(500);
+  frame.set_payload(std::string(500, 'p'));
+  EXPECT_EQ(Decode(frame.SerializeAsString()).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(DataFrameTest, RefusesMoreStagedBytesThanOneMessageMayName) {
+  v1::DataFrame frame;
+  v1::Piece* piece = frame.mutable_control()->add_pieces();
+  for (const uint64_t bytes : {kMaxStagedBytes, kMaxStagedBytes + 1}) {
+    piece->set_length(static_cast<uint32_t>(bytes));
+    frame.mutable_control()->mutable_staged()->set_bytes(bytes);
+    EXPECT_EQ(Decode(frame.SerializeAsString()).ok(), bytes == kMaxStagedBytes);
+  }
+}
+
 TEST(DataFrameTest, EncodingReferencesThePayload) {
   static const std::string payload(1 << 16, 'p');
   const grpc::Slice slice(payload.data(), payload.size(), grpc::Slice::STATIC_SLICE);
