@@ -304,11 +304,13 @@ ClientCounters CacheClientImpl::counters() const {
   counters.puts = set.puts;
   counters.retries = set.retries;
   counters.failures = set.failures;
-  counters.put_bytes = set.put_bytes;
   counters.integrity_failures = set.integrity_failures;
   counters.shm_gets = set.shm_gets;
   counters.shm_get_bytes = set.shm_get_bytes;
   counters.shm_fallbacks = set.shm_fallbacks;
+  counters.shm_puts = set.shm_puts;
+  counters.shm_put_bytes = set.shm_put_bytes;
+  counters.shm_put_fallbacks = set.shm_put_fallbacks;
   counters.nccl_gets = set.nccl_gets;
   counters.nccl_get_bytes = set.nccl_get_bytes;
   counters.nccl_fallbacks = set.nccl_fallbacks;
@@ -320,6 +322,7 @@ ClientCounters CacheClientImpl::counters() const {
   // Of one reading of each: what is neither never falls.
   counters.get_bytes = set.grpc_get_bytes + counters.shm_get_bytes + counters.nccl_get_bytes +
                        counters.direct_get_bytes;
+  counters.put_bytes = set.grpc_put_bytes + counters.shm_put_bytes;
   return counters;
 }
 
@@ -407,7 +410,8 @@ std::unique_ptr<CacheClient> MakeCacheClient(const ClientOptions& options,
     core->check_pool = std::make_unique<ThreadPool>(options.num_check_threads - 1);
   }
   core->clock = Clock::Real();
-  core->shm = std::make_unique<ShmDialer>(core->connection.get(), core->clock);
+  core->shm = std::make_unique<ShmDialer>(core->connection.get(), ShmUse::kGets, core->clock);
+  core->shm_puts = std::make_unique<ShmDialer>(core->connection.get(), ShmUse::kPuts, core->clock);
   if (gpu != nullptr) {
     core->scratch = std::move(scratch);
     core->direct = std::move(direct);

@@ -23,8 +23,9 @@ namespace pkv {
 // ClientCounters that many threads add to. Thread-safe.
 struct CounterSet {
   std::atomic<uint64_t> lookups{0}, gets{0}, puts{0}, retries{0}, failures{0};
-  std::atomic<uint64_t> grpc_get_bytes{0}, put_bytes{0}, integrity_failures{0};
+  std::atomic<uint64_t> grpc_get_bytes{0}, grpc_put_bytes{0}, integrity_failures{0};
   std::atomic<uint64_t> shm_gets{0}, shm_get_bytes{0}, shm_fallbacks{0};
+  std::atomic<uint64_t> shm_puts{0}, shm_put_bytes{0}, shm_put_fallbacks{0};
   std::atomic<uint64_t> nccl_gets{0}, nccl_get_bytes{0}, nccl_fallbacks{0};
   std::atomic<uint64_t> direct_gets{0}, direct_get_bytes{0}, direct_fallbacks{0};
   std::atomic<uint64_t> direct_refusals{0}, direct_crowded{0};
@@ -41,7 +42,8 @@ struct CounterSet {
 struct ClientCore {
   ClientOptions options;  // constant after construction; its statistics are there
   std::unique_ptr<Connection> connection;
-  std::unique_ptr<ShmDialer> shm;          // uses the connection
+  std::unique_ptr<ShmDialer> shm;          // of gets; uses the connection
+  std::unique_ptr<ShmDialer> shm_puts;     // likewise
   std::unique_ptr<ThreadPool> check_pool;  // helps those who wait for a layer; may be null
   // Of a client with a GPU; null: without.
   std::shared_ptr<DeviceScratch> scratch;  // shared with the other clients of a cluster

@@ -17,21 +17,31 @@ namespace {
 // 4 MiB at the default message size: enough to keep a connection busy while the caller computes.
 constexpr int kMaxQueuedMessages = 8;
 
-// Gathers pieces of frames into messages of up to `message_bytes` of payload.
+// Gathers pieces of frames into messages, their payload in slices of up to `message_bytes` or in a
+// stage.
 class MessageBuilder {
  public:
   // `total_bytes` will be added in all.
   MessageBuilder(uint64_t message_bytes, uint64_t total_bytes)
       : message_bytes_(message_bytes), left_bytes_(total_bytes) {}
 
-  // Copies the front of `bytes`, as much as fits, and returns how much.
-  size_t Add(int object_index, int layer, uint64_t offset, std::span<const std::byte> bytes) {
-    if (control_.pieces_size() == 0) {
+  // REQUIRES: IsEmpty(). `stage` may be null; its slot is free.
+  void Begin(PutStage* stage) {
+    stage_ = stage;
+    if (stage_ != nullptr) {
+      place_ = stage_->slot();
+    } else {
       payload_ = grpc::Slice(static_cast<size_t>(std::min(message_bytes_, left_bytes_)));
+      // The slice is ours alone until it is handed on.
+      place_ = {reinterpret_cast<std::byte*>(const_cast<uint8_t*>(payload_.begin())),
+                payload_.size()};
     }
-    const size_t taken = std::min(bytes.size(), payload_.size() - used_);
-    // The slice is ours alone until it is handed on.
-    std::memcpy(const_cast<uint8_t*>(payload_.begin()) + used_, bytes.data(), taken);
+  }
+
+  // Copies the front of `bytes`, as much as fits, and returns how much. REQUIRES: begun.
+  size_t Add(int object_index, int layer, uint64_t offset, std::span<const std::byte> bytes) {
+    const size_t taken = std::min(bytes.size(), place_.size() - used_);
+    std::memcpy(place_.data() + used_, bytes.data(), taken);
     used_ += taken;
     left_bytes_ -= taken;
     v1::Piece* piece = control_.add_pieces();
@@ -42,12 +52,20 @@ class MessageBuilder {
     return taken;
   }
 
-  // Every payload was allocated to be filled.
-  bool IsFull() const { return used_ > 0 && used_ == payload_.size(); }
+  bool IsEmpty() const { return used_ == 0; }
+  // The last message is full when all has been added.
+  bool IsFull() const { return used_ == place_.size() || left_bytes_ == 0; }
 
   grpc::ByteBuffer Take() {
-    grpc::ByteBuffer message = EncodeDataFrame(control_, {&payload_, 1});
-    control_.clear_pieces();
+    std::span<const grpc::Slice> payload(&payload_, 1);
+    if (stage_ != nullptr) {
+      control_.mutable_staged()->set_offset(stage_->slot_offset());
+      control_.mutable_staged()->set_bytes(used_);
+      stage_->NextSlot();
+      payload = {};
+    }
+    grpc::ByteBuffer message = EncodeDataFrame(control_, payload);
+    control_.Clear();
     used_ = 0;
     return message;
   }
@@ -56,7 +74,9 @@ class MessageBuilder {
   const uint64_t message_bytes_;
   uint64_t left_bytes_;
   v1::FrameControl control_;
+  PutStage* stage_ = nullptr;
   grpc::Slice payload_;
+  std::span<std::byte> place_;  // of the message's payload
   size_t used_ = 0;
 };
 
@@ -126,10 +146,14 @@ PutCall::~PutCall() {
   }
   // Ends the callbacks before what they touch goes.
   stream_.reset();
+  MutexLock lock(&mu_);
+  if (stage_ != nullptr && num_staged_ > 0) stage_->Retire();
 }
 
 absl::Status PutCall::Open() {
+  PKV_ASSIGN_OR_RETURN(stage_, PutStage::Open(*core_, deadline_));
   v1::FrameControl control;
+  if (stage_ != nullptr) control.mutable_put_begin()->set_stage(stage_->token());
   for (const ObjectDescriptor& object : objects_) {
     v1::ObjectDescriptor* descriptor = control.mutable_put_begin()->add_objects();
     *descriptor->mutable_key() = ToProto(object.key);
@@ -144,10 +168,25 @@ absl::Status PutCall::Open() {
   }
   stream_ = core_->connection->OpenStream(StreamMethod::kPut, deadline_ - now, this);
   PKV_RETURN_IF_ERROR(Send(EncodeDataFrame(control, {})));
-  return WaitForDecisions();
+  PKV_ASSIGN_OR_RETURN(const bool is_staged, WaitForDecisions());
+  return SettleStage(is_staged);
 }
 
-absl::Status PutCall::WaitForDecisions() {
+absl::Status PutCall::SettleStage(bool is_staged) {
+  if (stage_ == nullptr) return absl::OkStatus();
+  if (is_staged) {
+    ++core_->counters.shm_puts;
+    return absl::OkStatus();
+  }
+  stage_.reset();
+  if (core_->options.transport == Transport::kShm) {
+    return absl::UnavailableError("shm: the server does not find the stage that it lent");
+  }
+  ++core_->counters.shm_put_fallbacks;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> PutCall::WaitForDecisions() {
   MutexLock lock(&mu_);
   const absl::Time since = core_->clock->MonotonicNow();
   while (!accepted_) {
@@ -159,7 +198,7 @@ absl::Status PutCall::WaitForDecisions() {
   }
   decisions_ = received_decisions_;
   refusals_ = received_refusals_;
-  return absl::OkStatus();
+  return is_staged_;
 }
 
 absl::Status PutCall::refusal(int object_index) const {
@@ -201,13 +240,28 @@ absl::Status PutCall::WriteLayer(int layer, std::span<const std::span<const std:
   for (size_t i = 0; i < frames.size(); ++i) {
     if (frames[i].empty() || decisions_[i] != PutDecision::kWanted) continue;
     for (size_t offset = 0; offset < frames[i].size();) {
+      if (builder.IsEmpty()) {
+        PKV_RETURN_IF_ERROR(WaitForSlot());
+        builder.Begin(stage_.get());
+      }
       offset += builder.Add(static_cast<int>(i), layer, offset, frames[i].subspan(offset));
       if (builder.IsFull()) PKV_RETURN_IF_ERROR(Send(builder.Take()));
     }
     uploads_[i].written_layers[layer] = true;
     ++uploads_[i].num_written;
   }
-  core_->counters.put_bytes += total_bytes;
+  (stage_ != nullptr ? core_->counters.shm_put_bytes : core_->counters.grpc_put_bytes) +=
+      total_bytes;
+  return absl::OkStatus();
+}
+
+absl::Status PutCall::WaitForSlot() {
+  if (stage_ == nullptr) return absl::OkStatus();
+  MutexLock lock(&mu_);
+  const absl::Time since = core_->clock->MonotonicNow();
+  while (Broken().ok() && num_staged_ >= PutStage::kNumSlots) WaitOnce(since);
+  PKV_RETURN_IF_ERROR(Broken());
+  ++num_staged_;
   return absl::OkStatus();
 }
 
@@ -326,6 +380,8 @@ absl::Status PutCall::OnMessage(grpc::ByteBuffer& message) {
       return OnAccepted(reply.accepted());
     case v1::PutReply::kReceipt:
       return OnReceipt(reply.receipt());
+    case v1::PutReply::kTaken:
+      return OnTaken();
     case v1::PutReply::KIND_NOT_SET:
       break;
   }
@@ -364,7 +420,14 @@ absl::Status PutCall::OnAccepted(const v1::PutAccepted& accepted) {
     }
     received_refusals_[refused.object_index()] = ToStatus(refused);
   }
+  is_staged_ = accepted.staged();
   accepted_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status PutCall::OnTaken() {
+  if (num_staged_ == 0) return absl::DataLossError("the server took payload that was not staged");
+  --num_staged_;
   return absl::OkStatus();
 }
 

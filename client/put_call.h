@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "client/client_core.h"
+#include "client/put_stage.h"
 #include "proto/base/sync.h"
 
 namespace pkv {
@@ -17,13 +18,16 @@ namespace pkv {
 // What a call is counted as: the first code of its objects that is not OK.
 absl::StatusCode CodeOf(std::span<const PutOutcome> outcomes);
 
-// PutStream over a Connection: one attempt, never repeated by itself. At most kMaxQueuedMessages
-// messages wait for the network; then the writer waits.
+// PutStream over a Connection: one attempt, never repeated by itself. Payload goes along in its
+// messages, or over shm by way of a stage (put_stage.h) if there is one: all else is the same. At
+// most kMaxQueuedMessages messages wait for the network, and as many of a stage's slots as there
+// are for the server; then the writer waits.
 class PutCall final : public PutStream, private StreamReceiver {
  public:
   // Opens the stream and waits for the decisions. `deadline` is on the core's clock.
   //   InvalidArgument  number of objects, of layers or of bytes in a frame
   //   Unavailable, DeadlineExceeded, ResourceExhausted
+  //   others           as PutStage::Open
   // shared_ptr: a stream may outlive the client that started it.
   static absl::StatusOr<std::unique_ptr<PutCall>> Start(std::shared_ptr<ClientCore> core,
                                                         std::span<const ObjectDescriptor> objects,
@@ -53,9 +57,14 @@ class PutCall final : public PutStream, private StreamReceiver {
   PutCall(std::shared_ptr<ClientCore> core, std::span<const ObjectDescriptor> objects,
           absl::Time deadline);
 
-  absl::Status Open();
-  absl::Status WaitForDecisions() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Open() ABSL_LOCKS_EXCLUDED(mu_);
+  // What follows from the answer to the begin. Unavailable: Transport::kShm, and it is not to be.
+  absl::Status SettleStage(bool is_staged);
+  // Whether the server takes payload from the stage.
+  absl::StatusOr<bool> WaitForDecisions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status CheckFrame(int layer, int object_index, std::span<const std::byte> frame) const;
+  // Takes the stage's next slot, if there is a stage: waits for the server to have emptied it.
+  absl::Status WaitForSlot() ABSL_LOCKS_EXCLUDED(mu_);
   // Waits for room in the queue.
   absl::Status Send(grpc::ByteBuffer message) ABSL_LOCKS_EXCLUDED(mu_);
   // One wait, ended early by any change. Sets failure_ when the time is over.
@@ -67,6 +76,7 @@ class PutCall final : public PutStream, private StreamReceiver {
 
   absl::Status OnMessage(grpc::ByteBuffer& message) override;
   absl::Status OnAccepted(const v1::PutAccepted& accepted) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status OnTaken() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status OnReceipt(const v1::PutReceipt& receipt) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnSent() override;
   void OnEnd(const absl::Status& status) override;
@@ -76,7 +86,9 @@ class PutCall final : public PutStream, private StreamReceiver {
   const std::vector<ObjectDescriptor> objects_;
   const absl::Time deadline_;
 
-  // Touched by the writing thread alone. Decisions and refusals are constant after Start().
+  // Touched by the writing thread alone. Null: payload goes in the messages.
+  std::unique_ptr<PutStage> stage_;
+  // Likewise. Decisions and refusals are constant after Start().
   std::vector<PutDecision> decisions_;
   std::vector<absl::Status> refusals_;
   std::vector<Upload> uploads_;
@@ -89,7 +101,9 @@ class PutCall final : public PutStream, private StreamReceiver {
   std::vector<PutDecision> received_decisions_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::Status> received_refusals_ ABSL_GUARDED_BY(mu_);
   std::vector<std::optional<PutOutcome>> receipts_ ABSL_GUARDED_BY(mu_);
+  bool is_staged_ ABSL_GUARDED_BY(mu_) = false;  // so the server says
   int num_queued_ ABSL_GUARDED_BY(mu_) = 0;
+  int num_staged_ ABSL_GUARDED_BY(mu_) = 0;  // messages whose slot the server has not emptied
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_status_ ABSL_GUARDED_BY(mu_);
   absl::Status failure_ ABSL_GUARDED_BY(mu_);  // ours: cancelled or out of time

@@ -74,7 +74,8 @@ absl::StatusOr<std::shared_ptr<ShmLink>> ShmDialer::Dial(absl::Duration timeout)
     return absl::FailedPreconditionError(
         absl::StrCat("shm: offered for another host, or version ", response.shm().version()));
   }
-  absl::StatusOr<std::shared_ptr<ShmLink>> link = ShmLink::Connect(response.shm(), timeout, clock_);
+  absl::StatusOr<std::shared_ptr<ShmLink>> link =
+      ShmLink::Connect(response.shm(), use_, timeout, clock_);
   if (!link.ok()) LogOnce(link.status());
   return link;
 }

@@ -24,11 +24,13 @@ inline constexpr absl::Duration kShmFailureLasts = absl::Seconds(1);   // it doe
 class ShmDialer {
  public:
   // Both outlive this.
-  ShmDialer(Connection* connection, Clock* clock) : connection_(connection), clock_(clock) {}
+  ShmDialer(Connection* connection, ShmUse use, Clock* clock)
+      : connection_(connection), use_(use), clock_(clock) {}
 
   // The link, or one negotiated now; while another thread negotiates, its result. Repeats the last
   // answer while that stands.
-  //   FailedPrecondition  the server offers no shm to us: another host, switched off, too old
+  //   FailedPrecondition  the server offers no shm to us, or not for this: another host, switched
+  //                       off, too old
   //   Unavailable, DataLoss  it does, and it did not work; or the server is away
   absl::StatusOr<std::shared_ptr<ShmLink>> Link(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -41,6 +43,7 @@ class ShmDialer {
   void LogOnce(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
 
   Connection* const connection_;
+  const ShmUse use_;
   Clock* const clock_;
 
   Mutex mu_;

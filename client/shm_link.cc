@@ -23,7 +23,7 @@ namespace pkv {
 namespace {
 
 constexpr size_t kReadBytes = size_t{64} << 10;
-constexpr uint64_t kMaxArenaBytes = uint64_t{1} << 46;
+constexpr uint64_t kMaxMappedBytes = uint64_t{1} << 46;
 constexpr absl::Duration kSendTimeout = absl::Seconds(1);
 // Between the end of a process's connections and the end of the process.
 constexpr int kExitPatienceMs = 1000;
@@ -47,13 +47,17 @@ bool IsReadable(int fd, int timeout_ms) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<ShmLink>> ShmLink::Connect(const v1::ShmOffer& offer,
+absl::StatusOr<std::shared_ptr<ShmLink>> ShmLink::Connect(const v1::ShmOffer& offer, ShmUse use,
                                                           absl::Duration timeout, Clock* clock) {
   PKV_ASSIGN_OR_RETURN(FileDescriptor socket, ConnectLocal(offer.socket_path(), timeout));
-  // shared_ptr: streams keep the link, and with it the mapping their frames are in.
+  // shared_ptr: streams keep the link, and with it the mapping that their frames are in.
   std::shared_ptr<ShmLink> link(new ShmLink(std::move(socket), clock));
-  PKV_ASSIGN_OR_RETURN(const v1::ShmWelcome welcome, link->Greet(offer, timeout));
-  PKV_RETURN_IF_ERROR(link->Map(welcome.arena_bytes()));
+  PKV_ASSIGN_OR_RETURN(const v1::ShmWelcome welcome, link->Greet(offer, use, timeout));
+  if (use == ShmUse::kGets) {
+    PKV_RETURN_IF_ERROR(link->Map(welcome.arena_bytes(), PROT_READ));
+  } else {
+    PKV_RETURN_IF_ERROR(link->MapStage(welcome));
+  }
   link->WatchServer();
   const absl::Duration renew_every =
       std::max(absl::Milliseconds(welcome.silence_ms()) / kRenewsPerSilence, kRenewMin);
@@ -66,13 +70,15 @@ ShmLink::ShmLink(FileDescriptor socket, Clock* clock) : socket_(std::move(socket
 ShmLink::~ShmLink() {
   Break();
   if (thread_.joinable()) thread_.join();
-  if (arena_ != nullptr) munmap(arena_, arena_bytes_);
+  if (!memory_.empty()) munmap(memory_.data(), memory_.size());
 }
 
-absl::StatusOr<v1::ShmWelcome> ShmLink::Greet(const v1::ShmOffer& offer, absl::Duration timeout) {
+absl::StatusOr<v1::ShmWelcome> ShmLink::Greet(const v1::ShmOffer& offer, ShmUse use,
+                                              absl::Duration timeout) {
   v1::ShmMessage hello;
   hello.mutable_hello()->set_version(kShmVersion);
   hello.mutable_hello()->set_token(offer.token());
+  hello.mutable_hello()->set_for_puts(use == ShmUse::kPuts);
   PKV_RETURN_IF_ERROR(Send(hello));
   const absl::Time deadline = clock_->MonotonicNow() + timeout;
   std::array<std::byte, 512> buffer;
@@ -85,33 +91,63 @@ absl::StatusOr<v1::ShmWelcome> ShmLink::Greet(const v1::ShmOffer& offer, absl::D
     auto received = ReceiveSome(socket_.get(), buffer, /*wait=*/true, /*takes_fd=*/true);
     PKV_RETURN_IF_ERROR(received.status());
     if (received->num_bytes == 0 || clock_->MonotonicNow() >= deadline) {
-      return absl::UnavailableError(
-          absl::StrCat("shm: who listens on ", offer.socket_path(),
-                       received->would_block ? " does not answer" : " is not the server asked"));
+      return absl::UnavailableError(absl::StrCat(
+          "shm: who listens on ", offer.socket_path(),
+          received->would_block ? " does not answer" : " is not the server asked, or has no room"));
     }
     if (received->passed_fd) received_fd_ = std::move(received->passed_fd);
     reader_.Add(std::span(buffer).first(received->num_bytes));
   }
 }
 
-absl::Status ShmLink::Map(uint64_t arena_bytes) {
+absl::Status ShmLink::Map(uint64_t bytes, int protection) {
   if (!received_fd_) return absl::DataLossError("shm: no descriptor came with the welcome");
   struct stat info {};
-  if (fstat(received_fd_.get(), &info) != 0) return SystemError("fstat of the arena");
+  if (fstat(received_fd_.get(), &info) != 0) return SystemError("fstat of the server's memory");
   const int seals = fcntl(received_fd_.get(), F_GET_SEALS);
-  // A file that shrinks under a mapping ends whoever reads there.
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || arena_bytes == 0 ||
-      arena_bytes > kMaxArenaBytes || static_cast<uint64_t>(info.st_size) < arena_bytes) {
-    return absl::DataLossError(absl::StrCat("shm: an arena of ", info.st_size,
-                                            " bytes, said to be ", arena_bytes, ", with seals ",
-                                            seals));
+  // A file that shrinks under a mapping ends whoever reads or writes there.
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || bytes == 0 || bytes > kMaxMappedBytes ||
+      static_cast<uint64_t>(info.st_size) < bytes) {
+    return absl::DataLossError(absl::StrCat("shm: a file of ", info.st_size, " bytes, said to be ",
+                                            bytes, ", with seals ", seals));
   }
-  void* mapped = mmap(nullptr, arena_bytes, PROT_READ, MAP_SHARED, received_fd_.get(), 0);
-  if (mapped == MAP_FAILED) return SystemError("mmap of the arena");
-  arena_ = static_cast<std::byte*>(mapped);
-  arena_bytes_ = arena_bytes;
+  void* mapped = mmap(nullptr, bytes, protection, MAP_SHARED, received_fd_.get(), 0);
+  if (mapped == MAP_FAILED) return SystemError("mmap of the server's memory");
+  memory_ = {static_cast<std::byte*>(mapped), bytes};
   received_fd_.Close();
   return absl::OkStatus();
+}
+
+absl::Status ShmLink::MapStage(const v1::ShmWelcome& welcome) {
+  if (welcome.stage_token().empty()) {
+    return absl::FailedPreconditionError("shm: the server does not know puts over it");
+  }
+  PKV_RETURN_IF_ERROR(Map(welcome.stage_bytes(), PROT_READ | PROT_WRITE));
+  stage_token_ = welcome.stage_token();
+  MutexLock lock(&mu_);
+  windows_.assign(memory_.size() / kShmWindowBytes, WindowState::kFree);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ShmLink::Window>> ShmLink::TakeWindow() {
+  MutexLock lock(&mu_);
+  // The first one: what is never used takes no memory.
+  const auto found = std::find(windows_.begin(), windows_.end(), WindowState::kFree);
+  if (found == windows_.end()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("shm: ", windows_.size(), " puts are under way, as many as there may be"));
+  }
+  *found = WindowState::kTaken;
+  return std::make_unique<Window>(this, static_cast<int>(found - windows_.begin()));
+}
+
+void ShmLink::ReturnWindow(int index, bool is_retired) {
+  MutexLock lock(&mu_);
+  windows_[index] = is_retired ? WindowState::kRetired : WindowState::kFree;
+  if (std::count(windows_.begin(), windows_.end(), WindowState::kRetired) ==
+      static_cast<ptrdiff_t>(windows_.size())) {
+    Break();
+  }
 }
 
 void ShmLink::WatchServer() {
@@ -195,10 +231,10 @@ absl::Status ShmLink::CheckExtents(const v1::ShmPinned& answer, size_t num_keys)
   }
   for (const v1::ShmExtent& extent : answer.extents()) {
     if (extent.code() != 0) continue;
-    if (extent.bytes() > arena_bytes_ || extent.offset() > arena_bytes_ - extent.bytes() ||
+    if (extent.bytes() > memory_.size() || extent.offset() > memory_.size() - extent.bytes() ||
         extent.offset() % kFrameAlignment != 0) {
       return absl::DataLossError(absl::StrCat("shm: object at ", extent.offset(), " of ",
-                                              extent.bytes(), " bytes, arena of ", arena_bytes_));
+                                              extent.bytes(), " bytes, arena of ", memory_.size()));
     }
   }
   return absl::OkStatus();

@@ -23,19 +23,27 @@
 
 namespace pkv {
 
-// One connection of the shm transport (handoff.proto): a server's arena, mapped for reading, and
-// the socket over which objects in it are pinned. A thread of its own receives answers and renews.
+enum class ShmUse { kGets, kPuts };
+
+// What one put may take of a stage.
+inline constexpr uint64_t kShmWindowBytes = uint64_t{4} << 20;
+
+// One connection of the shm transport (handoff.proto). Of gets: a server's arena, mapped for
+// reading, and the socket over which objects in it are pinned. Of puts: a stage of this client's,
+// mapped for writing, cut into windows, one for each put under way; the socket says no more than
+// that it is wanted. A thread of its own receives answers and renews.
 //
-// A link that broke stays broken; the arena stays mapped until the link is destroyed.
+// A link that broke stays broken; the memory stays mapped until the link is destroyed.
 //
 // Thread-safe.
 class ShmLink {
  public:
   // Connects and maps.
-  //   Unavailable  nobody listens there, the server there is another one, or does not answer in
-  //                `timeout`
-  //   DataLoss     what it answers or passes along is not what it should be
-  static absl::StatusOr<std::shared_ptr<ShmLink>> Connect(const v1::ShmOffer& offer,
+  //   Unavailable         nobody listens there, the server there is another one, has no stage left,
+  //                       or does not answer in `timeout`
+  //   FailedPrecondition  it does not know puts over shm
+  //   DataLoss            what it answers or passes along is not what it should be
+  static absl::StatusOr<std::shared_ptr<ShmLink>> Connect(const v1::ShmOffer& offer, ShmUse use,
                                                           absl::Duration timeout, Clock* clock);
   ~ShmLink();
   ShmLink(const ShmLink&) = delete;
@@ -61,7 +69,33 @@ class ShmLink {
     const uint64_t id_;
   };
 
-  // Waits for the server's answer, until `deadline`, or until `*cancelled` and Wake().
+  // Part of the stage, of one put until this goes. Must not outlive what it was made from.
+  class Window {
+   public:
+    Window(ShmLink* link, int index) : link_(link), index_(index) {}
+    ~Window() { link_->ReturnWindow(index_, is_retired_); }
+    Window(const Window&) = delete;
+    Window& operator=(const Window&) = delete;
+
+    std::span<std::byte> bytes() const { return link_->memory_.subspan(offset(), kShmWindowBytes); }
+    uint64_t offset() const { return index_ * kShmWindowBytes; }  // in the stage
+    // Nobody gets it after this: the server may still read there, and would take what another put
+    // writes for damage.
+    void Retire() { is_retired_ = true; }
+
+   private:
+    ShmLink* const link_;
+    const int index_;
+    bool is_retired_ = false;
+  };
+
+  // Of a link of puts. ResourceExhausted: all are in use or retired. Once all are retired the link
+  // breaks, so that there are others.
+  absl::StatusOr<std::unique_ptr<Window>> TakeWindow() ABSL_LOCKS_EXCLUDED(mu_);
+  const std::string& stage_token() const { return stage_token_; }
+
+  // Of a link of gets. Waits for the server's answer, until `deadline`, or until `*cancelled` and
+  // Wake().
   //   Unavailable, DeadlineExceeded, Cancelled
   //   DataLoss           the answer makes no sense
   //   others             as the server said; ResourceExhausted: a limit of this connection
@@ -70,7 +104,7 @@ class ShmLink {
                                                   const std::atomic<bool>& cancelled);
   void Wake();
 
-  std::span<const std::byte> arena() const { return {arena_, arena_bytes_}; }
+  std::span<const std::byte> arena() const { return memory_; }
 
   // OK: whatever is pinned over this link has been in place until now. That is so as long as the
   // server has not shut the connection down, which it does before it gives anything up, and also
@@ -90,12 +124,17 @@ class ShmLink {
     v1::ShmPinned answer;
   };
 
+  enum class WindowState { kFree, kTaken, kRetired };
+
   ShmLink(FileDescriptor socket, Clock* clock);
-  absl::StatusOr<v1::ShmWelcome> Greet(const v1::ShmOffer& offer, absl::Duration timeout);
-  absl::Status Map(uint64_t arena_bytes);
+  absl::StatusOr<v1::ShmWelcome> Greet(const v1::ShmOffer& offer, ShmUse use,
+                                       absl::Duration timeout);
+  absl::Status Map(uint64_t bytes, int protection);
+  absl::Status MapStage(const v1::ShmWelcome& welcome);
   void WatchServer();
 
   void Unpin(uint64_t pin_id);
+  void ReturnWindow(int index, bool is_retired) ABSL_LOCKS_EXCLUDED(mu_);
   void ReportDamage(uint64_t pin_id, int object_index);
   // A message that cannot be sent in time breaks the link.
   absl::Status Send(const v1::ShmMessage& message) ABSL_LOCKS_EXCLUDED(send_mu_);
@@ -112,8 +151,8 @@ class ShmLink {
   const FileDescriptor socket_;
   Clock* const clock_;
   FileDescriptor server_process_;  // a pidfd; none when the server's process cannot be watched
-  std::byte* arena_ = nullptr;
-  size_t arena_bytes_ = 0;
+  std::span<std::byte> memory_;    // of gets the arena, not to be written to; of puts the stage
+  std::string stage_token_;
   std::thread thread_;
 
   // The thread's own, and Connect()'s before it starts.
@@ -130,6 +169,7 @@ class ShmLink {
   mutable Mutex mu_;
   CondVar changed_;
   std::map<uint64_t, Pending> pending_ ABSL_GUARDED_BY(mu_);
+  std::vector<WindowState> windows_ ABSL_GUARDED_BY(mu_);  // of puts
   uint64_t next_pin_id_ ABSL_GUARDED_BY(mu_) = 1;
   int num_abandoned_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;  // the thread has ended

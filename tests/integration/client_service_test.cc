@@ -31,25 +31,32 @@ using ::testing::Le;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr absl::Duration kPatience = absl::Seconds(30);
 
-class ClientServiceTest : public testing::Test {
+// Over gRPC and over shm, where a get is read in place and what is put is copied from a stage: to
+// the caller it is the same.
+class ClientServiceTest : public testing::TestWithParam<Transport> {
  protected:
   explicit ClientServiceTest(uint64_t capacity_bytes = 96 * kMiB) {
     CacheServerOptions options;
     options.listen = "127.0.0.1:0";
     options.metrics_listen = "";
     options.capacity_bytes = capacity_bytes;
+    options.shm_pinned_bytes = capacity_bytes;
+    options.shm_socket = absl::StrCat(::testing::TempDir(), "/client_service.shm.", getpid());
     auto server = CacheServer::Start(options);
     EXPECT_THAT(server, IsOk());
     server_ = *std::move(server);
     client_ = MakeClient({});
   }
   ~ClientServiceTest() override {
+    const ClientCounters counters = client_->counters();
+    EXPECT_EQ(counters.shm_put_bytes, GetParam() == Transport::kShm ? counters.put_bytes : 0);
     client_.reset();
     server_->Shutdown(absl::Seconds(5));
   }
 
   std::unique_ptr<CacheClient> MakeClient(ClientOptions options) {
     options.address = absl::StrCat("127.0.0.1:", server_->port());
+    options.transport = GetParam();
     return *CacheClient::Create(options);
   }
 
@@ -99,7 +106,7 @@ SealedObject MakeLargeObject(uint64_t id, int num_layers) {
   return SealTestObject(header, static_cast<uint32_t>(id), /*random_bytes=*/4096);
 }
 
-TEST_F(ClientServiceTest, EveryKindComesBackByteForByte) {
+TEST_P(ClientServiceTest, EveryKindComesBackByteForByte) {
   const SealedObject table = MakeTestTable(1);
   const SealedObject block = MakeTestBlock(2, 2, table.header.id);
   const SealedObject window = MakeTestWindow(3, 3, /*num_tokens=*/77, /*num_layers=*/5);
@@ -122,7 +129,7 @@ TEST_F(ClientServiceTest, EveryKindComesBackByteForByte) {
   EXPECT_THAT(found->blocks_per_variant, ElementsAre(0, 1));
 }
 
-TEST_F(ClientServiceTest, ObjectsOfSeveralKindsArriveTogether) {
+TEST_P(ClientServiceTest, ObjectsOfSeveralKindsArriveTogether) {
   const SealedObject table = MakeTestTable(1);
   const SealedObject block = MakeTestBlock(2, 2, table.header.id);
   const SealedObject window = MakeTestWindow(3, 3, 1, /*num_layers=*/5);
@@ -135,7 +142,7 @@ TEST_F(ClientServiceTest, ObjectsOfSeveralKindsArriveTogether) {
   EXPECT_TRUE(std::ranges::equal((*got)[2].span(), block.bytes()));
 }
 
-TEST_F(ClientServiceTest, EqualBytesPutTwiceAreSuccessWithoutPayload) {
+TEST_P(ClientServiceTest, EqualBytesPutTwiceAreSuccessWithoutPayload) {
   const SealedObject block = MakeTestBlock(1, 1);
   EXPECT_TRUE(Put(block).stored);
   const uint64_t sent = client_->counters().put_bytes;
@@ -146,7 +153,7 @@ TEST_F(ClientServiceTest, EqualBytesPutTwiceAreSuccessWithoutPayload) {
   EXPECT_EQ(Stats().num_objects, 1u);
 }
 
-TEST_F(ClientServiceTest, OtherBytesUnderOneKeyAreRefused) {
+TEST_P(ClientServiceTest, OtherBytesUnderOneKeyAreRefused) {
   const SealedObject first = MakeTestBlock(1, /*seed=*/1);
   const SealedObject second = MakeTestBlock(1, /*seed=*/2);
   EXPECT_THAT(Put(first).status, IsOk());
@@ -155,7 +162,7 @@ TEST_F(ClientServiceTest, OtherBytesUnderOneKeyAreRefused) {
 }
 
 // Both puts begin before either commits: the later commit is compared byte for byte.
-TEST_F(ClientServiceTest, LaterOfTwoConcurrentPutsIsComparedAtItsCommit) {
+TEST_P(ClientServiceTest, LaterOfTwoConcurrentPutsIsComparedAtItsCommit) {
   const SealedObject first = MakeTestBlock(1, /*seed=*/1);
   const SealedObject equal = MakeTestBlock(1, /*seed=*/1);
   const SealedObject other = MakeTestBlock(1, /*seed=*/2);
@@ -179,7 +186,7 @@ TEST_F(ClientServiceTest, LaterOfTwoConcurrentPutsIsComparedAtItsCommit) {
   EXPECT_THAT(outcomes[2].status, StatusIs(absl::StatusCode::kAlreadyExists));
 }
 
-TEST_F(ClientServiceTest, BlockNeedsItsTable) {
+TEST_P(ClientServiceTest, BlockNeedsItsTable) {
   const SealedObject table = MakeTestTable(1);
   const SealedObject block = MakeTestBlock(2, 2, table.header.id);
   EXPECT_THAT(Put(block).status, StatusIs(absl::StatusCode::kFailedPrecondition));
@@ -188,7 +195,7 @@ TEST_F(ClientServiceTest, BlockNeedsItsTable) {
   EXPECT_THAT(Put(block).status, IsOk());
 }
 
-TEST_F(ClientServiceTest, DamagedPayloadIsRefusedOnArrival) {
+TEST_P(ClientServiceTest, DamagedPayloadIsRefusedOnArrival) {
   SealedObject block = MakeTestBlock(1, 1);
   block.buffer.data()[block.bytes().size() - block.header.frame_bytes] ^= std::byte{1};
   EXPECT_THAT(Put(block).status, StatusIs(absl::StatusCode::kDataLoss));
@@ -196,7 +203,7 @@ TEST_F(ClientServiceTest, DamagedPayloadIsRefusedOnArrival) {
   EXPECT_EQ(client_->counters().integrity_failures, 1u);
 }
 
-TEST_F(ClientServiceTest, LayersStreamInAndNothingIsVisibleBeforeTheCommit) {
+TEST_P(ClientServiceTest, LayersStreamInAndNothingIsVisibleBeforeTheCommit) {
   const SealedObject window = MakeTestWindow(1, 1, /*num_tokens=*/500, /*num_layers=*/12);
   const SealedObject block = MakeTestBlock(2, 2, {}, /*num_layers=*/12);
   const std::vector<ObjectDescriptor> descriptors = {{window.key(), 12, window.header.frame_bytes},
@@ -223,7 +230,7 @@ TEST_F(ClientServiceTest, LayersStreamInAndNothingIsVisibleBeforeTheCommit) {
   EXPECT_THAT(get->WaitForAll(), IsOk());
 }
 
-TEST_F(ClientServiceTest, FourThousandAndNinetySixObjectsTravelInOneCall) {
+TEST_P(ClientServiceTest, FourThousandAndNinetySixObjectsTravelInOneCall) {
   std::vector<SealedObject> objects;
   std::vector<std::span<const std::byte>> bytes;
   std::vector<ObjectKey> keys;
@@ -245,7 +252,7 @@ TEST_F(ClientServiceTest, FourThousandAndNinetySixObjectsTravelInOneCall) {
   EXPECT_EQ(Stats().num_objects, 0u);
 }
 
-TEST_F(ClientServiceTest, MissNamesTheObject) {
+TEST_P(ClientServiceTest, MissNamesTheObject) {
   const SealedObject here = MakeTestBlock(1, 1);
   const SealedObject away = MakeTestBlock(2, 2);
   EXPECT_THAT(Put(here).status, IsOk());
@@ -255,7 +262,7 @@ TEST_F(ClientServiceTest, MissNamesTheObject) {
   EXPECT_EQ(client_->counters().failures, 0u);
 }
 
-TEST_F(ClientServiceTest, ObjectDeletedAfterTheLookupIsNotFound) {
+TEST_P(ClientServiceTest, ObjectDeletedAfterTheLookupIsNotFound) {
   const SealedObject block = MakeTestBlock(1, 1);
   EXPECT_THAT(Put(block).status, IsOk());
   const Digest id = block.header.id;
@@ -268,7 +275,7 @@ TEST_F(ClientServiceTest, ObjectDeletedAfterTheLookupIsNotFound) {
               StatusIs(absl::StatusCode::kNotFound));
 }
 
-TEST_F(ClientServiceTest, CancelledGetLeavesNoPin) {
+TEST_P(ClientServiceTest, CancelledGetLeavesNoPin) {
   const SealedObject object = MakeLargeObject(1, /*num_layers=*/64);
   EXPECT_THAT(Put(object).status, IsOk());
   const ObjectKey key = object.key();
@@ -279,7 +286,7 @@ TEST_F(ClientServiceTest, CancelledGetLeavesNoPin) {
   EXPECT_TRUE(Eventually([](const ServerStats& stats) { return stats.pinned_bytes == 0; }));
 }
 
-TEST_F(ClientServiceTest, AbandonedPutLeavesNoReservation) {
+TEST_P(ClientServiceTest, AbandonedPutLeavesNoReservation) {
   const SealedObject object = MakeLargeObject(1, /*num_layers=*/8);
   const ObjectDescriptor descriptor = {object.key(), 8, object.header.frame_bytes};
   {
@@ -293,7 +300,7 @@ TEST_F(ClientServiceTest, AbandonedPutLeavesNoReservation) {
   EXPECT_THAT(GetStatus(object), StatusIs(absl::StatusCode::kNotFound));
 }
 
-TEST_F(ClientServiceTest, GetEndsAtItsDeadline) {
+TEST_P(ClientServiceTest, GetEndsAtItsDeadline) {
   const SealedObject object = MakeLargeObject(1, /*num_layers=*/64);
   EXPECT_THAT(Put(object).status, IsOk());
   ClientOptions options;
@@ -302,7 +309,7 @@ TEST_F(ClientServiceTest, GetEndsAtItsDeadline) {
   EXPECT_THAT(MakeClient(options)->Get({&key, 1}), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
-TEST_F(ClientServiceTest, DamageInTheServersMemoryIsDataLossAndThenAMiss) {
+TEST_P(ClientServiceTest, DamageInTheServersMemoryIsDataLossAndThenAMiss) {
   const SealedObject block = MakeTestBlock(1, 1);
   EXPECT_THAT(Put(block).status, IsOk());
   const std::span<const std::byte> frame = block.frame(1);
@@ -314,7 +321,7 @@ TEST_F(ClientServiceTest, DamageInTheServersMemoryIsDataLossAndThenAMiss) {
   ExpectStored(block);
 }
 
-TEST_F(ClientServiceTest, DrainingServerRefusesPutsAndServesGets) {
+TEST_P(ClientServiceTest, DrainingServerRefusesPutsAndServesGets) {
   const SealedObject block = MakeTestBlock(1, 1);
   EXPECT_THAT(Put(block).status, IsOk());
   EXPECT_THAT(client_->Drain(), IsOk());
@@ -323,7 +330,7 @@ TEST_F(ClientServiceTest, DrainingServerRefusesPutsAndServesGets) {
   ExpectStored(block);
 }
 
-TEST_F(ClientServiceTest, ManyThreadsShareOneClient) {
+TEST_P(ClientServiceTest, ManyThreadsShareOneClient) {
   std::vector<std::thread> threads;
   for (uint64_t t = 0; t < 4; ++t) {
     threads.emplace_back([this, t] {
@@ -347,7 +354,7 @@ class SmallServerTest : public ClientServiceTest {
   SmallServerTest() : ClientServiceTest(/*capacity_bytes=*/16 * kMiB) {}
 };
 
-TEST_F(SmallServerTest, OldestObjectsMakeRoom) {
+TEST_P(SmallServerTest, OldestObjectsMakeRoom) {
   std::vector<SealedObject> objects;
   for (uint64_t id = 1; id <= 20; ++id) {
     objects.push_back(MakeLargeObject(id, /*num_layers=*/2));
@@ -359,7 +366,7 @@ TEST_F(SmallServerTest, OldestObjectsMakeRoom) {
   EXPECT_THAT(GetStatus(objects.front()), StatusIs(absl::StatusCode::kNotFound));
 }
 
-TEST_F(SmallServerTest, PutOfMoreThanTheMemoryKeepsWhatFits) {
+TEST_P(SmallServerTest, PutOfMoreThanTheMemoryKeepsWhatFits) {
   std::vector<SealedObject> objects;
   std::vector<const SealedObject*> pointers;
   for (uint64_t id = 1; id <= 20; ++id) objects.push_back(MakeLargeObject(id, /*num_layers=*/2));
@@ -368,10 +375,18 @@ TEST_F(SmallServerTest, PutOfMoreThanTheMemoryKeepsWhatFits) {
   for (const PutOutcome& outcome : Put(pointers)) EXPECT_THAT(outcome.status, IsOk());
 }
 
-TEST_F(SmallServerTest, ObjectLargerThanTheMemoryIsRefused) {
+TEST_P(SmallServerTest, ObjectLargerThanTheMemoryIsRefused) {
   EXPECT_THAT(Put(MakeLargeObject(1, /*num_layers=*/20)).status,
               StatusIs(absl::StatusCode::kResourceExhausted));
 }
+
+std::string NameOf(const testing::TestParamInfo<Transport>& transport) {
+  return transport.param == Transport::kShm ? "shm" : "grpc";
+}
+INSTANTIATE_TEST_SUITE_P(Transports, ClientServiceTest,
+                         testing::Values(Transport::kGrpc, Transport::kShm), NameOf);
+INSTANTIATE_TEST_SUITE_P(Transports, SmallServerTest,
+                         testing::Values(Transport::kGrpc, Transport::kShm), NameOf);
 
 // Both ends of the nccl transport, each with a GPU of its own, which is a fake: device memory is
 // host memory here.

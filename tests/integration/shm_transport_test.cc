@@ -129,9 +129,27 @@ class ShmTransportTest : public testing::Test {
     return false;
   }
 
-  std::unique_ptr<ChildProcess> StartHolder(uint64_t id) {
+  // Likewise, of what puts have reserved.
+  bool EventuallyReserved(bool something) {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      const auto stats = grpc_->Stats();
+      if (stats.ok() && (stats->reserved_bytes > 0) == something) return true;
+    }
+    return false;
+  }
+  // Which is told by the thread that serves the socket, at its next turn.
+  bool EventuallyNothingStaged() {
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (std::chrono::steady_clock::now() < deadline) {
+      if (Metric("pkv_shm_stage_bytes") == 0) return true;
+    }
+    return false;
+  }
+
+  std::unique_ptr<ChildProcess> StartHolder(uint64_t id, const std::string& call = "get") {
     auto holder = std::make_unique<ChildProcess>(
-        std::vector<std::string>{bin_ + "/tests/integration/shm_holder", address_,
+        std::vector<std::string>{bin_ + "/tests/integration/shm_holder", call, address_,
                                  std::to_string(id), std::to_string(kNumLayers)},
         scratch_ + "/holder");
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
@@ -340,6 +358,123 @@ TEST_F(ShmTransportTest, AServerWithoutASocketServesAutoOverGrpcAndRefusesShm) {
   EXPECT_EQ(client->counters().shm_gets, 0u);
   EXPECT_THAT(GetStatus(*MakeClient(Transport::kShm), object),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no shm socket")));
+}
+
+TEST_F(ShmTransportTest, PutsStoreTheBytesThatGrpcStores) {
+  Start();
+  uint64_t id = 0, frame_bytes = 0;
+  for (const Transport transport : {Transport::kAuto, Transport::kShm}) {
+    const SealedObject table = MakeTestTable(++id);
+    const SealedObject block = MakeTestBlock(++id, 2, table.header.id);
+    const SealedObject large = MakeLargeObject(++id);
+    const auto client = MakeClient(transport);
+    uint64_t put_bytes = 0;
+    for (const SealedObject* object : {&table, &block, &large}) {
+      const std::span<const std::byte> bytes = object->bytes();
+      const PutOutcome outcome = client->Put({&bytes, 1})[0];
+      EXPECT_TRUE(outcome.stored) << outcome.status;
+      ExpectServes(*grpc_, *object);
+      put_bytes += object->bytes().size() - object->head().size();
+    }
+    EXPECT_EQ(client->counters().shm_puts, 3u);
+    EXPECT_EQ(client->counters().shm_put_bytes, put_bytes);
+    EXPECT_EQ(client->counters().put_bytes, put_bytes);
+    EXPECT_EQ(client->counters().shm_put_fallbacks, 0u);
+    frame_bytes += put_bytes;
+  }
+  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"shm\"}"), frame_bytes);
+  EXPECT_EQ(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"grpc\"}"), 0);
+}
+
+TEST_F(ShmTransportTest, AClientKilledInAPutGivesBackWhatWasReservedAndItsStage) {
+  Start();
+  const auto holder = StartHolder(1, "put");
+  EXPECT_TRUE(EventuallyReserved(true));
+  EXPECT_GT(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"shm\"}"), 0);
+  holder->Signal(SIGKILL);
+  EXPECT_EQ(holder->Wait(kPatience), 128 + SIGKILL);
+  EXPECT_TRUE(EventuallyReserved(false));
+  EXPECT_TRUE(EventuallyNothingStaged());
+  EXPECT_EQ(Metric("pkv_block_puts_total{result=\"abandoned\"}"), 1);
+  ASSERT_THAT(Put(MakeLargeObject(1)).status, IsOk());
+}
+
+// Its sockets stand, and nothing moves on them.
+TEST_F(ShmTransportTest, AClientStoppedInAPutLosesWhatWasReservedAndItsStage) {
+  Start({"--stall-timeout", "1s", "--shm-silence", "1s"});
+  const auto holder = StartHolder(1, "put");
+  holder->Signal(SIGSTOP);
+  EXPECT_TRUE(EventuallyReserved(false));
+  EXPECT_TRUE(EventuallyNothingStaged());
+  EXPECT_EQ(Metric("pkv_rpc_rejected_total{reason=\"stalled\"}"), 1);
+  ASSERT_THAT(Put(MakeLargeObject(1)).status, IsOk());
+}
+
+TEST_F(ShmTransportTest, PutsBeyondThoseOfAStageGoOverGrpc) {
+  Start();
+  const auto client = MakeClient(Transport::kAuto);
+  std::vector<SealedObject> objects;
+  std::vector<std::unique_ptr<PutStream>> streams;
+  for (uint64_t id = 1; id <= 5; ++id) {
+    objects.push_back(MakeLargeObject(id));
+    const ObjectDescriptor descriptor = {objects.back().key(), kNumLayers,
+                                         objects.back().header.frame_bytes};
+    auto stream = client->StartPut({&descriptor, 1});
+    ASSERT_THAT(stream, IsOk());
+    streams.push_back(*std::move(stream));
+  }
+  EXPECT_EQ(client->counters().shm_puts, 4u);
+  EXPECT_EQ(client->counters().shm_put_fallbacks, 1u);
+  for (int layer = 0; layer < kNumLayers; ++layer) {
+    for (size_t i = 0; i < streams.size(); ++i) {
+      const std::span<const std::byte> frame = objects[i].frame(layer);
+      ASSERT_THAT(streams[i]->WriteLayer(layer, {&frame, 1}), IsOk());
+    }
+  }
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_THAT(streams[i]->Commit(0, objects[i].head()), IsOk());
+    EXPECT_THAT(streams[i]->Finish()[0].status, IsOk());
+    ExpectServes(*grpc_, objects[i]);
+  }
+}
+
+TEST_F(ShmTransportTest, KillOfTheServerEndsAPutInTimeAndTheNextServerTakesThemOverShmAgain) {
+  Start();
+  const auto client = MakeClient(Transport::kAuto);
+  const SealedObject object = MakeLargeObject(1);
+  const ObjectDescriptor descriptor = {object.key(), kNumLayers, object.header.frame_bytes};
+  const auto stream = client->StartPut({&descriptor, 1});
+  ASSERT_THAT(stream, IsOk());
+  Kill();
+  absl::Status written;
+  for (int layer = 0; layer < kNumLayers && written.ok(); ++layer) {
+    const std::span<const std::byte> frame = object.frame(layer);
+    written = (*stream)->WriteLayer(layer, {&frame, 1});
+  }
+  EXPECT_THAT(written, IsAway());
+  EXPECT_THAT((*stream)->Finish()[0].status, IsAway());
+  StartAt(address_);
+  const std::span<const std::byte> bytes = object.bytes();
+  const absl::Time deadline = Clock::Real()->MonotonicNow() + absl::Minutes(1);
+  while (client->counters().shm_puts < 2 && Clock::Real()->MonotonicNow() < deadline) {
+    const ObjectKey key = object.key();
+    ASSERT_THAT(grpc_->Delete({&key, 1}).status(), IsOk());
+    client->Put({&bytes, 1});
+  }
+  EXPECT_EQ(client->counters().shm_puts, 2u);
+  ExpectServes(*grpc_, object);
+}
+
+TEST_F(ShmTransportTest, AServerWithoutASocketTakesPutsOfAutoOverGrpcAndRefusesShm) {
+  with_socket_ = false;
+  Start();
+  const SealedObject object = MakeLargeObject(1);
+  const std::span<const std::byte> bytes = object.bytes();
+  EXPECT_THAT(MakeClient(Transport::kShm)->Put({&bytes, 1})[0].status,
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no shm socket")));
+  const auto client = MakeClient(Transport::kAuto);
+  EXPECT_THAT(client->Put({&bytes, 1})[0].status, IsOk());
+  EXPECT_EQ(client->counters().shm_puts + client->counters().shm_put_fallbacks, 0u);
 }
 
 TEST_F(ShmTransportTest, TheServerStopsCleanlyUnderAHeldPin) {

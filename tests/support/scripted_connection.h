@@ -145,7 +145,10 @@ inline ScriptedCore MakeScriptedCore(const ClientOptions& options = ImpatientOpt
   result.core->options.statistics = std::make_shared<CallStatistics>();
   result.core->connection = std::move(connection);
   result.core->clock = Clock::Real();
-  result.core->shm = std::make_unique<ShmDialer>(result.connection, result.core->clock);
+  result.core->shm =
+      std::make_unique<ShmDialer>(result.connection, ShmUse::kGets, result.core->clock);
+  result.core->shm_puts =
+      std::make_unique<ShmDialer>(result.connection, ShmUse::kPuts, result.core->clock);
   return result;
 }
 

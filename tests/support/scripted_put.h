@@ -23,7 +23,12 @@ class ScriptedPutServer {
   // Committed objects by their id: head and frames.
   std::map<std::string, std::string> stored;
   std::vector<std::string> commit_order;
-  size_t max_payload_bytes = 0;
+  size_t max_payload_bytes = 0;  // of one message
+  // Where payload stands of puts that name `stage_token`; empty: they are told to send it.
+  std::span<const std::byte> stage;
+  std::string stage_token;
+  bool says_taken = true;  // once it has read there
+  int num_staged = 0;      // messages whose payload stood there
 
   ScriptedStream::Script Script() {
     return [this, put = Put()](ScriptedStream& stream, const std::string* message) mutable {
@@ -32,7 +37,13 @@ class ScriptedPutServer {
       PKV_CHECK(frame.ParseFromString(*message));
       max_payload_bytes = std::max(max_payload_bytes, frame.payload().size());
       if (frame.control().has_put_begin()) Begin(frame.control().put_begin(), put, stream);
+      if (frame.control().has_staged()) FindStaged(frame);
       Pieces(frame, put);
+      if (frame.control().has_staged() && says_taken) {
+        v1::PutReply reply;
+        reply.mutable_taken();
+        stream.Deliver(reply);
+      }
       if (frame.control().has_put_commit()) Commit(frame.control().put_commit(), put, stream);
     };
   }
@@ -57,7 +68,16 @@ class ScriptedPutServer {
       }
       reply.mutable_accepted()->add_decisions(decision);
     }
+    reply.mutable_accepted()->set_staged(!stage.empty() && begin.stage() == stage_token);
     stream.Deliver(reply);
+  }
+
+  void FindStaged(v1::DataFrame& frame) {
+    const v1::StagedPayload& staged = frame.control().staged();
+    PKV_CHECK(frame.payload().empty() && staged.offset() + staged.bytes() <= stage.size());
+    const std::span<const std::byte> bytes = stage.subspan(staged.offset(), staged.bytes());
+    frame.mutable_payload()->assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    ++num_staged;
   }
 
   static void Pieces(const v1::DataFrame& frame, Put& put) {

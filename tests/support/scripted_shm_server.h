@@ -1,7 +1,8 @@
 #ifndef PKV_TESTS_SUPPORT_SCRIPTED_SHM_SERVER_H_
 #define PKV_TESTS_SUPPORT_SCRIPTED_SHM_SERVER_H_
 
-// A server of the shm transport, in this process, that lends test objects and misbehaves as told.
+// A server of the shm transport, in this process, that lends test objects, and stages to who puts,
+// and misbehaves as told.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -34,10 +35,13 @@ namespace pkv {
 class ScriptedShmServer {
  public:
   static constexpr uint64_t kArenaBytes = uint64_t{1} << 20;
+  static constexpr uint64_t kStageBytes = uint64_t{8} << 20;
 
   // How it is not what it should be.
   int seals = F_SEAL_SHRINK;
   uint64_t said_arena_bytes = kArenaBytes;
+  uint64_t said_stage_bytes = kStageBytes;
+  bool knows_puts = true;
   bool passes_descriptor = true;
   bool welcomes = true;
   bool answers_pins = true;
@@ -47,11 +51,8 @@ class ScriptedShmServer {
 
   explicit ScriptedShmServer(const std::string& name)
       : path_(absl::StrCat("/tmp/pkv_shm_", name, ".", getpid())) {
-    arena_ = FileDescriptor(memfd_create("test-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    PKV_CHECK(ftruncate(arena_.get(), kArenaBytes) == 0);
-    void* mapped = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena_.get(), 0);
-    PKV_CHECK(mapped != MAP_FAILED);
-    bytes_ = {static_cast<std::byte*>(mapped), kArenaBytes};
+    bytes_ = MakeFile(kArenaBytes, arena_);
+    stage_bytes_ = MakeFile(kStageBytes, stage_);
     listener_ = FileDescriptor(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -67,6 +68,7 @@ class ScriptedShmServer {
     Disconnect();
     thread_.join();
     munmap(bytes_.data(), kArenaBytes);
+    munmap(stage_bytes_.data(), kStageBytes);
     unlink(path_.c_str());
   }
 
@@ -85,6 +87,10 @@ class ScriptedShmServer {
     MutexLock lock(&mu_);
     bytes_[extents_.at(std::string(object.header.id.AsBytes())).offset() + offset] ^= std::byte{1};
   }
+
+  // What clients write there.
+  std::span<const std::byte> stage() const { return stage_bytes_; }
+  static std::string StageToken() { return std::string(kShmTokenBytes, 's'); }
 
   v1::ShmOffer Offer() const {
     v1::ShmOffer offer;
@@ -126,6 +132,14 @@ class ScriptedShmServer {
   }
 
  private:
+  static std::span<std::byte> MakeFile(uint64_t bytes, FileDescriptor& file) {
+    file = FileDescriptor(memfd_create("test-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    PKV_CHECK(ftruncate(file.get(), static_cast<off_t>(bytes)) == 0);
+    void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+    PKV_CHECK(mapped != MAP_FAILED);
+    return {static_cast<std::byte*>(mapped), bytes};
+  }
+
   void Run() {
     for (;;) {
       FileDescriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -164,10 +178,17 @@ class ScriptedShmServer {
         return;
       }
       if (!welcomes) return;
-      fcntl(arena_.get(), F_ADD_SEALS, seals);
-      answer.mutable_welcome()->set_arena_bytes(said_arena_bytes);
+      const bool is_for_puts = message.hello().for_puts() && knows_puts;
+      const int file = is_for_puts ? stage_.get() : arena_.get();
+      fcntl(file, F_ADD_SEALS, seals);
       answer.mutable_welcome()->set_silence_ms(silence_ms);
-      Write(answer, passes_descriptor ? arena_.get() : -1);
+      if (is_for_puts) {
+        answer.mutable_welcome()->set_stage_bytes(said_stage_bytes);
+        answer.mutable_welcome()->set_stage_token(StageToken());
+      } else {
+        answer.mutable_welcome()->set_arena_bytes(said_arena_bytes);
+      }
+      Write(answer, passes_descriptor ? file : -1);
     } else if (message.has_renew()) {
       answer.mutable_renewed();
       Write(answer, -1);
@@ -194,7 +215,8 @@ class ScriptedShmServer {
   }
 
   std::string path_;
-  FileDescriptor arena_, listener_;
+  FileDescriptor arena_, stage_, listener_;
+  std::span<std::byte> stage_bytes_;
   std::thread thread_;
 
   Mutex mu_;

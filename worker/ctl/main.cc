@@ -16,10 +16,11 @@ void Declare(OptionTable& table, GlobalFlags& global) {
                  .help = "pkvd to talk to, host:port or unix:/path; lookup and stats take several, "
                          "separated by commas"},
                 global.cache);
-  table.AddWord({.name = "transport",
-                 .help = "how get reads: in place on one host (shm), over the network (grpc), or "
-                         "auto"},
-                global.transport, {"auto", "grpc", "shm"});
+  table.AddWord(
+      {.name = "transport",
+       .help = "how get reads and put writes: in memory of a pkvd on this host (shm), over "
+               "the network (grpc), or auto"},
+      global.transport, {"auto", "grpc", "shm"});
   table.AddText({.name = "prefill", .help = "prefill worker of generate and compare"},
                 global.prefill);
   table.AddText({.name = "decode", .help = "decode worker of generate and compare"}, global.decode);

@@ -112,10 +112,16 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
   bytes.Add({{"direction", "in"}, {"transport", "shm"}}, counters.shm_get_bytes);
   bytes.Add({{"direction", "in"}, {"transport", "nccl"}}, counters.nccl_get_bytes);
   bytes.Add({{"direction", "in"}, {"transport", "direct"}}, counters.direct_get_bytes);
-  bytes.Add({{"direction", "out"}, {"transport", "grpc"}}, counters.put_bytes);
+  bytes.Add({{"direction", "out"}, {"transport", "grpc"}},
+            counters.put_bytes - counters.shm_put_bytes);
+  bytes.Add({{"direction", "out"}, {"transport", "shm"}}, counters.shm_put_bytes);
   Family fallbacks("pkv_client_shm_fallbacks_total",
                    "Gets over gRPC although the server offers shm.", kCounter, role_);
   fallbacks.Add({}, counters.shm_fallbacks);
+  Family put_fallbacks("pkv_client_shm_put_fallbacks_total",
+                       "Streams of puts over gRPC although the server offers shm.", kCounter,
+                       role_);
+  put_fallbacks.Add({}, counters.shm_put_fallbacks);
   Family nccl_fallbacks("pkv_client_nccl_fallbacks_total",
                         "Gets that NCCL began, or refused, and gRPC finished.", kCounter, role_);
   nccl_fallbacks.Add({}, counters.nccl_fallbacks);
@@ -135,9 +141,9 @@ std::vector<prometheus::MetricFamily> ClientCollector::Collect() const {
   integrity.Add({{"stage", "client"}}, counters.integrity_failures);
 
   std::vector<prometheus::MetricFamily> families;
-  for (Family* family :
-       {&requests, &durations, &inflight, &retries, &backing_off, &bytes, &fallbacks,
-        &nccl_fallbacks, &direct_fallbacks, &direct_refusals, &direct_crowded, &integrity}) {
+  for (Family* family : {&requests, &durations, &inflight, &retries, &backing_off, &bytes,
+                         &fallbacks, &put_fallbacks, &nccl_fallbacks, &direct_fallbacks,
+                         &direct_refusals, &direct_crowded, &integrity}) {
     families.push_back(family->Take());
   }
   return families;

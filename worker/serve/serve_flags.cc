@@ -82,7 +82,7 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
       {.name = "transport",
        .help = "how blocks come from the cache: in place when it is on this host and offers that "
                "(shm), over the network (grpc), from its GPU to that of a decode worker (nccl), or "
-               "as it is possible (auto)"},
+               "as it is possible (auto); shm, grpc and auto also say how they go there"},
       flags.transport, {"auto", "grpc", "shm", "nccl"});
   table.AddText({.name = "listen",
                  .help = "address to serve on, host:port (port 0: any) or "

@@ -97,8 +97,8 @@ TEST_F(ServeBenchTest, AClosedLoopsCountsAreThoseOfTheProcesses) {
   EXPECT_EQ(fetched_by("prefill"), report["bytes"]["fetched_by_prefill"]);
   EXPECT_EQ(fetched_by("decode"), report["bytes"]["fetched_by_decode"]);
   // Of pkvd in and out, over gRPC, shm and NCCL; of each worker in by the same and directly, out by
-  // gRPC alone.
-  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 6 + 2 * 5);
+  // gRPC and shm.
+  EXPECT_EQ(report["bytes"]["shipped_by_transport"].size(), 6 + 2 * 6);
   EXPECT_EQ(report["metrics"]["absent"], nlohmann::json({"pkv_unknown"}));
   EXPECT_EQ(nlohmann::json::parse(ChildProcess::Read(out), nullptr, false), report);
 }

@@ -1,4 +1,5 @@
-// The main job with blocks read in place: prefill and decode attend to bytes in pkvd's memory.
+// The main job with blocks read in place, prefill and decode attending to bytes in pkvd's memory,
+// and put by way of a stage.
 
 #include "tests/integration/e2e/fleet.h"
 
@@ -16,6 +17,9 @@ class ShmTest : public Fleet {
   double ShmBytes() {
     return Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"shm\"}");
   }
+  double PutBytes(const std::string& transport) {
+    return Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"" + transport + "\"}");
+  }
   double GrpcBytes() {
     return Metric("pkv_payload_bytes_total{direction=\"out\",transport=\"grpc\"}");
   }
@@ -28,6 +32,9 @@ TEST_F(ShmTest, BlocksReadInPlaceGiveTheTokensOfBlocksSentOverGrpc) {
   ASSERT_EQ(sent.exit_code, 0) << sent.err;
   EXPECT_GT(GrpcBytes(), 0);
   EXPECT_EQ(ShmBytes(), 0);
+  const double put_bytes = PutBytes("grpc");
+  EXPECT_GT(put_bytes, 0);
+  EXPECT_EQ(PutBytes("shm"), 0);
 
   TearDown();
   SetUp();
@@ -38,13 +45,16 @@ TEST_F(ShmTest, BlocksReadInPlaceGiveTheTokensOfBlocksSentOverGrpc) {
   EXPECT_EQ(in_place.json["decode"]["fetched_bytes"], sent.json["decode"]["fetched_bytes"]);
   EXPECT_EQ(ShmBytes(), double(in_place.json["decode"]["fetched_bytes"]));
   EXPECT_EQ(GrpcBytes(), 0);
-  EXPECT_EQ(Metric("pkv_shm_connections"), 1) << "decode's; prefill has fetched nothing yet";
+  EXPECT_EQ(PutBytes("shm"), put_bytes);
+  EXPECT_EQ(PutBytes("grpc"), 0);
+  EXPECT_EQ(Metric("pkv_shm_connections"), 2)
+      << "decode's gets and prefill's puts; prefill has fetched nothing yet";
 
   // Another request with the same beginning: prefill reads it in place as well.
   const Result next = Generate("default", prompt + " Next.", 8, {"--refuse-recompute"});
   ASSERT_EQ(next.exit_code, 0) << next.err;
   EXPECT_GT(next.json["prefill"]["cached_tokens"], 0);
-  EXPECT_EQ(Metric("pkv_shm_connections"), 2);
+  EXPECT_EQ(Metric("pkv_shm_connections"), 3);
   EXPECT_EQ(GrpcBytes(), 0);
 
   // What was read for is done: nothing stays pinned.

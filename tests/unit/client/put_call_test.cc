@@ -3,12 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "proto/transport/data_frame.h"
 #include "tests/support/scripted_put.h"
+#include "tests/support/scripted_shm_server.h"
 #include "tests/support/status_matchers.h"
 
 namespace pkv {
@@ -75,7 +77,7 @@ TEST_F(PutCallTest, StoresTheBytesThatWereWritten) {
     EXPECT_EQ(server_.stored[IdOf(objects_[i])], BytesOf(objects_[i]));
   }
   EXPECT_EQ(server_.max_payload_bytes, scripted_.core->options.message_bytes);
-  EXPECT_EQ(scripted_.core->counters.put_bytes,
+  EXPECT_EQ(scripted_.core->counters.grpc_put_bytes,
             2 * objects_[0].header.frame_bytes + 3 * objects_[1].header.frame_bytes);
 }
 
@@ -264,6 +266,113 @@ TEST_F(PutCallTest, RefusesAnswersThatMakeNoSense) {
         [&](ScriptedStream& stream, const std::string*) { stream.Deliver(reply); });
     EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kDataLoss)) << reply.ShortDebugString();
   }
+}
+
+// Puts whose payload goes by way of a stage.
+class StagedPutCallTest : public PutCallTest {
+ protected:
+  StagedPutCallTest() {
+    scripted_.connection->open_handoff = [this](const v1::HandoffOpenRequest&,
+                                                v1::HandoffOpenResponse& response) {
+      *response.mutable_shm() = shm_.Offer();
+      return absl::OkStatus();
+    };
+    server_.stage = shm_.stage();
+    server_.stage_token = ScriptedShmServer::StageToken();
+  }
+  // One object of so many layers of 1 MiB, a slot each.
+  void UseLargeObject(int num_layers) {
+    ObjectHeader header = TestHeader(ObjectKind::kWindow, 7, num_layers);
+    header.num_tokens = kMaxWindowTokens;
+    objects_.clear();
+    objects_.push_back(SealTestObject(header, /*seed=*/7, /*random_bytes=*/4096));
+  }
+
+  ScriptedShmServer shm_{"put_call"};
+};
+
+TEST_F(StagedPutCallTest, StoresTheBytesThatWereWritten) {
+  auto call = StartOrDie();
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_THAT(call->Commit(1, objects_[1].head()), IsOk());
+  const std::vector<PutOutcome> outcomes = call->Finish();
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(outcomes[i].stored) << outcomes[i].status;
+    EXPECT_EQ(server_.stored[IdOf(objects_[i])], BytesOf(objects_[i]));
+  }
+  EXPECT_EQ(server_.max_payload_bytes, 0u) << "of the messages";
+  EXPECT_EQ(server_.num_staged, 3);
+  const CounterSet& counters = scripted_.core->counters;
+  EXPECT_EQ(counters.shm_puts, 1u);
+  EXPECT_EQ(counters.shm_put_bytes,
+            2 * objects_[0].header.frame_bytes + 3 * objects_[1].header.frame_bytes);
+  EXPECT_EQ(counters.grpc_put_bytes, 0u);
+  EXPECT_EQ(counters.shm_put_fallbacks, 0u);
+}
+
+TEST_F(StagedPutCallTest, UsesItsSlotsAgainOnceTheyWereTaken) {
+  UseLargeObject(/*num_layers=*/2 * PutStage::kNumSlots + 1);
+  auto call = StartOrDie();
+  for (int layer = 0; layer < objects_[0].header.num_layers; ++layer) {
+    ASSERT_THAT(call->WriteLayer(layer, Layer(layer)), IsOk());
+  }
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_TRUE(call->Finish()[0].stored);
+  EXPECT_EQ(server_.stored[IdOf(objects_[0])], BytesOf(objects_[0]));
+}
+
+// What stands in a slot may still be read.
+TEST_F(StagedPutCallTest, WaitsForASlotThatWasNotTakenAndGivesUpInTime) {
+  scripted_.core->options.progress_timeout = absl::Milliseconds(20);
+  UseLargeObject(/*num_layers=*/PutStage::kNumSlots + 1);
+  server_.says_taken = false;
+  auto call = StartOrDie();
+  for (int layer = 0; layer < PutStage::kNumSlots; ++layer) {
+    ASSERT_THAT(call->WriteLayer(layer, Layer(layer)), IsOk());
+  }
+  EXPECT_THAT(call->WriteLayer(PutStage::kNumSlots, Layer(PutStage::kNumSlots)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  // Its window is lost to later puts, and the next has another.
+  call.reset();
+  server_.says_taken = true;
+  auto next = StartOrDie();
+  ASSERT_THAT(next->WriteLayer(0, Layer(0)), IsOk());
+  EXPECT_TRUE(
+      std::ranges::equal(shm_.stage().subspan(kShmWindowBytes, 1 << 20), objects_[0].frame(0)));
+}
+
+TEST_F(StagedPutCallTest, AServerThatDoesNotFindTheStageGetsPayloadInMessages) {
+  server_.stage_token = "another";
+  auto call = StartOrDie();
+  WriteAll(*call);
+  EXPECT_THAT(call->Commit(0, objects_[0].head()), IsOk());
+  EXPECT_TRUE(call->Finish()[0].stored);
+  EXPECT_EQ(server_.num_staged, 0);
+  EXPECT_EQ(scripted_.core->counters.shm_puts, 0u);
+  EXPECT_EQ(scripted_.core->counters.shm_put_fallbacks, 1u);
+  EXPECT_EQ(scripted_.core->counters.shm_put_bytes, 0u);
+}
+
+TEST_F(StagedPutCallTest, ButNotWhenShmIsWanted) {
+  scripted_.core->options.transport = Transport::kShm;
+  server_.stage_token = "another";
+  scripted_.connection->scripts.push_back(server_.Script());
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("stage")));
+  EXPECT_EQ(scripted_.core->counters.shm_put_fallbacks, 0u);
+}
+
+TEST_F(StagedPutCallTest, AnAnswerForPayloadThatWasNotStagedIsDataLoss) {
+  scripted_.connection->scripts.push_back(
+      [inner = server_.Script()](ScriptedStream& stream, const std::string* message) mutable {
+        inner(stream, message);
+        v1::PutReply stray;
+        stray.mutable_taken();
+        stream.Deliver(stray);
+      });
+  auto call = Start();
+  const absl::Status status = call.ok() ? (*call)->Finish()[0].status : call.status();
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss));
 }
 
 TEST_F(PutCallTest, CancelFromAnotherThreadEndsFinish) {

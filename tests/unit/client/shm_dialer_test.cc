@@ -41,7 +41,7 @@ class ShmDialerTest : public testing::Test {
   int num_opens_ = 0;
   ScriptedConnection connection_;
   FakeClock clock_;
-  ShmDialer dialer_{&connection_, &clock_};
+  ShmDialer dialer_{&connection_, ShmUse::kGets, &clock_};
 };
 
 TEST_F(ShmDialerTest, NegotiatesOnceAndKeepsTheLink) {
@@ -82,6 +82,23 @@ TEST_F(ShmDialerTest, AServerThatOffersNoneIsNotAskedAgainForAWhile) {
 TEST_F(ShmDialerTest, AnOldServerOffersNone) {
   status_ = absl::UnimplementedError("unknown service");
   EXPECT_THAT(Link(), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(ShmDialerTest, ADialerOfPutsAsksForAStage) {
+  ShmDialer puts(&connection_, ShmUse::kPuts, &clock_);
+  const auto link = puts.Link(clock_.MonotonicNow() + absl::Minutes(1));
+  ASSERT_THAT(link, IsOk());
+  EXPECT_FALSE((*link)->stage_token().empty());
+  EXPECT_TRUE(server_.received()[0].hello().for_puts());
+}
+
+TEST_F(ShmDialerTest, AServerThatKnowsGetsAloneIsNotAskedForAStageAgainForAWhile) {
+  server_.knows_puts = false;
+  ShmDialer puts(&connection_, ShmUse::kPuts, &clock_);
+  EXPECT_THAT(puts.Link(clock_.MonotonicNow() + absl::Minutes(1)),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  clock_.Advance(kShmFailureLasts);
+  EXPECT_FALSE(puts.IsWorthATry());
 }
 
 TEST_F(ShmDialerTest, AnOfferForAnotherHostIsNotTaken) {

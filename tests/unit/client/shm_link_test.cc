@@ -24,8 +24,9 @@ class ShmLinkTest : public testing::Test {
  protected:
   ShmLinkTest() { server_.Add(object_); }
 
-  absl::StatusOr<std::shared_ptr<ShmLink>> Connect(absl::Duration timeout = kLong) {
-    return ShmLink::Connect(server_.Offer(), timeout, Clock::Real());
+  absl::StatusOr<std::shared_ptr<ShmLink>> Connect(absl::Duration timeout = kLong,
+                                                   ShmUse use = ShmUse::kGets) {
+    return ShmLink::Connect(server_.Offer(), use, timeout, Clock::Real());
   }
   absl::StatusOr<std::unique_ptr<ShmLink::Pin>> PinObject(ShmLink& link,
                                                           absl::Duration timeout = kLong) {
@@ -51,6 +52,45 @@ TEST_F(ShmLinkTest, MapsTheArenaAndFindsThePinnedObjectThere) {
   EXPECT_THAT((*link)->CheckHeld(), IsOk());
 }
 
+TEST_F(ShmLinkTest, MapsTheStageAndCutsItIntoWindows) {
+  const auto link = Connect(kLong, ShmUse::kPuts);
+  ASSERT_THAT(link, IsOk());
+  EXPECT_EQ((*link)->stage_token(), ScriptedShmServer::StageToken());
+  auto first = (*link)->TakeWindow().value();
+  const auto second = (*link)->TakeWindow().value();
+  EXPECT_EQ(first->offset(), 0u);
+  EXPECT_EQ(second->offset(), kShmWindowBytes);
+  second->bytes()[5] = std::byte{7};
+  EXPECT_EQ(server_.stage()[kShmWindowBytes + 5], std::byte{7});
+  EXPECT_THAT((*link)->TakeWindow(), StatusIs(absl::StatusCode::kResourceExhausted));
+  first.reset();
+  EXPECT_EQ((*link)->TakeWindow().value()->offset(), 0u);
+}
+
+TEST_F(ShmLinkTest, BreaksWhenEveryWindowWasRetired) {
+  const auto link = Connect(kLong, ShmUse::kPuts).value();
+  (*link->TakeWindow())->Retire();
+  EXPECT_FALSE(link->broken());
+  (*link->TakeWindow())->Retire();
+  EXPECT_TRUE(link->broken());
+}
+
+TEST_F(ShmLinkTest, AServerThatLendsNoStagesIsAFailedPrecondition) {
+  server_.knows_puts = false;
+  EXPECT_THAT(Connect(kLong, ShmUse::kPuts), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(ShmLinkTest, AStageThatMayShrinkIsRefused) {
+  server_.seals = 0;
+  EXPECT_THAT(Connect(kLong, ShmUse::kPuts),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("seals")));
+}
+
+TEST_F(ShmLinkTest, AStageSmallerThanSaidIsRefused) {
+  server_.said_stage_bytes = ScriptedShmServer::kStageBytes + 4096;
+  EXPECT_THAT(Connect(kLong, ShmUse::kPuts), StatusIs(absl::StatusCode::kDataLoss));
+}
+
 TEST_F(ShmLinkTest, UnpinsWhenThePinGoes) {
   const auto link = Connect().value();
   auto pin = PinObject(*link).value();
@@ -73,7 +113,7 @@ TEST_F(ShmLinkTest, RenewsSeveralTimesInTheSilenceAllowed) {
 TEST_F(ShmLinkTest, AnotherServersTokenIsUnavailable) {
   v1::ShmOffer offer = server_.Offer();
   offer.set_token(std::string(kShmTokenBytes, 'x'));
-  EXPECT_THAT(ShmLink::Connect(offer, kLong, Clock::Real()),
+  EXPECT_THAT(ShmLink::Connect(offer, ShmUse::kGets, kLong, Clock::Real()),
               StatusIs(absl::StatusCode::kUnavailable));
 }
 

@@ -40,6 +40,10 @@ struct ClientCounters {
   uint64_t nccl_gets = 0;       // those that came to the GPU whole
   uint64_t nccl_get_bytes = 0;  // part of get_bytes
   uint64_t nccl_fallbacks = 0;  // gets that a pair began, or refused, and gRPC finished
+  // Of streams of puts: a Put of much has several.
+  uint64_t shm_puts = 0;           // those whose payload went over shm
+  uint64_t shm_put_bytes = 0;      // part of put_bytes
+  uint64_t shm_put_fallbacks = 0;  // those that went over gRPC although the server offers shm
   // The same from prefill workers' GPUs; a get that one does not have is no fallback.
   uint64_t direct_gets = 0;
   uint64_t direct_get_bytes = 0;  // part of get_bytes, and not of nccl_get_bytes

@@ -12,13 +12,16 @@
 
 namespace pkv {
 
-// How the bytes of a get reach the caller. Everything else, puts included, always goes over gRPC.
+// How the bytes of a get reach the caller, and those of a put the server. Everything else always
+// goes over gRPC.
 enum class Transport {
   // kNccl for gets to a GPU's memory, else kShm, each where the server offers it; kGrpc where it
   // does not or where it fails
   kAuto,
-  kGrpc,  // copied from messages
-  kShm,   // read in place, in the memory of a server on the same host; or not at all
+  kGrpc,  // copied from and to messages
+  // Gets are read in place, in the memory of a server on the same host, and puts written to memory
+  // from which it copies them; or not at all
+  kShm,
   kNccl  // gets to a GPU's memory: sent from the server's GPU to ours, or not at all; others: kGrpc
 };
 

@@ -47,13 +47,14 @@ TEST_F(ClientCollectorTest, HasEverySeriesAtZeroFromTheStart) {
       EXPECT_TRUE(has_role) << family.name;
     }
   }
-  EXPECT_EQ(names, (std::set<std::string>{
-                       "pkv_client_rpc_requests_total", "pkv_client_rpc_duration_seconds",
-                       "pkv_client_rpc_inflight", "pkv_client_retries_total",
-                       "pkv_client_backing_off", "pkv_client_payload_bytes_total",
-                       "pkv_client_shm_fallbacks_total", "pkv_client_nccl_fallbacks_total",
-                       "pkv_client_direct_fallbacks_total", "pkv_client_direct_refusals_total",
-                       "pkv_client_direct_crowded_total", "pkv_integrity_failures_total"}));
+  EXPECT_EQ(names,
+            (std::set<std::string>{
+                "pkv_client_rpc_requests_total", "pkv_client_rpc_duration_seconds",
+                "pkv_client_rpc_inflight", "pkv_client_retries_total", "pkv_client_backing_off",
+                "pkv_client_payload_bytes_total", "pkv_client_shm_fallbacks_total",
+                "pkv_client_shm_put_fallbacks_total", "pkv_client_nccl_fallbacks_total",
+                "pkv_client_direct_fallbacks_total", "pkv_client_direct_refusals_total",
+                "pkv_client_direct_crowded_total", "pkv_integrity_failures_total"}));
   for (const char* code : {"OK", "NOT_FOUND", "UNAVAILABLE", "UNKNOWN"}) {
     EXPECT_EQ(Sum("pkv_client_rpc_requests_total", {{"method", "Get"}, {"code", code}}), 0);
   }
@@ -87,7 +88,9 @@ TEST_F(ClientCollectorTest, ShowsBytesByTransportAndDamage) {
   client_.told.direct_crowded = 8;
   client_.told.shm_get_bytes = 70;
   client_.told.nccl_get_bytes = 1000;
-  client_.told.put_bytes = 5;
+  client_.told.put_bytes = 5 + 40;
+  client_.told.shm_put_bytes = 40;
+  client_.told.shm_put_fallbacks = 4;
   client_.told.shm_fallbacks = 2;
   client_.told.nccl_fallbacks = 3;
   client_.told.integrity_failures = 1;
@@ -99,7 +102,9 @@ TEST_F(ClientCollectorTest, ShowsBytesByTransportAndDamage) {
   EXPECT_EQ(Sum("pkv_client_direct_crowded_total"), 8);
   EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "shm"}}), 70);
   EXPECT_EQ(Sum(bytes, {{"direction", "in"}, {"transport", "nccl"}}), 1000);
-  EXPECT_EQ(Sum(bytes, {{"direction", "out"}}), 5);
+  EXPECT_EQ(Sum(bytes, {{"direction", "out"}, {"transport", "grpc"}}), 5);
+  EXPECT_EQ(Sum(bytes, {{"direction", "out"}, {"transport", "shm"}}), 40);
+  EXPECT_EQ(Sum("pkv_client_shm_put_fallbacks_total"), 4);
   EXPECT_EQ(Sum("pkv_client_shm_fallbacks_total"), 2);
   EXPECT_EQ(Sum("pkv_client_nccl_fallbacks_total"), 3);
   EXPECT_EQ(Sum("pkv_integrity_failures_total", {{"stage", "client"}}), 1);
