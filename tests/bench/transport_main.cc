@@ -1,9 +1,11 @@
-// pkv-bench-transport: what a get costs over gRPC on loopback and over shm, in bytes per second of
-// processor time, user and kernel, client and server together.
+// pkv-bench-transport: what a get, or with --puts a put, costs over gRPC on loopback and over shm,
+// in bytes per second of processor time, user and kernel, client and server together.
 //
 // A program of its own: pkv-bench runs on machines without gRPC. It starts a real pkvd, stores a
 // prompt's blocks and gets them again and again, every frame verified. Reading in place ends where
-// attention would begin: no frame is copied.
+// attention would begin: no frame is copied. A put is one of all blocks, layer by layer as a
+// prefill worker writes them, until the last receipt; what it stored is deleted while no time is
+// counted.
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -37,6 +39,7 @@ struct Flags {
   int layers = 32, kv_heads = 8, head_dim = 128;
   double seconds = 3;
   int rounds = 3;
+  bool puts = false;
   std::string only;  // "grpc" or "shm": to profile one
 };
 
@@ -58,6 +61,12 @@ struct CpuTimes {
   }
   CpuTimes operator-(const CpuTimes& o) const {
     return {client - o.client, server - o.server, wall - o.wall};
+  }
+  CpuTimes& operator+=(const CpuTimes& o) {
+    client += o.client;
+    server += o.server;
+    wall += o.wall;
+    return *this;
   }
   double cpu() const { return client + server; }
 };
@@ -106,6 +115,25 @@ absl::Status GetOnce(CacheClient& client, const std::vector<ObjectKey>& keys) {
   return stream->CheckHeld();
 }
 
+absl::Status PutOnce(CacheClient& client, const std::vector<ObjectBuilder>& blocks) {
+  std::vector<ObjectDescriptor> descriptors;
+  for (const ObjectBuilder& block : blocks) {
+    const ObjectHeader& header = block.header();
+    descriptors.push_back({header.key(), header.num_layers, header.frame_bytes});
+  }
+  PKV_ASSIGN_OR_RETURN(const std::unique_ptr<PutStream> stream, client.StartPut(descriptors));
+  std::vector<std::span<const std::byte>> frames(blocks.size());
+  for (int layer = 0; layer < blocks[0].header().num_layers; ++layer) {
+    for (size_t i = 0; i < blocks.size(); ++i) frames[i] = blocks[i].frame(layer);
+    PKV_RETURN_IF_ERROR(stream->WriteLayer(layer, frames));
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    PKV_RETURN_IF_ERROR(stream->Commit(static_cast<int>(i), blocks[i].head()));
+  }
+  for (const PutOutcome& outcome : stream->Finish()) PKV_RETURN_IF_ERROR(outcome.status);
+  return absl::OkStatus();
+}
+
 struct Row {
   std::string name;
   double bytes = 0;
@@ -114,26 +142,38 @@ struct Row {
   double bytes_per_cpu_s() const { return bytes / spent.cpu(); }
 };
 
+// Of all that was sent or received.
+uint64_t PayloadBytes(const CacheClient& client) {
+  const ClientCounters counters = client.counters();
+  return counters.get_bytes + counters.put_bytes;
+}
+
 absl::StatusOr<Row> TimeTransport(Transport transport, const Flags& flags, const Server& server,
+                                  const std::vector<ObjectBuilder>& blocks,
                                   const std::vector<ObjectKey>& keys) {
   ClientOptions options;
   options.address = server.address();
   options.transport = transport;
-  options.get_deadline = absl::Seconds(60);
+  options.get_deadline = options.put_deadline = absl::Seconds(60);
   PKV_ASSIGN_OR_RETURN(const std::unique_ptr<CacheClient> client, CacheClient::Create(options));
+  const auto once = [&]() -> absl::StatusOr<CpuTimes> {
+    if (flags.puts) PKV_RETURN_IF_ERROR(client->Delete(keys).status());
+    const CpuTimes began = CpuTimes::Now(server.pid());
+    PKV_RETURN_IF_ERROR(flags.puts ? PutOnce(*client, blocks) : GetOnce(*client, keys));
+    return CpuTimes::Now(server.pid()) - began;
+  };
   // Connections, the mapping's page tables, threads.
-  PKV_RETURN_IF_ERROR(GetOnce(*client, keys));
+  PKV_RETURN_IF_ERROR(once().status());
   Row best;
   for (int round = 0; round < flags.rounds; ++round) {
-    const uint64_t bytes = client->counters().get_bytes;
-    const CpuTimes began = CpuTimes::Now(server.pid());
+    const uint64_t bytes = PayloadBytes(*client);
     CpuTimes spent;
     while (spent.wall < flags.seconds) {
-      PKV_RETURN_IF_ERROR(GetOnce(*client, keys));
-      spent = CpuTimes::Now(server.pid()) - began;
+      PKV_ASSIGN_OR_RETURN(const CpuTimes once_spent, once());
+      spent += once_spent;
     }
     Row row{transport == Transport::kGrpc ? "grpc" : "shm",
-            static_cast<double>(client->counters().get_bytes - bytes), spent};
+            static_cast<double>(PayloadBytes(*client) - bytes), spent};
     if (round == 0 || row.bytes_per_cpu_s() > best.bytes_per_cpu_s()) best = row;
   }
   return best;
@@ -188,16 +228,18 @@ absl::Status Run(const Flags& flags) {
               blocks[0].bytes().size(), flags.layers, flags.kv_heads, flags.head_dim);
   if (!flags.only.empty()) {
     PKV_ASSIGN_OR_RETURN(const Transport transport, ParseTransport(flags.only));
-    PKV_ASSIGN_OR_RETURN(const Row row, TimeTransport(transport, flags, server, keys));
+    PKV_ASSIGN_OR_RETURN(const Row row, TimeTransport(transport, flags, server, blocks, keys));
     Print(row);
     return absl::OkStatus();
   }
-  PKV_ASSIGN_OR_RETURN(const Row grpc, TimeTransport(Transport::kGrpc, flags, server, keys));
-  PKV_ASSIGN_OR_RETURN(const Row shm, TimeTransport(Transport::kShm, flags, server, keys));
+  PKV_ASSIGN_OR_RETURN(const Row grpc,
+                       TimeTransport(Transport::kGrpc, flags, server, blocks, keys));
+  PKV_ASSIGN_OR_RETURN(const Row shm, TimeTransport(Transport::kShm, flags, server, blocks, keys));
   Print(grpc);
   Print(shm);
   std::printf("shm over grpc: %.2f times the bytes per CPU-s\n",
               shm.bytes_per_cpu_s() / grpc.bytes_per_cpu_s());
+  if (flags.puts) return absl::OkStatus();
   volatile uint32_t sink = 0;
   const double crc = TimePass(blocks, flags.seconds, [&](const ObjectView& view, int layer) {
     sink = sink + Crc32c(view.frame(layer));
@@ -211,11 +253,12 @@ absl::Status Run(const Flags& flags) {
 
 int Main(int argc, char** argv) {
   Flags flags;
-  CLI::App app("Cost of a get over gRPC on loopback and over shm", "pkv-bench-transport");
+  CLI::App app("Cost of a get or put over gRPC on loopback and over shm", "pkv-bench-transport");
   flags.pkvd =
       (std::filesystem::path(argv[0]).parent_path() / "../../kvstore/pkvd").lexically_normal();
   app.add_option("--pkvd", flags.pkvd, "binary to start")->capture_default_str();
-  app.add_option("--bytes", flags.bytes, "of blocks, got together")
+  app.add_flag("--puts", flags.puts, "time puts");
+  app.add_option("--bytes", flags.bytes, "of blocks, got or put together")
       ->transform(CLI::AsSizeValue(false))
       ->default_str("128MiB");
   app.add_option("--layers", flags.layers)->check(CLI::Range(1, 1024))->capture_default_str();
