@@ -35,17 +35,18 @@ struct Settings {
 
 void DeclareShm(OptionTable& table, CacheServerOptions& server) {
   table.AddPath({.name = "shm-socket",
-                 .help = "unix socket on which readers of this host get at the memory itself; "
-                         "empty: none"},
+                 .help = "unix socket on which clients of this host get at the memory itself, "
+                         "or at memory that puts are copied from; empty: none"},
                 server.shm_socket);
   table.AddSwitch({.name = "shm-any-user",
-                   .help = "let readers of other users use it, not only our own user and root"},
+                   .help = "let clients of other users use it, not only our own user and root"},
                   server.shm_any_user);
   table.AddSize({.name = "shm-max-pinned",
                  .help = "memory that one of its connections may pin; 0: half the capacity"},
                 server.shm_pinned_bytes, {});
   table.AddDuration({.name = "shm-silence",
-                     .help = "a reader that gives no sign of life for this long loses its pins"},
+                     .help = "a client that gives no sign of life for this long loses its pins, or "
+                             "its stage"},
                     server.shm_silence, {.min = absl::Milliseconds(100)});
   table.AddDuration({.name = "shm-pin-age",
                      .help = "longest time that anything may stay pinned; at least --shm-silence"},

@@ -90,7 +90,7 @@ class PutReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBu
       if (!serialized.ok()) return FromGrpc(serialized);
       MutexLock lock(&mu_);
       if (replies_.size() >= kMaxReplies) {
-        return absl::InvalidArgumentError(
+        return absl::ResourceExhaustedError(
             absl::StrCat(kMaxReplies, " answers to a put wait to be read"));
       }
       replies_.push_back(std::move(buffer));

@@ -1,7 +1,6 @@
 #include "kvstore/service/put_session.h"
 
 #include <algorithm>
-#include <array>
 #include <span>
 #include <string>
 #include <utility>
@@ -22,16 +21,6 @@ std::span<const std::byte> AsBytes(const std::string& text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
 
-absl::Status Skip(PayloadReader& payload, uint64_t bytes) {
-  std::array<std::byte, 4096> scratch;
-  while (bytes > 0) {
-    const uint64_t taken = std::min<uint64_t>(bytes, scratch.size());
-    PKV_RETURN_IF_ERROR(payload.Read(std::span(scratch).first(taken)));
-    bytes -= taken;
-  }
-  return absl::OkStatus();
-}
-
 PutOutcomeKind OutcomeOf(v1::PutResult result, const absl::Status& status) {
   if (result == v1::PUT_RESULT_STORED) return PutOutcomeKind::kStored;
   if (result == v1::PUT_RESULT_DUPLICATE) return PutOutcomeKind::kDuplicate;
@@ -41,6 +30,34 @@ PutOutcomeKind OutcomeOf(v1::PutResult result, const absl::Status& status) {
 }
 
 }  // namespace
+
+// The bytes of one message's pieces, front to back: in the message, or in the stage, where the
+// client may change them at any time. They are copied once, and the copy is looked at.
+class PutSession::Payload {
+ public:
+  // Both outlive this. REQUIRES: a stage where the frame says staged.
+  Payload(DecodedDataFrame& frame, const ShmStage* stage)
+      : reader_(frame.payload),
+        stage_(frame.control.has_staged() ? stage : nullptr),
+        offset_(frame.control.staged().offset()) {}
+
+  absl::Status Read(std::span<std::byte> out) {
+    if (stage_ == nullptr) return reader_.Read(out);
+    PKV_RETURN_IF_ERROR(stage_->Read(offset_, out));
+    offset_ += out.size();
+    return absl::OkStatus();
+  }
+  absl::Status Skip(uint64_t bytes) {
+    if (stage_ == nullptr) return reader_.Skip(bytes);
+    offset_ += bytes;
+    return absl::OkStatus();
+  }
+
+ private:
+  PayloadReader& reader_;
+  const ShmStage* const stage_;
+  uint64_t offset_;  // in the stage
+};
 
 PutSession::~PutSession() {
   std::vector<ObjectKey> kept;
@@ -67,7 +84,6 @@ absl::StatusOr<std::vector<v1::PutReply>> PutSession::Take(DecodedDataFrame& fra
     replies.push_back(std::move(accepted));
   }
   if (!begun_) return absl::InvalidArgumentError("the first message of a put is not its begin");
-  if (control.has_staged()) PKV_RETURN_IF_ERROR(FindStaged(frame));
   PKV_RETURN_IF_ERROR(TakePieces(frame));
   if (control.has_staged()) replies.emplace_back().mutable_taken();
   if (control.has_put_commit()) {
@@ -139,42 +155,36 @@ absl::StatusOr<PutSession::Object*> PutSession::Find(uint32_t object_index) {
       absl::StrCat("object_index ", object_index, " not in [0, ", objects_.size(), ")"));
 }
 
-absl::Status PutSession::FindStaged(DecodedDataFrame& frame) const {
-  const v1::StagedPayload& staged = frame.control.staged();
-  if (stage_ == nullptr) return absl::InvalidArgumentError("staged payload of a put without stage");
-  PKV_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes,
-                       stage_->Part(staged.offset(), staged.bytes()));
-  // Not copied: the stage outlives the frame.
-  frame.payload =
-      PayloadReader({grpc::Slice(bytes.data(), bytes.size(), grpc::Slice::STATIC_SLICE)});
-  return absl::OkStatus();
-}
-
 absl::Status PutSession::TakePieces(DecodedDataFrame& frame) {
-  const uint64_t payload_bytes = frame.payload.remaining();
+  const bool is_staged = frame.control.has_staged();
+  if (is_staged && stage_ == nullptr) {
+    return absl::InvalidArgumentError("staged payload of a put without stage");
+  }
+  const uint64_t payload_bytes =
+      is_staged ? frame.control.staged().bytes() : frame.payload.remaining();
+  Payload payload(frame, stage_.get());
   for (const v1::Piece& piece : frame.control.pieces()) {
-    PKV_RETURN_IF_ERROR(TakePiece(piece, frame.payload));
+    PKV_RETURN_IF_ERROR(TakePiece(piece, payload));
   }
   if (payload_bytes > 0) {
-    parts_.metrics->Moved(
-        Direction::kIn, payload_bytes, 0,
-        frame.control.has_staged() ? PayloadTransport::kShm : PayloadTransport::kGrpc);
+    parts_.metrics->Moved(Direction::kIn, payload_bytes, 0,
+                          is_staged ? PayloadTransport::kShm : PayloadTransport::kGrpc);
   }
   payload_bytes_ += payload_bytes;
   return absl::OkStatus();
 }
 
-absl::Status PutSession::TakePiece(const v1::Piece& piece, PayloadReader& payload) {
+absl::Status PutSession::TakePiece(const v1::Piece& piece, Payload& payload) {
   PKV_ASSIGN_OR_RETURN(Object * object, Find(piece.object_index()));
   // Not wanted, committed or failed already: whoever sent it will learn from the receipt.
-  if (!object->reservation) return Skip(payload, piece.length());
+  if (!object->reservation) return payload.Skip(piece.length());
   const int layer = static_cast<int>(std::min<uint32_t>(piece.layer(), kMaxLayers));
   const absl::StatusOr<std::span<std::byte>> destination =
       object->reservation.Prepare(layer, piece.offset(), piece.length());
   if (!destination.ok()) {
     object->status = destination.status();
     object->reservation = Reservation();
-    return Skip(payload, piece.length());
+    return payload.Skip(piece.length());
   }
   PKV_RETURN_IF_ERROR(payload.Read(*destination));
   object->reservation.Finish(layer, piece.length());

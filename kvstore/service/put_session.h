@@ -30,6 +30,7 @@ class PutSession {
   // returns. An error ends the whole stream:
   //   InvalidArgument  the message breaks the protocol (no begin, unknown object, second commit,
   //                    too many objects, not inside the stage)
+  //   ResourceExhausted  as ShmStage::Read
   // What is wrong with one object only is told in its receipt.
   absl::StatusOr<std::vector<v1::PutReply>> Take(DecodedDataFrame& frame);
 
@@ -46,10 +47,9 @@ class PutSession {
 
   absl::StatusOr<v1::PutReply> Begin(const v1::PutBegin& begin);
   void Admit(const v1::ObjectDescriptor& descriptor, Object& object);
-  // Puts payload that is staged where it would be had it come in the message.
-  absl::Status FindStaged(DecodedDataFrame& frame) const;
+  class Payload;
   absl::Status TakePieces(DecodedDataFrame& frame);
-  absl::Status TakePiece(const v1::Piece& piece, PayloadReader& payload);
+  absl::Status TakePiece(const v1::Piece& piece, Payload& payload);
   absl::StatusOr<v1::PutReply> Commit(const v1::PutCommit& commit);
   v1::PutReply MakeReceipt(uint32_t object_index, v1::PutResult result, const absl::Status& status);
   absl::StatusOr<Object*> Find(uint32_t object_index);

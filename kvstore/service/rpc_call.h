@@ -25,7 +25,7 @@ struct ServiceParts {
   StallWatchdog* watchdog = nullptr;
   Clock* clock = nullptr;
   const std::atomic<bool>* draining = nullptr;
-  const ShmStages* stages = nullptr;  // of puts over shm; null: there are none
+  ShmStages* stages = nullptr;  // of puts over shm; null: there are none
 };
 
 // Counts one call from construction to End().

@@ -29,8 +29,8 @@ constexpr std::array kPutResults = {"stored",   "duplicate", "conflict",
 constexpr std::array kGetResults = {"hit", "miss", "corrupt", "shed"};
 constexpr std::array kDirections = {"in", "out"};
 constexpr std::array kTransports = {"grpc", "shm", "nccl"};
-constexpr std::array kShmEnds = {"client", "refused", "full",   "malformed",
-                                 "silent", "held",    "stopped"};
+constexpr std::array kShmEnds = {"client", "refused", "full", "malformed",
+                                 "silent", "held",    "idle", "stopped"};
 constexpr std::array kNcclEnds = {"reader", "failed", "stopped", "unopened"};
 constexpr std::array kTiers = {"dram", "ssd"};
 constexpr std::array kEvictionReasons = {"capacity", "demoted", "integrity"};
@@ -97,7 +97,8 @@ void ServiceMetrics::AddObjects(MetricRegistry& registry) {
       registry.AddHistogram("pkv_lookup_prefix_hit_ratio", "Found part of the tokens of one lookup",
                             {}, {0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1});
   for (size_t t = 0; t < kTransports.size(); ++t) {
-    AddCounters(registry, "pkv_payload_bytes_total", "Frame bytes on the wire, or lent in place",
+    AddCounters(registry, "pkv_payload_bytes_total",
+                "Frame bytes on the wire, lent in place, or copied from a stage",
                 {{"transport", kTransports[t]}}, "direction", kDirections, payload_bytes_[t]);
   }
   for (size_t d = 0; d < kDirections.size(); ++d) {
@@ -157,8 +158,8 @@ void ServiceMetrics::AddShm(MetricRegistry& registry) {
   shm_connections_ = registry.AddGauge("pkv_shm_connections", "Connections of the shm transport");
   shm_pinned_bytes_ = registry.AddGauge("pkv_shm_pinned_bytes",
                                         "Bytes lent over the shm transport, once for each pin");
-  shm_stage_bytes_ =
-      registry.AddGauge("pkv_shm_stage_bytes", "Stages of clients that put over the shm transport");
+  shm_stage_bytes_ = registry.AddGauge(
+      "pkv_shm_stage_bytes", "Bytes of stages of clients that put over the shm transport");
 }
 
 void ServiceMetrics::AddNccl(MetricRegistry& registry) {

@@ -45,6 +45,7 @@ enum class ShmEnd {
   kMalformed,  // not the protocol
   kSilent,     // did not renew in time
   kHeld,       // a pin was held for too long
+  kIdle,       // no put used its stage for too long
   kStopped     // this server ends
 };
 
@@ -130,7 +131,7 @@ class ServiceMetrics : public StoreObserver, public LogObserver {
   std::array<prometheus::Counter*, 3> ssd_errors_{};
   prometheus::Counter* accept_errors_ = nullptr;
   prometheus::Gauge* draining_ = nullptr;
-  std::array<prometheus::Counter*, 7> shm_ends_{};
+  std::array<prometheus::Counter*, 8> shm_ends_{};
   prometheus::Gauge* shm_connections_ = nullptr;
   prometheus::Gauge* shm_pinned_bytes_ = nullptr;
   prometheus::Gauge* shm_stage_bytes_ = nullptr;

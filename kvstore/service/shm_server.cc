@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<ShmServer>> ShmServer::Start(const ShmServerOptio
 }
 
 ShmServer::ShmServer(const ShmServerOptions& options, const ShmShared& shared)
-    : options_(options), host_id_(HostIdentity()), shared_(shared) {
+    : options_(options), host_id_(HostIdentity()), stages_(shared.clock), shared_(shared) {
   shared_.stages = &stages_;
 }
 
@@ -144,7 +144,8 @@ void ShmServer::Run() {
     shared_.metrics->SetShm(peers_.size(), shared_.pinned_bytes, stages_.bytes());
   }
   while (!peers_.empty()) End(peers_.begin(), ShmEnd::kStopped);
-  shared_.metrics->SetShm(0, 0, 0);
+  // Puts under way keep their stages.
+  shared_.metrics->SetShm(0, 0, stages_.bytes());
 }
 
 void ShmServer::WaitForWork() {
@@ -205,6 +206,15 @@ bool ShmServer::HandleMessages(Peer& peer, ShmEnd& reason) {
         message.ok() ? peer.session->OnMessage(**message) : message;
     if (!answer.ok()) {
       reason = EndOf(answer.status());
+      if (reason == ShmEnd::kFull) {
+        // An empty welcome: the client is to know that nothing but room is lacking. It asks again
+        // and again, and is counted: nothing is logged.
+        v1::ShmMessage full;
+        full.mutable_welcome();
+        const std::string bytes = EncodeShmMessage(full);
+        SendSome(peer.socket.get(), std::as_bytes(std::span(bytes))).IgnoreError();
+        return false;
+      }
       Log(LogLevel::kWarning, "shm: connection refused", {{"reason", answer.status().ToString()}});
       return false;
     }
@@ -236,9 +246,12 @@ void ShmServer::EndExpired() {
     const auto current = peer++;
     const ShmSession::Expiry expiry = current->session->expiry();
     if (expiry.time > now) continue;
-    Log(LogLevel::kWarning, "shm: connection expired",
-        {{"pinned_bytes", current->session->pinned_bytes()},
-         {"reason", expiry.reason == ShmEnd::kHeld ? "held" : "silent"}});
+    // A client that puts nothing is as it should be, and comes back.
+    if (expiry.reason != ShmEnd::kIdle) {
+      Log(LogLevel::kWarning, "shm: connection expired",
+          {{"pinned_bytes", current->session->pinned_bytes()},
+           {"reason", expiry.reason == ShmEnd::kHeld ? "held" : "silent"}});
+    }
     End(current, expiry.reason);
   }
 }

@@ -48,7 +48,7 @@ class ShmServer {
   // What is offered to who asks over gRPC: this socket, to clients of this host.
   v1::HandoffOpenResponse Answer(const v1::HandoffOpenRequest& request) const;
   // For puts that come over gRPC. A part of this, and outlives what was found there.
-  const ShmStages* stages() const { return &stages_; }
+  ShmStages* stages() { return &stages_; }
 
   // Takes no more connections. Idempotent, not to be called from two threads at once.
   void StopListening();

@@ -263,6 +263,10 @@ ShmSession::Expiry ShmSession::expiry() const {
       expiry = {end, ShmEnd::kHeld};
     }
   }
+  if (stage_.stage != nullptr) {
+    const absl::Time end = shared_->stages->LastUsed(stage_.token) + kShmStageIdle;
+    if (end < expiry.time) expiry = {end, ShmEnd::kIdle};
+  }
   return expiry;
 }
 

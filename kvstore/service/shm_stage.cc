@@ -39,58 +39,66 @@ absl::StatusOr<std::unique_ptr<ShmStage>> ShmStage::Create(uint64_t bytes) {
   if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return StageError("sealing", bytes);
   }
-  void* mapped = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.get(), 0);
-  if (mapped == MAP_FAILED) return StageError("mmap", bytes);
-  return std::unique_ptr<ShmStage>(
-      new ShmStage(std::move(file), {static_cast<const std::byte*>(mapped), bytes}));
+  return std::unique_ptr<ShmStage>(new ShmStage(std::move(file), bytes));
 }
 
-ShmStage::~ShmStage() { munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }
-
-absl::StatusOr<std::span<const std::byte>> ShmStage::Part(uint64_t offset, uint64_t bytes) const {
-  if (bytes > bytes_.size() || offset > bytes_.size() - bytes) {
+absl::Status ShmStage::Read(uint64_t offset, std::span<std::byte> out) const {
+  if (out.size() > bytes_ || offset > bytes_ - out.size()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(bytes, " bytes at ", offset, " of a stage of ", bytes_.size()));
+        absl::StrCat(out.size(), " bytes at ", offset, " of a stage of ", bytes_));
   }
-  return bytes_.subspan(offset, bytes);
+  while (!out.empty()) {
+    const ssize_t num_read = pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
+    if (num_read < 0 && errno == EINTR) continue;
+    if (num_read <= 0) return StageError("pread", bytes_);
+    out = out.subspan(num_read);
+    offset += num_read;
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<ShmStages::Lent> ShmStages::Lend() {
-  // Counted first: two that come together are never one too many.
-  if (num_stages_.fetch_add(1) >= kMaxShmStages) {
-    --num_stages_;
+  if (num_stages_ >= kMaxShmStages) {
     return absl::ResourceExhaustedError(
         absl::StrCat(kMaxShmStages, " stages are in use, as many as there may be"));
   }
-  absl::StatusOr<std::unique_ptr<ShmStage>> stage = ShmStage::Create(kShmStageBytes);
-  absl::StatusOr<std::string> token = DrawShmToken();
-  if (!stage.ok() || !token.ok()) {
-    --num_stages_;
-    return stage.ok() ? token.status() : stage.status();
-  }
-  Lent lent{*std::move(token),
-            std::shared_ptr<const ShmStage>(stage->release(), [this](const ShmStage* last) {
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<ShmStage> stage, ShmStage::Create(kShmStageBytes));
+  PKV_ASSIGN_OR_RETURN(std::string token, DrawShmToken());
+  ++num_stages_;
+  Lent lent{std::move(token),
+            std::shared_ptr<const ShmStage>(stage.release(), [this](const ShmStage* last) {
               delete last;
               --num_stages_;
             })};
+  const absl::Time now = clock_->MonotonicNow();
   MutexLock lock(&mu_);
-  by_token_.emplace(lent.token, lent.stage);
+  by_token_.emplace(lent.token, Entry{lent.stage, now});
   return lent;
 }
 
 void ShmStages::TakeBack(const std::string& token) {
-  std::shared_ptr<const ShmStage> stage;  // to unmap without the lock
+  std::shared_ptr<const ShmStage> stage;  // to close without the lock
   MutexLock lock(&mu_);
   const auto found = by_token_.find(token);
   PKV_CHECK(found != by_token_.end(), "a stage that is not lent");
-  stage = std::move(found->second);
+  stage = std::move(found->second.stage);
   by_token_.erase(found);
 }
 
-std::shared_ptr<const ShmStage> ShmStages::Find(const std::string& token) const {
+std::shared_ptr<const ShmStage> ShmStages::Find(const std::string& token) {
+  const absl::Time now = clock_->MonotonicNow();
   MutexLock lock(&mu_);
   const auto found = by_token_.find(token);
-  return found == by_token_.end() ? nullptr : found->second;
+  if (found == by_token_.end()) return nullptr;
+  found->second.used = now;
+  return found->second.stage;
+}
+
+absl::Time ShmStages::LastUsed(const std::string& token) const {
+  MutexLock lock(&mu_);
+  const auto found = by_token_.find(token);
+  PKV_CHECK(found != by_token_.end(), "a stage that is not lent");
+  return found->second.used;
 }
 
 }  // namespace pkv

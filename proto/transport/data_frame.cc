@@ -260,17 +260,20 @@ PayloadReader::PayloadReader(std::vector<grpc::Slice> slices) : slices_(std::mov
   for (const grpc::Slice& slice : slices_) remaining_ += slice.size();
 }
 
-absl::Status PayloadReader::Read(std::span<std::byte> out) {
-  if (out.size() > remaining_) {
+absl::Status PayloadReader::Take(uint64_t bytes, std::byte* out) {
+  if (bytes > remaining_) {
     return absl::DataLossError(
-        absl::StrCat("payload ends early: wanted ", out.size(), " bytes, ", remaining_, " remain"));
+        absl::StrCat("payload ends early: wanted ", bytes, " bytes, ", remaining_, " remain"));
   }
-  remaining_ -= out.size();
-  while (!out.empty()) {
+  remaining_ -= bytes;
+  while (bytes > 0) {
     const grpc::Slice& slice = slices_[slice_index_];
-    const size_t taken = std::min(slice.size() - offset_, out.size());
-    std::memcpy(out.data(), slice.begin() + offset_, taken);
-    out = out.subspan(taken);
+    const size_t taken = std::min<uint64_t>(slice.size() - offset_, bytes);
+    if (out != nullptr) {
+      std::memcpy(out, slice.begin() + offset_, taken);
+      out += taken;
+    }
+    bytes -= taken;
     offset_ += taken;
     if (offset_ == slice.size()) {
       ++slice_index_;

@@ -45,9 +45,13 @@ class PayloadReader {
 
   uint64_t remaining() const { return remaining_; }
   // Fills `out` with the next bytes. DataLoss when fewer remain.
-  absl::Status Read(std::span<std::byte> out);
+  absl::Status Read(std::span<std::byte> out) { return Take(out.size(), out.data()); }
+  // Likewise, for nobody.
+  absl::Status Skip(uint64_t bytes) { return Take(bytes, nullptr); }
 
  private:
+  absl::Status Take(uint64_t bytes, std::byte* out);
+
   std::vector<grpc::Slice> slices_;
   size_t slice_index_ = 0;
   size_t offset_ = 0;  // in the current slice

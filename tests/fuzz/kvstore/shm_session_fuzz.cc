@@ -80,7 +80,7 @@ struct World {
   ServiceMetrics metrics{registry};
   std::vector<SealedObject> objects;
   std::unique_ptr<BlockStore> store;
-  ShmStages stages;
+  ShmStages stages{&clock};
   ShmShared shared;
 };
 

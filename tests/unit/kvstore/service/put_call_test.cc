@@ -77,7 +77,7 @@ TEST_F(PutCallTest, EndsAClientThatLeavesItsAnswersUnread) {
   while (stream->Read(&reply)) {
   }
   EXPECT_THAT(FromGrpc(stream->Finish()),
-              StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("answers")));
+              StatusIs(absl::StatusCode::kResourceExhausted, ::testing::HasSubstr("answers")));
   stages_.TakeBack(lent.token);
 }
 

@@ -325,6 +325,31 @@ TEST_F(PutSessionStageTest, APlaceOutsideTheStageEndsTheStream) {
   }
 }
 
+// Of an object that is not wanted the bytes are passed over, and those of the next one stand behind
+// them.
+TEST_F(PutSessionStageTest, PiecesOfAnObjectThatIsPresentArePassedOver) {
+  const SealedObject present = MakeTestWindow(3, 1);
+  ASSERT_THAT(Put(present), IsOk());
+  v1::FrameControl begin = BeginOf({&present, &object_});
+  begin.mutable_put_begin()->set_stage(lent_.token);
+  ASSERT_THAT(Take(begin), IsOk());
+  const uint64_t frame_bytes = object_.header.frame_bytes;
+  for (int layer = 0; layer < 2; ++layer) {
+    std::ranges::copy(object_.frame(layer), memory_ + frame_bytes);
+    v1::FrameControl control;
+    control.mutable_staged()->set_bytes(2 * frame_bytes);
+    for (const uint32_t object_index : {0, 1}) {
+      v1::Piece* piece = control.add_pieces();
+      piece->set_object_index(object_index);
+      piece->set_layer(static_cast<uint32_t>(layer));
+      piece->set_length(static_cast<uint32_t>(frame_bytes));
+    }
+    ASSERT_THAT(Take(control), IsOk());
+  }
+  EXPECT_EQ(Commit(1, object_.head())->result(), v1::PUT_RESULT_STORED);
+  EXPECT_EQ(Commit(0, present.head())->result(), v1::PUT_RESULT_DUPLICATE);
+}
+
 // The connection ended, and the put does not depend on it: it keeps its stage until it ends.
 TEST_F(PutSessionStageTest, APutGoesOnWhenItsStageIsTakenBack) {
   ASSERT_TRUE(Begin(lent_.token));

@@ -50,7 +50,7 @@ class ServiceFixture : public StoreFixture {
   StallWatchdog watchdog_{&clock_, absl::Seconds(10),
                           [this] { metrics_.Rejected(RejectReason::kStalled); }};
   std::atomic<bool> draining_{false};
-  ShmStages stages_;
+  ShmStages stages_{&clock_};
   std::unique_ptr<Pager> pager_;  // null: no disk
   ServiceParts parts_;
 };

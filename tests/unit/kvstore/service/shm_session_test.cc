@@ -273,6 +273,23 @@ TEST_F(ShmSessionTest, RenewingPutsOffItsExpiryButNotAPins) {
   EXPECT_EQ(session_->expiry().time, clock_.MonotonicNow() + shared_.limits.silence);
 }
 
+// Others may have more use for it, and who has none needs no more than another hello.
+TEST_F(ShmSessionTest, RenewingDoesNotPutOffTheEndOfAStageThatNoPutUses) {
+  ShmSession session(&shared_);
+  const auto answer = session.OnMessage(ShmPutHelloOf(shared_.token));
+  ASSERT_THAT(answer, IsOk());
+  clock_.Advance(kShmStageIdle / 2);
+  ASSERT_NE(stages_.Find((*answer)->welcome().stage_token()), nullptr);
+  const absl::Time used = clock_.MonotonicNow();
+  clock_.Advance(kShmStageIdle / 2);
+  EXPECT_THAT(session.OnMessage(ShmRenewMessage()), IsOk());
+  EXPECT_EQ(session.expiry().reason, ShmEnd::kSilent);
+  clock_.Advance(kShmStageIdle / 2 - absl::Seconds(1));
+  EXPECT_THAT(session.OnMessage(ShmRenewMessage()), IsOk());
+  EXPECT_EQ(session.expiry().time, used + kShmStageIdle);
+  EXPECT_EQ(session.expiry().reason, ShmEnd::kIdle);
+}
+
 class ShmSessionOnDiskTest : public ShmSessionTest {
  protected:
   void SetUp() override {

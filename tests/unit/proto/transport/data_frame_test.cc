@@ -284,6 +284,13 @@ TEST(PayloadReaderTest, ReadsAcrossSlices) {
   EXPECT_EQ(first + second, "abcde");
 }
 
+TEST(PayloadReaderTest, SkipsAcrossSlices) {
+  PayloadReader reader({grpc::Slice("ab"), grpc::Slice("cde")});
+  ASSERT_TRUE(reader.Skip(3).ok());
+  EXPECT_EQ(reader.Skip(3).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(ReadAll(reader), "de");
+}
+
 TEST(PayloadReaderTest, RefusesToReadBeyondTheEndAndKeepsItsPlace) {
   PayloadReader reader({grpc::Slice("abc")});
   std::string out(4, '\0');
