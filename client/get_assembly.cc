@@ -37,6 +37,7 @@ int GetAssembly::BeginAttempt() {
 }
 
 absl::Status GetAssembly::OnFrame(DecodedDataFrame& frame) {
+  if (frame.control.has_staged()) return absl::DataLossError("staged payload in a get");
   if (frame.control.has_manifest()) PKV_RETURN_IF_ERROR(OnManifest(frame.control.manifest()));
   if (frame.control.pieces_size() > 0 && !attempt_has_manifest_) {
     return absl::DataLossError(

@@ -150,8 +150,25 @@ PutCall::~PutCall() {
   if (stage_ != nullptr && num_staged_ > 0) stage_->Retire();
 }
 
+absl::Status PutCall::OpenStage() {
+  const Transport transport = core_->options.transport;
+  if (transport != Transport::kAuto && transport != Transport::kShm) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<PutStage>> stage = PutStage::Open(*core_, deadline_);
+  if (stage.ok()) {
+    stage_ = *std::move(stage);
+    return absl::OkStatus();
+  }
+  // Where nothing but room is lacking shm works, and a put need not wait for another to end.
+  if (transport == Transport::kShm && !absl::IsResourceExhausted(stage.status())) {
+    return stage.status();
+  }
+  // A server without shm is no failure of it.
+  falls_back_ = !absl::IsFailedPrecondition(stage.status());
+  return absl::OkStatus();
+}
+
 absl::Status PutCall::Open() {
-  PKV_ASSIGN_OR_RETURN(stage_, PutStage::Open(*core_, deadline_));
+  PKV_RETURN_IF_ERROR(OpenStage());
   v1::FrameControl control;
   if (stage_ != nullptr) control.mutable_put_begin()->set_stage(stage_->token());
   for (const ObjectDescriptor& object : objects_) {
@@ -173,16 +190,17 @@ absl::Status PutCall::Open() {
 }
 
 absl::Status PutCall::SettleStage(bool is_staged) {
-  if (stage_ == nullptr) return absl::OkStatus();
-  if (is_staged) {
-    ++core_->counters.shm_puts;
-    return absl::OkStatus();
+  if (stage_ != nullptr && !is_staged) {
+    // Lent by another server: the one before this, which may keep its connection while it drains.
+    stage_->Retire();
+    stage_.reset();
+    if (core_->options.transport == Transport::kShm) {
+      return absl::UnavailableError("shm: the server does not find the stage that was lent");
+    }
+    falls_back_ = true;
   }
-  stage_.reset();
-  if (core_->options.transport == Transport::kShm) {
-    return absl::UnavailableError("shm: the server does not find the stage that it lent");
-  }
-  ++core_->counters.shm_put_fallbacks;
+  if (stage_ != nullptr) ++core_->counters.shm_puts;
+  if (falls_back_) ++core_->counters.shm_put_fallbacks;
   return absl::OkStatus();
 }
 
@@ -245,7 +263,7 @@ absl::Status PutCall::WriteLayer(int layer, std::span<const std::span<const std:
         builder.Begin(stage_.get());
       }
       offset += builder.Add(static_cast<int>(i), layer, offset, frames[i].subspan(offset));
-      if (builder.IsFull()) PKV_RETURN_IF_ERROR(Send(builder.Take()));
+      if (builder.IsFull()) PKV_RETURN_IF_ERROR(Send(builder.Take(), stage_ != nullptr));
     }
     uploads_[i].written_layers[layer] = true;
     ++uploads_[i].num_written;
@@ -260,9 +278,7 @@ absl::Status PutCall::WaitForSlot() {
   MutexLock lock(&mu_);
   const absl::Time since = core_->clock->MonotonicNow();
   while (Broken().ok() && num_staged_ >= PutStage::kNumSlots) WaitOnce(since);
-  PKV_RETURN_IF_ERROR(Broken());
-  ++num_staged_;
-  return absl::OkStatus();
+  return Broken();
 }
 
 absl::Status PutCall::Commit(int object_index, std::span<const std::byte> head) {
@@ -296,13 +312,14 @@ absl::Status PutCall::Commit(int object_index, std::span<const std::byte> head) 
   return Send(EncodeDataFrame(control, {}));
 }
 
-absl::Status PutCall::Send(grpc::ByteBuffer message) {
+absl::Status PutCall::Send(grpc::ByteBuffer message, bool is_staged) {
   {
     MutexLock lock(&mu_);
     const absl::Time since = core_->clock->MonotonicNow();
     while (Broken().ok() && num_queued_ >= kMaxQueuedMessages) WaitOnce(since);
     PKV_RETURN_IF_ERROR(Broken());
     ++num_queued_;
+    if (is_staged) ++num_staged_;
   }
   stream_->Send(std::move(message));
   return absl::OkStatus();

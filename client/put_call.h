@@ -27,7 +27,7 @@ class PutCall final : public PutStream, private StreamReceiver {
   // Opens the stream and waits for the decisions. `deadline` is on the core's clock.
   //   InvalidArgument  number of objects, of layers or of bytes in a frame
   //   Unavailable, DeadlineExceeded, ResourceExhausted
-  //   others           as PutStage::Open
+  //   others           Transport::kShm alone: as PutStage::Open
   // shared_ptr: a stream may outlive the client that started it.
   static absl::StatusOr<std::unique_ptr<PutCall>> Start(std::shared_ptr<ClientCore> core,
                                                         std::span<const ObjectDescriptor> objects,
@@ -58,15 +58,17 @@ class PutCall final : public PutStream, private StreamReceiver {
           absl::Time deadline);
 
   absl::Status Open() ABSL_LOCKS_EXCLUDED(mu_);
+  // A stage, if there is to be one.
+  absl::Status OpenStage();
   // What follows from the answer to the begin. Unavailable: Transport::kShm, and it is not to be.
   absl::Status SettleStage(bool is_staged);
   // Whether the server takes payload from the stage.
   absl::StatusOr<bool> WaitForDecisions() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status CheckFrame(int layer, int object_index, std::span<const std::byte> frame) const;
-  // Takes the stage's next slot, if there is a stage: waits for the server to have emptied it.
+  // Waits for the server to have emptied the stage's next slot, if there is a stage.
   absl::Status WaitForSlot() ABSL_LOCKS_EXCLUDED(mu_);
-  // Waits for room in the queue.
-  absl::Status Send(grpc::ByteBuffer message) ABSL_LOCKS_EXCLUDED(mu_);
+  // Waits for room in the queue. Of those with payload, `is_staged` says whether it is in a slot.
+  absl::Status Send(grpc::ByteBuffer message, bool is_staged = false) ABSL_LOCKS_EXCLUDED(mu_);
   // One wait, ended early by any change. Sets failure_ when the time is over.
   void WaitOnce(absl::Time since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -88,6 +90,7 @@ class PutCall final : public PutStream, private StreamReceiver {
 
   // Touched by the writing thread alone. Null: payload goes in the messages.
   std::unique_ptr<PutStage> stage_;
+  bool falls_back_ = false;  // likewise: although the server offers shm
   // Likewise. Decisions and refusals are constant after Start().
   std::vector<PutDecision> decisions_;
   std::vector<absl::Status> refusals_;

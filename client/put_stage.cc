@@ -10,36 +10,21 @@
 namespace pkv {
 namespace {
 
-// For a negotiation, where gRPC could be used instead.
-constexpr absl::Duration kDialPatience = absl::Seconds(2);
+// For a negotiation, where gRPC could be used instead: the model waits for it.
+constexpr absl::Duration kDialPatience = absl::Milliseconds(500);
 constexpr uint64_t kSlotBytes = kShmWindowBytes / PutStage::kNumSlots;
 static_assert(kSlotBytes <= kMaxStagedBytes);
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PutStage>> PutStage::Open(ClientCore& core, absl::Time deadline) {
-  const Transport transport = core.options.transport;
-  const bool may_fall_back = transport == Transport::kAuto;
-  if ((!may_fall_back && transport != Transport::kShm) ||
-      (may_fall_back && !core.shm_puts->IsWorthATry())) {
-    return nullptr;
-  }
   absl::Duration patience = core.options.progress_timeout;
-  if (may_fall_back) patience = std::min(patience, kDialPatience);
-  absl::StatusOr<std::shared_ptr<ShmLink>> link =
-      core.shm_puts->Link(std::min(core.clock->MonotonicNow() + patience, deadline));
-  absl::Status status = link.status();
-  if (link.ok()) {
-    absl::StatusOr<std::unique_ptr<ShmLink::Window>> window = (*link)->TakeWindow();
-    if (window.ok()) {
-      return std::unique_ptr<PutStage>(new PutStage(*std::move(link), *std::move(window)));
-    }
-    status = window.status();
-  }
-  if (!may_fall_back) return status;
-  // A server without shm is no failure of it.
-  if (!absl::IsFailedPrecondition(status)) ++core.counters.shm_put_fallbacks;
-  return nullptr;
+  if (core.options.transport == Transport::kAuto) patience = std::min(patience, kDialPatience);
+  PKV_ASSIGN_OR_RETURN(
+      std::shared_ptr<ShmLink> link,
+      core.shm_puts->Link(std::min(core.clock->MonotonicNow() + patience, deadline)));
+  PKV_ASSIGN_OR_RETURN(std::unique_ptr<ShmLink::Window> window, link->TakeWindow());
+  return std::unique_ptr<PutStage>(new PutStage(std::move(link), std::move(window)));
 }
 
 std::span<std::byte> PutStage::slot() const {

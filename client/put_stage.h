@@ -28,11 +28,11 @@ class PutStage {
  public:
   static constexpr int kNumSlots = 2;
 
-  // A window for a put that begins now, negotiated as gets are (ShmDialer). Null: put over gRPC;
-  // with Transport::kAuto that is so whenever shm does not work, counted in shm_put_fallbacks
-  // unless the server offers none.
-  //   FailedPrecondition, Unavailable, ...  Transport::kShm alone: as ShmDialer::Link
-  //   ResourceExhausted                     likewise: as many puts are under way as there may be
+  // A window for a put that begins now, negotiated as gets are (ShmDialer). With Transport::kAuto
+  // it is not waited for long.
+  //   FailedPrecondition, Unavailable, ...  as ShmDialer::Link
+  //   ResourceExhausted                     likewise; or as many puts of this client are under way
+  //                                         as a stage has windows for
   static absl::StatusOr<std::unique_ptr<PutStage>> Open(ClientCore& core, absl::Time deadline);
 
   // For PutBegin.
@@ -43,7 +43,8 @@ class PutStage {
   uint64_t slot_offset() const;
   void NextSlot() { slot_index_ = (slot_index_ + 1) % kNumSlots; }
 
-  // The server may still read from the window when this goes.
+  // The server may still read from the window when this goes, or does not know the stage: the next
+  // put has another one.
   void Retire() { window_->Retire(); }
 
  private:

@@ -31,6 +31,7 @@ class ShmDialer {
   // answer while that stands.
   //   FailedPrecondition  the server offers no shm to us, or not for this: another host, switched
   //                       off, too old
+  //   ResourceExhausted   it has no stage left
   //   Unavailable, DataLoss  it does, and it did not work; or the server is away
   absl::StatusOr<std::shared_ptr<ShmLink>> Link(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 

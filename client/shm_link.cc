@@ -119,35 +119,34 @@ absl::Status ShmLink::Map(uint64_t bytes, int protection) {
 }
 
 absl::Status ShmLink::MapStage(const v1::ShmWelcome& welcome) {
-  if (welcome.stage_token().empty()) {
+  if (welcome.stage_token().empty() && welcome.arena_bytes() > 0) {
     return absl::FailedPreconditionError("shm: the server does not know puts over it");
+  }
+  if (welcome.stage_token().empty()) {
+    return absl::ResourceExhaustedError("shm: the server has no stage left");
   }
   PKV_RETURN_IF_ERROR(Map(welcome.stage_bytes(), PROT_READ | PROT_WRITE));
   stage_token_ = welcome.stage_token();
   MutexLock lock(&mu_);
-  windows_.assign(memory_.size() / kShmWindowBytes, WindowState::kFree);
+  is_window_taken_.assign(memory_.size() / kShmWindowBytes, false);
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<ShmLink::Window>> ShmLink::TakeWindow() {
   MutexLock lock(&mu_);
   // The first one: what is never used takes no memory.
-  const auto found = std::find(windows_.begin(), windows_.end(), WindowState::kFree);
-  if (found == windows_.end()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("shm: ", windows_.size(), " puts are under way, as many as there may be"));
+  const auto found = std::find(is_window_taken_.begin(), is_window_taken_.end(), false);
+  if (found == is_window_taken_.end()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "shm: ", is_window_taken_.size(), " puts are under way, as many as there may be"));
   }
-  *found = WindowState::kTaken;
-  return std::make_unique<Window>(this, static_cast<int>(found - windows_.begin()));
+  *found = true;
+  return std::make_unique<Window>(this, static_cast<int>(found - is_window_taken_.begin()));
 }
 
-void ShmLink::ReturnWindow(int index, bool is_retired) {
+void ShmLink::ReturnWindow(int index) {
   MutexLock lock(&mu_);
-  windows_[index] = is_retired ? WindowState::kRetired : WindowState::kFree;
-  if (std::count(windows_.begin(), windows_.end(), WindowState::kRetired) ==
-      static_cast<ptrdiff_t>(windows_.size())) {
-    Break();
-  }
+  is_window_taken_[index] = false;
 }
 
 void ShmLink::WatchServer() {

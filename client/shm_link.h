@@ -39,8 +39,9 @@ inline constexpr uint64_t kShmWindowBytes = uint64_t{4} << 20;
 class ShmLink {
  public:
   // Connects and maps.
-  //   Unavailable         nobody listens there, the server there is another one, has no stage left,
-  //                       or does not answer in `timeout`
+  //   Unavailable         nobody listens there, the server there is another one, or does not answer
+  //                       in `timeout`
+  //   ResourceExhausted   it has no stage left
   //   FailedPrecondition  it does not know puts over shm
   //   DataLoss            what it answers or passes along is not what it should be
   static absl::StatusOr<std::shared_ptr<ShmLink>> Connect(const v1::ShmOffer& offer, ShmUse use,
@@ -73,15 +74,21 @@ class ShmLink {
   class Window {
    public:
     Window(ShmLink* link, int index) : link_(link), index_(index) {}
-    ~Window() { link_->ReturnWindow(index_, is_retired_); }
+    ~Window() {
+      if (!is_retired_) link_->ReturnWindow(index_);
+    }
     Window(const Window&) = delete;
     Window& operator=(const Window&) = delete;
 
     std::span<std::byte> bytes() const { return link_->memory_.subspan(offset(), kShmWindowBytes); }
     uint64_t offset() const { return index_ * kShmWindowBytes; }  // in the stage
     // Nobody gets it after this: the server may still read there, and would take what another put
-    // writes for damage.
-    void Retire() { is_retired_ = true; }
+    // writes for damage. The link breaks, so that there is another stage for the next put; those
+    // under way go on in this one.
+    void Retire() {
+      is_retired_ = true;
+      link_->Break();
+    }
 
    private:
     ShmLink* const link_;
@@ -89,8 +96,7 @@ class ShmLink {
     bool is_retired_ = false;
   };
 
-  // Of a link of puts. ResourceExhausted: all are in use or retired. Once all are retired the link
-  // breaks, so that there are others.
+  // Of a link of puts. ResourceExhausted: all are in use.
   absl::StatusOr<std::unique_ptr<Window>> TakeWindow() ABSL_LOCKS_EXCLUDED(mu_);
   const std::string& stage_token() const { return stage_token_; }
 
@@ -124,8 +130,6 @@ class ShmLink {
     v1::ShmPinned answer;
   };
 
-  enum class WindowState { kFree, kTaken, kRetired };
-
   ShmLink(FileDescriptor socket, Clock* clock);
   absl::StatusOr<v1::ShmWelcome> Greet(const v1::ShmOffer& offer, ShmUse use,
                                        absl::Duration timeout);
@@ -134,7 +138,7 @@ class ShmLink {
   void WatchServer();
 
   void Unpin(uint64_t pin_id);
-  void ReturnWindow(int index, bool is_retired) ABSL_LOCKS_EXCLUDED(mu_);
+  void ReturnWindow(int index) ABSL_LOCKS_EXCLUDED(mu_);
   void ReportDamage(uint64_t pin_id, int object_index);
   // A message that cannot be sent in time breaks the link.
   absl::Status Send(const v1::ShmMessage& message) ABSL_LOCKS_EXCLUDED(send_mu_);
@@ -169,7 +173,7 @@ class ShmLink {
   mutable Mutex mu_;
   CondVar changed_;
   std::map<uint64_t, Pending> pending_ ABSL_GUARDED_BY(mu_);
-  std::vector<WindowState> windows_ ABSL_GUARDED_BY(mu_);  // of puts
+  std::vector<bool> is_window_taken_ ABSL_GUARDED_BY(mu_);  // of puts
   uint64_t next_pin_id_ ABSL_GUARDED_BY(mu_) = 1;
   int num_abandoned_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;  // the thread has ended

@@ -349,6 +349,27 @@ TEST_P(ClientServiceTest, ManyThreadsShareOneClient) {
   EXPECT_EQ(Stats().num_objects, 4 * 10 + 10u);
 }
 
+// More than the slots of a stage hold, of several puts at once: each goes round its slots.
+TEST_P(ClientServiceTest, LargePutsAtOnceStoreTheBytesOfEach) {
+  std::vector<std::thread> threads;
+  for (uint64_t id = 1; id <= 4; ++id) {
+    threads.emplace_back([this, id] {
+      const SealedObject object = MakeLargeObject(id, /*num_layers=*/8);
+      const ObjectDescriptor descriptor = {object.key(), 8, object.header.frame_bytes};
+      const auto put = client_->StartPut({&descriptor, 1});
+      ASSERT_THAT(put, IsOk());
+      for (int layer = 0; layer < 8; ++layer) {
+        const std::span<const std::byte> frame = object.frame(layer);
+        ASSERT_THAT((*put)->WriteLayer(layer, {&frame, 1}), IsOk());
+      }
+      EXPECT_THAT((*put)->Commit(0, object.head()), IsOk());
+      EXPECT_THAT((*put)->Finish()[0].status, IsOk());
+      ExpectStored(object);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 class SmallServerTest : public ClientServiceTest {
  protected:
   SmallServerTest() : ClientServiceTest(/*capacity_bytes=*/16 * kMiB) {}

@@ -119,32 +119,30 @@ class ShmTransportTest : public testing::Test {
     EXPECT_TRUE(std::ranges::equal((*got)[0].span(), object.bytes()));
   }
 
-  // Asks the server until it has come to that.
-  bool EventuallyPinned(bool something) {
+  // What the server's threads do in their own time: asks until it has come to it.
+  template <typename ConditionT>
+  bool Eventually(const ConditionT& condition) {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
     while (std::chrono::steady_clock::now() < deadline) {
-      const auto stats = grpc_->Stats();
-      if (stats.ok() && (stats->pinned_bytes > 0) == something) return true;
+      if (condition()) return true;
     }
     return false;
   }
-
+  bool EventuallyPinned(bool something) {
+    return Eventually([&] {
+      const auto stats = grpc_->Stats();
+      return stats.ok() && (stats->pinned_bytes > 0) == something;
+    });
+  }
   // Likewise, of what puts have reserved.
   bool EventuallyReserved(bool something) {
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (std::chrono::steady_clock::now() < deadline) {
+    return Eventually([&] {
       const auto stats = grpc_->Stats();
-      if (stats.ok() && (stats->reserved_bytes > 0) == something) return true;
-    }
-    return false;
+      return stats.ok() && (stats->reserved_bytes > 0) == something;
+    });
   }
-  // Which is told by the thread that serves the socket, at its next turn.
   bool EventuallyNothingStaged() {
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (std::chrono::steady_clock::now() < deadline) {
-      if (Metric("pkv_shm_stage_bytes") == 0) return true;
-    }
-    return false;
+    return Eventually([&] { return Metric("pkv_shm_stage_bytes") == 0; });
   }
 
   std::unique_ptr<ChildProcess> StartHolder(uint64_t id, const std::string& call = "get") {
@@ -390,7 +388,8 @@ TEST_F(ShmTransportTest, AClientKilledInAPutGivesBackWhatWasReservedAndItsStage)
   Start();
   const auto holder = StartHolder(1, "put");
   EXPECT_TRUE(EventuallyReserved(true));
-  EXPECT_GT(Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"shm\"}"), 0);
+  EXPECT_TRUE(Eventually(
+      [&] { return Metric("pkv_payload_bytes_total{direction=\"in\",transport=\"shm\"}") > 0; }));
   holder->Signal(SIGKILL);
   EXPECT_EQ(holder->Wait(kPatience), 128 + SIGKILL);
   EXPECT_TRUE(EventuallyReserved(false));
@@ -412,30 +411,57 @@ TEST_F(ShmTransportTest, AClientStoppedInAPutLosesWhatWasReservedAndItsStage) {
 
 TEST_F(ShmTransportTest, PutsBeyondThoseOfAStageGoOverGrpc) {
   Start();
-  const auto client = MakeClient(Transport::kAuto);
-  std::vector<SealedObject> objects;
-  std::vector<std::unique_ptr<PutStream>> streams;
-  for (uint64_t id = 1; id <= 5; ++id) {
-    objects.push_back(MakeLargeObject(id));
-    const ObjectDescriptor descriptor = {objects.back().key(), kNumLayers,
-                                         objects.back().header.frame_bytes};
-    auto stream = client->StartPut({&descriptor, 1});
-    ASSERT_THAT(stream, IsOk());
-    streams.push_back(*std::move(stream));
-  }
-  EXPECT_EQ(client->counters().shm_puts, 4u);
-  EXPECT_EQ(client->counters().shm_put_fallbacks, 1u);
-  for (int layer = 0; layer < kNumLayers; ++layer) {
+  uint64_t id = 0;
+  for (const Transport transport : {Transport::kAuto, Transport::kShm}) {
+    const auto client = MakeClient(transport);
+    std::vector<SealedObject> objects;
+    std::vector<std::unique_ptr<PutStream>> streams;
+    for (int i = 0; i < 5; ++i) {
+      objects.push_back(MakeLargeObject(++id));
+      const ObjectDescriptor descriptor = {objects.back().key(), kNumLayers,
+                                           objects.back().header.frame_bytes};
+      auto stream = client->StartPut({&descriptor, 1});
+      ASSERT_THAT(stream, IsOk());
+      streams.push_back(*std::move(stream));
+    }
+    EXPECT_EQ(client->counters().shm_puts, 4u);
+    EXPECT_EQ(client->counters().shm_put_fallbacks, 1u);
+    for (int layer = 0; layer < kNumLayers; ++layer) {
+      for (size_t i = 0; i < streams.size(); ++i) {
+        const std::span<const std::byte> frame = objects[i].frame(layer);
+        ASSERT_THAT(streams[i]->WriteLayer(layer, {&frame, 1}), IsOk());
+      }
+    }
     for (size_t i = 0; i < streams.size(); ++i) {
-      const std::span<const std::byte> frame = objects[i].frame(layer);
-      ASSERT_THAT(streams[i]->WriteLayer(layer, {&frame, 1}), IsOk());
+      EXPECT_THAT(streams[i]->Commit(0, objects[i].head()), IsOk());
+      EXPECT_THAT(streams[i]->Finish()[0].status, IsOk());
+      ExpectServes(*grpc_, objects[i]);
     }
   }
-  for (size_t i = 0; i < streams.size(); ++i) {
-    EXPECT_THAT(streams[i]->Commit(0, objects[i].head()), IsOk());
-    EXPECT_THAT(streams[i]->Finish()[0].status, IsOk());
-    ExpectServes(*grpc_, objects[i]);
+}
+
+// Whatever the server still reads of a cancelled put is not what the next one writes.
+TEST_F(ShmTransportTest, PutsThatAreCancelledHarmNoneOfTheNext) {
+  Start();
+  const auto client = MakeClient(Transport::kShm);
+  for (uint64_t id = 1; id <= 6; ++id) {
+    const SealedObject object = MakeLargeObject(id);
+    const ObjectDescriptor descriptor = {object.key(), kNumLayers, object.header.frame_bytes};
+    auto stream = client->StartPut({&descriptor, 1});
+    ASSERT_THAT(stream, IsOk());
+    for (int layer = 0; layer < kNumLayers; ++layer) {
+      const std::span<const std::byte> frame = object.frame(layer);
+      ASSERT_THAT((*stream)->WriteLayer(layer, {&frame, 1}), IsOk());
+    }
+    if (id % 3 != 0) {
+      (*stream)->Cancel();
+      continue;
+    }
+    EXPECT_THAT((*stream)->Commit(0, object.head()), IsOk());
+    EXPECT_THAT((*stream)->Finish()[0].status, IsOk());
+    ExpectServes(*grpc_, object);
   }
+  EXPECT_EQ(client->counters().shm_puts, 6u);
 }
 
 TEST_F(ShmTransportTest, KillOfTheServerEndsAPutInTimeAndTheNextServerTakesThemOverShmAgain) {

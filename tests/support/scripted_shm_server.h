@@ -42,6 +42,7 @@ class ScriptedShmServer {
   uint64_t said_arena_bytes = kArenaBytes;
   uint64_t said_stage_bytes = kStageBytes;
   bool knows_puts = true;
+  bool has_stages = true;  // to lend
   bool passes_descriptor = true;
   bool welcomes = true;
   bool answers_pins = true;
@@ -179,6 +180,12 @@ class ScriptedShmServer {
       }
       if (!welcomes) return;
       const bool is_for_puts = message.hello().for_puts() && knows_puts;
+      if (is_for_puts && !has_stages) {
+        answer.mutable_welcome();
+        Write(answer, -1);
+        shutdown(connection_, SHUT_RDWR);
+        return;
+      }
       const int file = is_for_puts ? stage_.get() : arena_.get();
       fcntl(file, F_ADD_SEALS, seals);
       answer.mutable_welcome()->set_silence_ms(silence_ms);

@@ -124,6 +124,17 @@ TEST(GetAssemblyTest, AbortsWhenAnObjectChangedBetweenAttempts) {
   EXPECT_THAT(Feed(assembly, ManifestFrame(objects)), StatusIs(absl::StatusCode::kAborted));
 }
 
+TEST(GetAssemblyTest, RefusesPayloadThatIsSaidToStandElsewhere) {
+  const std::vector<SealedObject> objects = SomeObjects();
+  GetAssembly assembly(KeysOf(objects));
+  assembly.BeginAttempt();
+  ASSERT_THAT(Feed(assembly, ManifestFrame(objects)), IsOk());
+  v1::DataFrame frame = LayerFrames(objects, 0, 1, kMessageBytes)[0];
+  frame.mutable_control()->mutable_staged()->set_bytes(frame.payload().size());
+  frame.clear_payload();
+  EXPECT_THAT(Feed(assembly, frame), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("staged")));
+}
+
 TEST(GetAssemblyTest, NamesTheFirstObjectThatIsNotStored) {
   const std::vector<SealedObject> objects = SomeObjects();
   v1::DataFrame manifest = ManifestFrame(objects);

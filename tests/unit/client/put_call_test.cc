@@ -274,8 +274,8 @@ class StagedPutCallTest : public PutCallTest {
   StagedPutCallTest() {
     scripted_.connection->open_handoff = [this](const v1::HandoffOpenRequest&,
                                                 v1::HandoffOpenResponse& response) {
-      *response.mutable_shm() = shm_.Offer();
-      return absl::OkStatus();
+      if (is_offered_) *response.mutable_shm() = offering_->Offer();
+      return asked_;
     };
     server_.stage = shm_.stage();
     server_.stage_token = ScriptedShmServer::StageToken();
@@ -288,7 +288,18 @@ class StagedPutCallTest : public PutCallTest {
     objects_.push_back(SealTestObject(header, /*seed=*/7, /*random_bytes=*/4096));
   }
 
+  uint64_t fallbacks() const { return scripted_.core->counters.shm_put_fallbacks; }
+  // One that has been started and given up at once: whether its payload would have been staged.
+  bool IsStaged() {
+    const uint64_t before = scripted_.core->counters.shm_puts;
+    StartOrDie().reset();
+    return scripted_.core->counters.shm_puts > before;
+  }
+
   ScriptedShmServer shm_{"put_call"};
+  ScriptedShmServer* offering_ = &shm_;
+  bool is_offered_ = true;
+  absl::Status asked_;
 };
 
 TEST_F(StagedPutCallTest, StoresTheBytesThatWereWritten) {
@@ -324,22 +335,112 @@ TEST_F(StagedPutCallTest, UsesItsSlotsAgainOnceTheyWereTaken) {
 
 // What stands in a slot may still be read.
 TEST_F(StagedPutCallTest, WaitsForASlotThatWasNotTakenAndGivesUpInTime) {
-  scripted_.core->options.progress_timeout = absl::Milliseconds(20);
   UseLargeObject(/*num_layers=*/PutStage::kNumSlots + 1);
   server_.says_taken = false;
   auto call = StartOrDie();
+  scripted_.core->options.progress_timeout = absl::Milliseconds(20);
   for (int layer = 0; layer < PutStage::kNumSlots; ++layer) {
     ASSERT_THAT(call->WriteLayer(layer, Layer(layer)), IsOk());
   }
   EXPECT_THAT(call->WriteLayer(PutStage::kNumSlots, Layer(PutStage::kNumSlots)),
               StatusIs(absl::StatusCode::kDeadlineExceeded));
-  // Its window is lost to later puts, and the next has another.
+  // Its stage is lost to later puts, and the next has another.
   call.reset();
-  server_.says_taken = true;
-  auto next = StartOrDie();
-  ASSERT_THAT(next->WriteLayer(0, Layer(0)), IsOk());
-  EXPECT_TRUE(
-      std::ranges::equal(shm_.stage().subspan(kShmWindowBytes, 1 << 20), objects_[0].frame(0)));
+  scripted_.core->options.progress_timeout = absl::Minutes(1);
+  EXPECT_TRUE(IsStaged());
+  EXPECT_EQ(shm_.Count(v1::ShmMessage::kHello), 2);
+}
+
+TEST_F(StagedPutCallTest, AStageWhoseSlotsWereAllTakenIsKept) {
+  UseLargeObject(/*num_layers=*/2);
+  for (int i = 0; i < 2; ++i) {
+    auto call = StartOrDie();
+    ASSERT_THAT(call->WriteLayer(0, Layer(0)), IsOk());
+    call->Cancel();
+  }
+  EXPECT_EQ(shm_.Count(v1::ShmMessage::kHello), 1);
+}
+
+// A server that drains keeps its connections while the next one takes the puts.
+TEST_F(StagedPutCallTest, AStageThatTheServerDoesNotKnowIsGivenUpForOneOfItsOwn) {
+  for (const Transport transport : {Transport::kAuto, Transport::kShm}) {
+    scripted_.core->options.transport = transport;
+    offering_ = &shm_;
+    server_.stage_token = ScriptedShmServer::StageToken();
+    ASSERT_TRUE(IsStaged());
+    ScriptedShmServer next("put_call_next");
+    offering_ = &next;
+    server_.stage_token = "another";
+    scripted_.connection->scripts.push_back(server_.Script());
+    EXPECT_EQ(Start().ok(), transport == Transport::kAuto);
+    server_.stage_token = ScriptedShmServer::StageToken();
+    EXPECT_TRUE(IsStaged());
+    EXPECT_EQ(next.Count(v1::ShmMessage::kHello), 1);
+  }
+  EXPECT_EQ(fallbacks(), 1u);
+}
+
+TEST_F(StagedPutCallTest, OnePutTooManyGoesOverGrpcAndIsCounted) {
+  for (const Transport transport : {Transport::kAuto, Transport::kShm}) {
+    scripted_.core->options.transport = transport;
+    const uint64_t before = fallbacks();
+    std::vector<std::unique_ptr<PutCall>> calls;
+    for (uint64_t i = 0; i < ScriptedShmServer::kStageBytes / kShmWindowBytes; ++i) {
+      calls.push_back(StartOrDie());
+    }
+    EXPECT_EQ(fallbacks(), before);
+    EXPECT_FALSE(IsStaged());
+    EXPECT_FALSE(IsStaged());
+    EXPECT_EQ(fallbacks(), before + 2);
+  }
+}
+
+TEST_F(StagedPutCallTest, PutsGoOverGrpcAndAreCountedWhileTheServerHasNoStageLeft) {
+  shm_.has_stages = false;
+  for (const Transport transport : {Transport::kAuto, Transport::kShm}) {
+    scripted_.core->options.transport = transport;
+    EXPECT_FALSE(IsStaged());
+    EXPECT_FALSE(IsStaged());
+  }
+  EXPECT_EQ(fallbacks(), 4u);
+}
+
+TEST_F(StagedPutCallTest, WhatIsOfferedAndDoesNotWorkIsAFallbackOfEachPut) {
+  shm_.seals = 0;
+  EXPECT_FALSE(IsStaged());
+  EXPECT_FALSE(IsStaged());
+  EXPECT_EQ(fallbacks(), 2u);
+  scripted_.core->options.transport = Transport::kShm;
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kDataLoss));
+}
+
+TEST_F(StagedPutCallTest, AServerThatOffersNoneIsNoFallback) {
+  is_offered_ = false;
+  EXPECT_FALSE(IsStaged());
+  EXPECT_EQ(fallbacks(), 0u);
+  scripted_.core->options.transport = Transport::kShm;
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(StagedPutCallTest, AServerOfGetsAloneIsNoFallback) {
+  shm_.knows_puts = false;
+  EXPECT_FALSE(IsStaged());
+  EXPECT_EQ(fallbacks(), 0u);
+}
+
+TEST_F(StagedPutCallTest, AServerThatIsAwayIsNoFallback) {
+  asked_ = absl::UnavailableError("away");
+  EXPECT_THAT(Start(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(fallbacks(), 0u);
+}
+
+TEST_F(StagedPutCallTest, OtherTransportsAskForNoStage) {
+  for (const Transport transport : {Transport::kGrpc, Transport::kNccl}) {
+    scripted_.core->options.transport = transport;
+    EXPECT_FALSE(IsStaged());
+  }
+  EXPECT_TRUE(shm_.received().empty());
+  EXPECT_EQ(fallbacks(), 0u);
 }
 
 TEST_F(StagedPutCallTest, AServerThatDoesNotFindTheStageGetsPayloadInMessages) {

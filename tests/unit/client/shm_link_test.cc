@@ -67,17 +67,23 @@ TEST_F(ShmLinkTest, MapsTheStageAndCutsItIntoWindows) {
   EXPECT_EQ((*link)->TakeWindow().value()->offset(), 0u);
 }
 
-TEST_F(ShmLinkTest, BreaksWhenEveryWindowWasRetired) {
+TEST_F(ShmLinkTest, BreaksWithAWindowThatIsRetiredAndLendsItToNobody) {
   const auto link = Connect(kLong, ShmUse::kPuts).value();
-  (*link->TakeWindow())->Retire();
+  link->TakeWindow().value().reset();
   EXPECT_FALSE(link->broken());
   (*link->TakeWindow())->Retire();
   EXPECT_TRUE(link->broken());
+  EXPECT_EQ(link->TakeWindow().value()->offset(), kShmWindowBytes);
 }
 
 TEST_F(ShmLinkTest, AServerThatLendsNoStagesIsAFailedPrecondition) {
   server_.knows_puts = false;
   EXPECT_THAT(Connect(kLong, ShmUse::kPuts), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(ShmLinkTest, AServerThatHasNoStageLeftIsResourceExhausted) {
+  server_.has_stages = false;
+  EXPECT_THAT(Connect(kLong, ShmUse::kPuts), StatusIs(absl::StatusCode::kResourceExhausted));
 }
 
 TEST_F(ShmLinkTest, AStageThatMayShrinkIsRefused) {

@@ -20,7 +20,8 @@ enum class Transport {
   kAuto,
   kGrpc,  // copied from and to messages
   // Gets are read in place, in the memory of a server on the same host, and puts written to memory
-  // from which it copies them; or not at all
+  // from which it copies them; or not at all. Puts for which there is no room just then go over
+  // gRPC
   kShm,
   kNccl  // gets to a GPU's memory: sent from the server's GPU to ours, or not at all; others: kGrpc
 };
