@@ -160,10 +160,11 @@ void NcclLink::Ready() {
   Send(request);
 }
 
-absl::Status NcclLink::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+absl::Status NcclLink::Receive(const LayerSource& source, const TransferLimits& limits,
                                const NcclPair::LayerDone& layer_done) {
-  const absl::Status status = pair_->Receive(layers, limits, layer_done);
-  if (!status.ok() && !absl::IsDataLoss(status)) {
+  const absl::Status status = pair_->Receive(source, limits, layer_done);
+  // Damage, and layers that nobody wanted any more, leave the pair as it is.
+  if (!status.ok() && !absl::IsDataLoss(status) && !absl::IsCancelled(status)) {
     Break(status);
     stream_->Cancel();
   }

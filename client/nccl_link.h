@@ -57,9 +57,9 @@ class NcclLink final : private StreamReceiver {
     // Has the server send all of them. REQUIRES: Receive() follows.
     void Ready() { link_->Ready(); }
     // Receives them. As NcclPair::Receive.
-    absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+    absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                          const NcclPair::LayerDone& layer_done) {
-      return link_->Receive(layers, limits, layer_done);
+      return link_->Receive(source, limits, layer_done);
     }
     // The object whose frame Receive found damaged first, if it did. The server is told to look.
     std::optional<NcclPair::BadSpan> ReportDamage() { return link_->ReportDamage(); }
@@ -91,7 +91,7 @@ class NcclLink final : private StreamReceiver {
 
   absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
   void Ready();
-  absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+  absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
   std::optional<NcclPair::BadSpan> ReportDamage();
 

@@ -291,9 +291,10 @@ def timing(arguments, peers):
 
     print(f"{total} bytes in pages of {a.wait_ready()['page_bytes']}, NCCL {results['nccl']}")
     for item_bytes in (8 << 10, 16 << 10, 32 << 10):
-        rate = float(a.command(f"digest {item_bytes} 20"))
-        results[f"digest {item_bytes}"] = rate
-        print(f"digest, items of {item_bytes:6}      {rate:8.1f} GB/s")
+        for kernel in ("digest", "scatter"):
+            rate = float(a.command(f"{kernel} {item_bytes} 20"))
+            results[f"{kernel} {item_bytes}"] = rate
+            print(f"{kernel}, items of {item_bytes:6}     {rate:8.1f} GB/s")
     results["copy"] = float(a.command("copy 20"))
     print(f"gather (read and written)    {results['copy']:8.1f} GB/s")
     bare = {}
@@ -314,11 +315,14 @@ def timing(arguments, peers):
             if limit != "default":
                 both(a, "limit " + limit.replace(":", " "), b, "limit " + limit.replace(":", " "))
             seconds = open_pair(a, b, megabytes << 20)
+            both(a, "posts", b, "posts")
             got, layer_0 = move(a, b, arguments.times)
+            posts = both(a, "posts", b, "posts")
             ours = row(f"pair, {megabytes} MiB, CTAs {limit}", got)
             print(
                 f"    {100 * ours / best:.1f} % of the best bare; opened in {seconds:.2f} s, "
-                f"layer 0 after {layer_0 * 1e6:.0f} us"
+                f"layer 0 after {layer_0 * 1e6:.0f} us; posting, median and most: "
+                f"sender {posts[0]}, receiver {posts[1]} s"
             )
             both(a, "close", b, "close")
     if arguments.out:
@@ -336,7 +340,8 @@ def main():
     parser.add_argument("--times", type=int, default=22, help="timing: two not counted")
     parser.add_argument("--group-mib", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument(
-        "--limits", nargs="+", default=["default"], help="timing: CTAs of copies:digests, 0: all"
+        "--limits", nargs="+", default=["default"],
+        help="timing: CTAs of copies:digests:NCCL, 0: all"
     )
     parser.add_argument("--out", help="timing: JSON")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "tests/support/scripted_pair_holder.h"
@@ -116,6 +117,19 @@ TEST_F(NcclGetTest, OneGetFollowsAnotherOverTheSamePair) {
   EXPECT_EQ(counters().nccl_gets, 3u);
   EXPECT_EQ(holder_.requests.front().kind_case(), v1::PairRequest::kHello);
   EXPECT_EQ(holder_.requests.size(), 1u + 3 * 2) << "a hello, then fetch and ready of each";
+}
+
+// The holder sends, and as many groups come as the pair has staging for, before anybody says where
+// they are to lie.
+TEST_F(NcclGetTest, TheTransferBeginsWithTheManifest) {
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  EXPECT_EQ(holder_.requests.back().kind_case(), v1::PairRequest::kReady);
+  while (calls_->num_begins() < 1 + 3) std::this_thread::yield();
+  EXPECT_EQ(calls_->num_begins(), 1 + 3) << "the greeting and three groups";
+  get->PlaceFrames({});
+  ASSERT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
 }
 
 TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
@@ -274,6 +288,13 @@ TEST_F(NcclGetTest, WithoutDeviceMemoryGrpcIsUsed) {
   auto get = StartPaired();
   EXPECT_THAT(get->WaitForAll(), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
+  // What came nevertheless was dropped, and the pair is as it was.
+  get.reset();
+  scripted_.core->scratch = std::make_unique<DeviceScratch>(calls_, uint64_t{64} << 20);
+  get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_TRUE(get->is_on_device(0));
+  ExpectFrames(*get);
 }
 
 TEST_F(NcclGetTest, ACancelledGetEndsAndLeavesThePairToTheNext) {

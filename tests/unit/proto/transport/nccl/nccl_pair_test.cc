@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -237,6 +238,55 @@ TEST_F(NcclPairTest, ANumberThatBreaksItsRuleIsDataLossAndNamed) {
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
   ASSERT_THAT(Receive(), IsOk());
   EXPECT_FALSE(receiver_.pair->bad_span().has_value());
+}
+
+// A source whose places are known only when all slots are full.
+TEST_F(NcclPairTest, GroupsComeBeforeItIsKnownWhereTheyAreToLie) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+  const auto layers = receiver_.pages.layers();
+  auto source = LayerSource::Of(layers);
+  ASSERT_THAT(source, IsOk());
+  const int greeting = receiver_.calls->num_begins();
+  int posted = 0;
+  source->is_known = [] { return false; };
+  source->layer = [&](size_t layer) -> absl::StatusOr<LayerSpans> {
+    if (layer == 0) posted = receiver_.calls->num_begins() - greeting;
+    return layers[layer];
+  };
+  ASSERT_THAT(receiver_.pair->Receive(*source, limits_, nullptr), IsOk());
+  EXPECT_EQ(posted, 3);
+  EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+}
+
+TEST_F(NcclPairTest, WhatNobodyWantsAnyMoreComesAndIsDroppedAndThePairStays) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  for (const size_t last : {size_t{0}, size_t{1}, kLayers - 1}) {
+    const Pages before = receiver_.pages;
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    const auto layers = receiver_.pages.layers();
+    auto source = LayerSource::Of(layers);
+    ASSERT_THAT(source, IsOk());
+    source->layer = [&](size_t layer) -> absl::StatusOr<LayerSpans> {
+      if (layer == last) return absl::CancelledError("nobody has a place");
+      return layers[layer];
+    };
+    size_t told = 0;
+    EXPECT_THAT(
+        receiver_.pair->Receive(*source, limits_, [&](size_t, const absl::Status&) { ++told; }),
+        StatusIs(StatusCode::kCancelled, HasSubstr("nobody has a place")));
+    EXPECT_LE(told, last);
+    EXPECT_EQ(std::memcmp(receiver_.pages.spans[last][0].data,
+                          before.memory.data() +
+                              (receiver_.pages.spans[last][0].data - receiver_.pages.memory.data()),
+                          kSpanBytes),
+              0)
+        << "nothing is written there";
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    ASSERT_THAT(Receive(), IsOk());
+    EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+    std::fill(receiver_.pages.memory.begin(), receiver_.pages.memory.end(), std::byte{0});
+  }
 }
 
 TEST_F(NcclPairTest, TakesChecksumsOfItsOwnSpans) {
