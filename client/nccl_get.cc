@@ -270,10 +270,9 @@ absl::Status NcclGet::Place(std::span<std::byte* const> places) {
   return absl::OkStatus();
 }
 
-// The holder begins to send, and the first groups come, while the owner finds places.
+// The first groups come while the owner finds places.
 void NcclGet::StartTransfer(std::unique_ptr<NcclLink::Turn> turn) {
-  turn->Ready();
-  ready_at_ = core_->clock->MonotonicNow();
+  read_at_ = core_->clock->MonotonicNow();
   is_direct_ = direct_ != nullptr;
   thread_ = std::thread([this](std::unique_ptr<NcclLink::Turn> of) { RunTransfer(std::move(of)); },
                         std::move(turn));
@@ -367,9 +366,9 @@ void NcclGet::LogTransfer(absl::Time first, absl::Time last, uint64_t bytes) con
        {"objects", keys_.size()},
        {"bytes", bytes},
        {"manifest_ms", ms(answered_at_ - asked_at_)},
-       {"read_ms", ms(ready_at_ - answered_at_)},
-       {"place_ms", ms(placed_at_ - ready_at_)},
-       {"first_layer_ms", ms(first - ready_at_)},
+       {"read_ms", ms(read_at_ - answered_at_)},
+       {"place_ms", ms(placed_at_ - read_at_)},
+       {"first_layer_ms", ms(first - answered_at_)},
        {"other_layers_ms", ms(last - first)}});
 }
 

@@ -101,8 +101,8 @@ class NcclGet final : public GetStream {
   std::shared_ptr<DirectPeer> direct_;
   // shared_ptr: the client's, and kept while this may use it: the transfer's thread does.
   std::shared_ptr<NcclLink> link_;
-  absl::Time asked_at_, answered_at_;  // the manifest
-  absl::Time ready_at_, placed_at_;    // the holder may send; places were named
+  absl::Time asked_at_, answered_at_;  // the manifest; its frames come from then on
+  absl::Time read_at_, placed_at_;     // it was read; places were named
   std::vector<ObjectHead> heads_;
   std::vector<std::string> head_bytes_;  // as received
   std::vector<ObjectHeader> headers_;    // constant once there

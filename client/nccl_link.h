@@ -42,21 +42,22 @@ class NcclLink final : private StreamReceiver {
   class Turn {
    public:
     explicit Turn(NcclLink* link) : link_(link) {}
+    // What was not received comes now, and is dropped.
     ~Turn() { link_->EndTurn(); }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
 
-    // Has the server hold these objects, and asks what they are. `manifest` lists as many heads, or
-    // has a code.
-    // Waits until `deadline`, 1 s at most.
+    // Asks the server for these objects. `manifest` lists as many heads, or has a code. When it is
+    // complete, their frames, of total_bytes() together, come to the pair's staging from now on.
+    // Waits until `deadline`, 2 s at most.
     //   Unavailable, DeadlineExceeded  the link is broken now
     //   DataLoss                       the answer makes no sense; broken too
     absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline) {
       return link_->Fetch(keys, deadline);
     }
-    // Has the server send all of them. REQUIRES: Receive() follows.
-    void Ready() { link_->Ready(); }
-    // Receives them. As NcclPair::Receive.
+    // As the heads say; nothing of them has been checked. 0: nothing comes.
+    uint64_t total_bytes() const { return link_->coming_bytes_; }
+    // Receives them. As NcclPair::Receive. REQUIRES: source.total_bytes as told.
     absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                          const NcclPair::LayerDone& layer_done) {
       return link_->Receive(source, limits, layer_done);
@@ -90,7 +91,7 @@ class NcclLink final : private StreamReceiver {
   void Break(const absl::Status& reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
-  void Ready();
+  void Drop();
   absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
   std::optional<NcclPair::BadSpan> ReportDamage();
@@ -101,6 +102,7 @@ class NcclLink final : private StreamReceiver {
   std::unique_ptr<MessageStream> stream_;
   // Used by who has the turn. Set under mu_, where OnEnd reads it.
   std::unique_ptr<NcclPair> pair_;
+  uint64_t coming_bytes_ = 0;  // of a complete manifest whose frames are not received
 
   mutable Mutex mu_;
   CondVar changed_;

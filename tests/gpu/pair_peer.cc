@@ -8,14 +8,14 @@
 //   id                             a fresh unique id, in hexadecimal
 //   limit COPY_CTAS DIGEST_CTAS COMM_CTAS    for pairs opened from now on; 0: none
 //   open ID RANK GROUP_BYTES MS    opens a pair, bound MS
-//   send TIMES STALL_MS            the prefix TIMES times, 0: until an error; seconds of each
-//   receive TIMES STALL_MS         the same, every span compared; and seconds to layer 0
+//   send TIMES STALL_MS REST_MS    the prefix TIMES times, 0: until an error; seconds of each
+//   receive TIMES STALL_MS REST_MS    the same, every span compared; and seconds to layer 0
 //   posts                          seconds that NCCL took to post each operation since the last
 //                                  time: the median, the most
 //   close
 //   gone                           the control connection says that the peer is gone
 //   fill | clear | corrupt LAYER BLOCK | wrong
-//   bare ID RANK whole|layers|pages TIMES
+//   bare ID RANK whole|layers|pages TIMES REST_MS
 //   digest ITEM_BYTES TIMES | scatter ITEM_BYTES TIMES | copy TIMES
 //                                  GB/s of the kernels over all pages, read once each
 //   exit
@@ -232,8 +232,9 @@ class Peer {
       return Open(IdOf(id), static_cast<int>(a), b, absl::Milliseconds(c));
     }
     if (name == "send" || name == "receive") {
-      words >> a >> b;
-      return Transfer(name == "send", static_cast<int>(a), absl::Milliseconds(b));
+      words >> a >> b >> c;
+      return Transfer(name == "send", static_cast<int>(a), absl::Milliseconds(b),
+                      std::chrono::milliseconds(c));
     }
     if (name == "posts") {
       std::vector<double> seconds = calls_->TakePostSeconds();
@@ -246,12 +247,12 @@ class Peer {
       return "";
     }
     if (name == "bare") {
-      words >> id >> a >> mode >> b;
+      words >> id >> a >> mode >> b >> c;
       const BareMode bare = mode == "whole"    ? BareMode::kWhole
                             : mode == "layers" ? BareMode::kLayers
                                                : BareMode::kPages;
-      return Seconds(
-          TimeBarePair(IdOf(id), static_cast<int>(a), bare, static_cast<int>(b), *pages_));
+      return Seconds(TimeBarePair(IdOf(id), static_cast<int>(a), bare, static_cast<int>(b),
+                                  std::chrono::milliseconds(c), *pages_));
     }
     words >> a >> b;
     return OfPages(name, a, b);
@@ -293,13 +294,15 @@ class Peer {
     return absl::StrFormat("%.4f", SecondsSince(begin));
   }
 
-  absl::StatusOr<std::string> Transfer(bool is_send, int times, absl::Duration stall) {
+  absl::StatusOr<std::string> Transfer(bool is_send, int times, absl::Duration stall,
+                                       std::chrono::milliseconds rest) {
     const TransferLimits limits = {.stall_timeout = stall};
     const std::vector<LayerSpans> layers = pages_->Layers(!is_send);
     const std::shared_ptr<NcclPair> open = pair();
     std::vector<double> seconds;
     double layer_0 = 0;
     for (int i = 0; times == 0 || i < times; ++i) {
+      Rest(rest);
       const auto begin = SteadyClock::now();
       const auto layer_done = [&](size_t layer, const absl::Status&) {
         if (layer == 0) layer_0 = SecondsSince(begin);

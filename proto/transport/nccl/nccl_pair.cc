@@ -214,9 +214,19 @@ absl::Status NcclPair::Receive(std::span<const LayerSpans> layers, const Transfe
   return Receive(source, limits, layer_done);
 }
 
+absl::Status NcclPair::BeginReceive(uint64_t total_bytes) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "BeginReceive"));
+  PKV_CHECK(begun_bytes_ == 0, begun_bytes_);
+  begun_bytes_ = total_bytes;
+  const absl::Status posted = PostReceive(0, std::min(total_bytes, options_.group_bytes));
+  return posted.ok() ? posted : Break(posted);
+}
+
 absl::Status NcclPair::Receive(const LayerSource& source, const TransferLimits& limits,
                                const LayerDone& layer_done) {
   PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Receive"));
+  PKV_CHECK(begun_bytes_ == 0 || begun_bytes_ == source.total_bytes, begun_bytes_, " bytes begun, ",
+            source.total_bytes);
   bad_span_.reset();
   Progress progress = {.kind = Progress::Kind::kReceive,
                        .plan = TransferPlan(source, options_.group_bytes),
@@ -286,9 +296,12 @@ absl::Status NcclPair::RunSend(Progress& progress) {
 absl::Status NcclPair::RunReceive(Progress& progress) {
   const size_t num_groups = progress.plan.num_groups();
   size_t num_posted = 0, num_filled = 0;
+  bool has_begun = std::exchange(begun_bytes_, 0) != 0;
   while (progress.num_issued < num_groups) {
     const bool posts = num_posted < num_groups && num_posted < progress.num_finished + kSlots;
-    if (posts) PKV_RETURN_IF_ERROR(BeginReceive(progress, num_posted));
+    if (posts && !std::exchange(has_begun, false)) {
+      PKV_RETURN_IF_ERROR(PostReceive(num_posted, progress.plan.BytesOf(num_posted)));
+    }
     const bool fills = num_filled == progress.num_issued && num_filled < num_posted + posts &&
                        (!posts || progress.plan.IsNextKnown());
     if (fills) PKV_RETURN_IF_ERROR(FillReceive(progress, num_filled++));
@@ -358,9 +371,8 @@ absl::Status NcclPair::BeginSend(Progress& progress, size_t group_index) {
 }
 
 // Always to staging: a group whose spans lie in one piece is rare, and the digests read it anyway.
-absl::Status NcclPair::BeginReceive(Progress& progress, size_t group_index) {
-  const PairOp op = {false, slots_[group_index % kSlots].staging(),
-                     progress.plan.BytesOf(group_index)};
+absl::Status NcclPair::PostReceive(size_t group_index, uint64_t bytes) {
+  const PairOp op = {false, slots_[group_index % kSlots].staging(), bytes};
   return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
 }
 

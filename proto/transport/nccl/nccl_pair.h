@@ -100,6 +100,10 @@ class NcclPair {
   absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const LayerDone& layer_done);
 
+  // Has the first group come to staging, before anything but the total is known: the next call is
+  // Receive, of as many bytes. REQUIRES: total_bytes as there.
+  absl::Status BeginReceive(uint64_t total_bytes);
+
   // The first span that the last Receive found damaged; none: it found none.
   struct BadSpan {
     size_t layer_index = 0, span_index = 0;
@@ -143,7 +147,7 @@ class NcclPair {
   absl::Status FinishWhatPassed(Progress& progress);
   absl::Status PrepareSend(Progress& progress, size_t group_index);
   absl::Status BeginSend(Progress& progress, size_t group_index);
-  absl::Status BeginReceive(Progress& progress, size_t group_index);
+  absl::Status PostReceive(size_t group_index, uint64_t bytes);
   absl::Status FillReceive(Progress& progress, size_t group_index);
   absl::Status LaunchReceive(Progress& progress, size_t group_index);
   absl::Status WaitForLayers(const TransferGroup& group, void* stream);
@@ -168,6 +172,7 @@ class NcclPair {
   void* comm_ = nullptr;
   void* comm_stream_ = nullptr;  // sends and receives
   void* copy_stream_ = nullptr;  // gathering, scattering, digests
+  uint64_t begun_bytes_ = 0;     // of a transfer whose first group is posted; 0: none
   std::vector<PairSlot> slots_;  // of groups in flight, in turn: group g has slot g % kSlots
   DigestItemCutter cutter_;
   std::optional<BadSpan> bad_span_;

@@ -259,6 +259,28 @@ TEST_F(NcclPairTest, GroupsComeBeforeItIsKnownWhereTheyAreToLie) {
   EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
 }
 
+TEST_F(NcclPairTest, AReceiveGoesOnWithTheGroupThatHasBegun) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  constexpr uint64_t kTotalBytes = kLayers * kSpans * kSpanBytes;
+  const int greeting = receiver_.calls->num_begins();
+  for (int round = 0; round < 2; ++round) {
+    ASSERT_THAT(receiver_.pair->BeginReceive(kTotalBytes), IsOk());
+    EXPECT_EQ(receiver_.calls->num_begins() - greeting, 1 + round * 7);
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    ASSERT_THAT(Receive(), IsOk());
+    EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+    EXPECT_EQ(receiver_.calls->num_begins() - greeting, (1 + round) * 7)
+        << (kTotalBytes + kGroupBytes - 1) / kGroupBytes << " groups";
+  }
+}
+
+TEST_F(NcclPairTest, AReceiveThatCannotBeginBreaksThePair) {
+  receiver_.calls->faults.failing_begin = 1;
+  ASSERT_NO_FATAL_FAILURE(OpenReceiverAlone());
+  EXPECT_THAT(receiver_.pair->BeginReceive(kGroupBytes), StatusIs(StatusCode::kUnavailable));
+  ExpectBroken(receiver_, 1);
+}
+
 TEST_F(NcclPairTest, WhatNobodyWantsAnyMoreComesAndIsDroppedAndThePairStays) {
   ASSERT_NO_FATAL_FAILURE(OpenBoth());
   for (const size_t last : {size_t{0}, size_t{1}, kLayers - 1}) {

@@ -83,7 +83,8 @@ TEST_F(PairSlotTest, DigestsOfASpansPiecesAddUp) {
   std::vector<std::byte> large(kGroupBytes + 80'000);
   for (size_t i = 0; i < large.size(); ++i) large[i] = static_cast<std::byte>(i * 7 >> 3);
   spans_ = {{large.data(), kGroupBytes - 1600}, {large.data() + kGroupBytes - 1600, 81'600}};
-  const auto source = LayerSource::Of(std::vector{LayerSpans{.spans = spans_}});
+  const std::vector<LayerSpans> layers = {{.spans = spans_}};
+  const auto source = LayerSource::Of(layers);
   ASSERT_THAT(source, IsOk());
   TransferPlan plan(*source, kGroupBytes);
   uint32_t digest = 0;
