@@ -368,6 +368,10 @@ absl::Status ValidateOptions(const ClientOptions& options, const NcclPort* gpu) 
   if (const absl::Status named = CheckDirectFrom(options.direct_from); !named.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("direct_from: ", named.message()));
   }
+  if (!options.direct_from.empty() && options.transport != Transport::kAuto) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("direct_from '", options.direct_from, "' needs transport auto"));
+  }
   if (options.transport == Transport::kNccl && gpu == nullptr) {
     return absl::InvalidArgumentError(
         "transport nccl needs a GPU of this process that frames come to");

@@ -64,6 +64,7 @@ struct Job {
   DevicePatternIds ids;
   DeviceKeyFeedback feedback;
   const float* importance = nullptr;
+  void* queries_asked = nullptr;
   LayerEncodeArgs encode;
 };
 
@@ -94,6 +95,7 @@ class LayerCompressorCuda final : public LayerCompressor {
     job.ids = layer.ids;
     job.feedback = layer.feedback;
     job.importance = layer.importance;
+    job.queries_asked = layer.queries_asked;
     job.encode = EncodeArgsFor(shape_, params_);
     job.encode.pages = layer.pages;
     job.encode.page_stride = layer.page_stride;
@@ -161,6 +163,11 @@ class LayerCompressorCuda final : public LayerCompressor {
       PKV_RETURN_IF_ERROR(
           CudaStatus(LaunchFiniteFlag(rest, non_finite(), stream), "launch finite check"));
     }
+    return absl::OkStatus();
+  }
+
+  // Which token stands in which slot.
+  absl::Status Arrange(Job& job, cudaStream_t stream) {
     if (job.importance == nullptr || params_.encoding.k_fine_tokens == 0) return absl::OkStatus();
     SlotKernelArgs args;
     args.importance = job.importance;
@@ -225,10 +232,17 @@ class LayerCompressorCuda final : public LayerCompressor {
   }
 
   absl::Status Encode(Job& job, Phase phase, cudaStream_t stream) {
-    if (job.num_blocks == 0) return absl::OkStatus();
     LayerEncodeArgs& args = job.encode;
+    if (params_.encoding.has_patterns && job.ids.k == nullptr && job.num_blocks > 0) {
+      PKV_RETURN_IF_ERROR(Assign(job, phase, stream));
+    }
+    if (job.queries_asked != nullptr) {
+      PKV_RETURN_IF_ERROR(CudaStatus(
+          cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(job.queries_asked)), "wait"));
+    }
+    if (job.num_blocks == 0) return absl::OkStatus();
+    PKV_RETURN_IF_ERROR(Arrange(job, stream));
     if (params_.encoding.has_patterns) {
-      if (job.ids.k == nullptr) PKV_RETURN_IF_ERROR(Assign(job, phase, stream));
       args.k_patterns = job.bank->patterns;
       args.v_patterns = job.bank->patterns + BankTensor(*job.bank);
       args.k_bank_head_stride = args.v_bank_head_stride =

@@ -26,6 +26,7 @@ class Event {
   absl::Status Record(void* stream) const;
   absl::Status MakeWait(void* stream) const;  // work given to `stream` from now on waits
   absl::Status Synchronize() const;           // the caller waits
+  void* handle() const { return handle_; }    // a cudaEvent_t
 
  private:
   void* handle_ = nullptr;  // a cudaEvent_t

@@ -41,6 +41,12 @@ TEST(ClientOptionsTest, NamesTheOptionOutOfItsRange) {
       {"max_attempts", [](ClientOptions& o) { o.max_attempts = 0; }},
       {"initial_backoff", [](ClientOptions& o) { o.initial_backoff = absl::ZeroDuration(); }},
       {"max_backoff", [](ClientOptions& o) { o.max_backoff = absl::Milliseconds(19); }},
+      {"direct_from", [](ClientOptions& o) { o.direct_from = "prefill"; }},
+      {"direct_from 'prefill:7441' needs transport auto",
+       [](ClientOptions& o) {
+         o.direct_from = "prefill:7441";
+         o.transport = Transport::kNccl;
+       }},
       {"message_bytes", [](ClientOptions& o) { o.message_bytes = kMinPayloadBytes - 1; }},
       {"message_bytes", [](ClientOptions& o) { o.message_bytes = kMaxPayloadBytes + 1; }},
   };

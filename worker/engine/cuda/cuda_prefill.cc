@@ -32,12 +32,8 @@ absl::Status CheckRequest(const PrefillRequest& request, int max_tokens) {
 }  // namespace
 
 CudaPrefill::CudaPrefill(const CudaModel* model, const CodecParams& params, const Options& options,
-                         Stream compute, Stream compress)
-    : model_(*model),
-      params_(params),
-      options_(options),
-      compute_(std::move(compute)),
-      compress_(std::move(compress)) {}
+                         Streams streams)
+    : model_(*model), params_(params), options_(options), streams_(std::move(streams)) {}
 
 absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* model,
                                                                const CodecParams& params,
@@ -52,8 +48,9 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* 
   }
   PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make(options.priority));
   PKV_ASSIGN_OR_RETURN(Stream compress, Stream::Make());
-  auto prefill = std::unique_ptr<CudaPrefill>(
-      new CudaPrefill(model, params, options, std::move(compute), std::move(compress)));
+  PKV_ASSIGN_OR_RETURN(Stream queries, Stream::Make());
+  auto prefill = std::unique_ptr<CudaPrefill>(new CudaPrefill(
+      model, params, options, {std::move(compute), std::move(compress), std::move(queries)}));
   PKV_RETURN_IF_ERROR(prefill->Allocate());
   return prefill;
 }
@@ -96,7 +93,10 @@ absl::Status CudaPrefill::Allocate() {
     PKV_ASSIGN_OR_RETURN(ready_[i], Event::Make());
     PKV_ASSIGN_OR_RETURN(released_[i], Event::Make());
   }
-  return compute_.Synchronize();
+  for (Event* event : {&attended_, &sampled_, &asked_}) {
+    PKV_ASSIGN_OR_RETURN(*event, Event::Make());
+  }
+  return streams_.compute.Synchronize();
 }
 
 MutableKvTensorView CudaPrefill::kv(int layer, int num_tokens) {
@@ -129,15 +129,23 @@ absl::Status CudaPrefill::AttendChunk(int layer, int first, int rows) {
     args.lse = lse;
     PKV_RETURN_IF_ERROR(attention_->Run(args, ctx));
   }
-  if (!wants_statistics()) return absl::OkStatus();
+  return wants_statistics() ? SampleChunk(layer, first, rows, lse) : absl::OkStatus();
+}
+
+absl::Status CudaPrefill::SampleChunk(int layer, int first, int rows, const float* lse) {
+  const ModelConfig& config = model_.config();
+  void* queries = streams_.queries.handle();
   QueryChunk chunk;
   chunk.layer = layer;
   chunk.first_token = first;
   chunk.num_queries = rows;
   chunk.q = pass_->q();
-  chunk.q_stride = q_stride;
+  chunk.q_stride = int64_t{config.num_qo_heads} * config.head_dim;
   chunk.lse = lse;
-  return statistics_->Add(chunk, ctx);
+  PKV_RETURN_IF_ERROR(attended_.Record(stream()));
+  PKV_RETURN_IF_ERROR(attended_.MakeWait(queries));
+  PKV_RETURN_IF_ERROR(statistics_->Add(chunk, {Device::kCuda, nullptr, queries}));
+  return sampled_.Record(queries);
 }
 
 absl::Status CudaPrefill::ComputeLayer(const PrefillRequest& request, int layer) {
@@ -162,6 +170,7 @@ absl::Status CudaPrefill::ComputeLayer(const PrefillRequest& request, int layer)
     to.kv_head_stride = kv.head_stride;
     to.kv_row_stride = config.head_dim;
     to.not_finite = not_finite_.As<int32_t>();
+    if (wants_statistics()) PKV_RETURN_IF_ERROR(sampled_.MakeWait(stream()));
     PKV_RETURN_IF_ERROR(pass_->Project(layer, row, rows, to));
     PKV_RETURN_IF_ERROR(AttendChunk(layer, first, rows));
     if (!is_last) PKV_RETURN_IF_ERROR(pass_->Finish(layer, row, rows));
@@ -172,7 +181,18 @@ absl::Status CudaPrefill::ComputeLayer(const PrefillRequest& request, int layer)
 absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
                                      LayerCompression& compression) {
   const ModelConfig& config = model_.config();
-  const ComputeContext ctx = {Device::kCuda, nullptr, compress_stream()};
+  void* queries = streams_.queries.handle();
+  const ComputeContext ctx = {Device::kCuda, nullptr, queries};
+  PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(queries));
+  // What they said of the layer before is used up.
+  PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(queries));
+  const int64_t num_vectors = statistics_->num_vectors(layer);
+  if (params_.feedback_k && num_vectors > 0) {
+    const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;
+    PKV_ASSIGN_OR_RETURN(compression.feedback,
+                         statistics_->Feedback(layer, params_.encoding.rotated,
+                                               params_.feedback_damping + shrinkage, ctx));
+  }
   if (params_.encoding.k_fine_tokens > 0) {
     if (layer + 1 == config.num_layers) {  // without attention
       PKV_RETURN_IF_ERROR(statistics_->ScoreSamples(
@@ -183,13 +203,8 @@ absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
         statistics_->Importance(layer, compression.kv, request.first_token, importance, ctx));
     compression.importance = importance;
   }
-  const int64_t num_vectors = statistics_->num_vectors(layer);
-  if (!params_.feedback_k || num_vectors == 0) return absl::OkStatus();
-  const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;
-  PKV_ASSIGN_OR_RETURN(compression.feedback,
-                       statistics_->Feedback(layer, params_.encoding.rotated,
-                                             params_.feedback_damping + shrinkage, ctx));
-  return absl::OkStatus();
+  compression.queries_asked = asked_.handle();
+  return asked_.Record(queries);
 }
 
 absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer) {
@@ -232,7 +247,7 @@ absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
   if (wants_statistics()) {
     PKV_RETURN_IF_ERROR(statistics_->Start(request.first_token,
                                            static_cast<int64_t>(request.tokens.size()),
-                                           {Device::kCuda, nullptr, stream}));
+                                           {Device::kCuda, nullptr, streams_.queries.handle()}));
   }
   for (int layer = 0; layer < model_.config().num_layers; ++layer) {
     // At most two layers are enqueued ahead, so that a cancelled request ends soon.
@@ -252,8 +267,9 @@ absl::Status CudaPrefill::Run(const PrefillRequest& request) {
   if (request.first_token == static_cast<int>(request.tokens.size())) return absl::OkStatus();
   absl::Status status = RunLayers(request);
   // Whatever happened, nothing is under way when this returns.
-  status.Update(compute_.Synchronize());
-  status.Update(compress_.Synchronize());
+  for (const Stream* each : {&streams_.compute, &streams_.compress, &streams_.queries}) {
+    status.Update(each->Synchronize());
+  }
   PKV_RETURN_IF_ERROR(status);
   int32_t not_finite = 0;
   PKV_RETURN_IF_ERROR(not_finite_.CopyToHost(std::as_writable_bytes(std::span(&not_finite, 1))));

@@ -56,8 +56,8 @@ struct PrefillRequest {
 };
 
 // Computes the K and V of prompts on a GPU, layer by layer, each compressed on a stream of its own
-// while the next one is computed. Inside a layer tokens are taken in chunks, so that activations
-// stay small.
+// while the next one is computed; what its queries say to the encoder is found on a third. Inside a
+// layer tokens are taken in chunks, so that activations stay small.
 //
 // Owns activations and the uncompressed K and V of two layers. Thread-compatible.
 class CudaPrefill {
@@ -81,16 +81,21 @@ class CudaPrefill {
   //   so errors of the callbacks
   absl::Status Run(const PrefillRequest& request);
 
-  void* stream() const { return compute_.handle(); }
-  void* compress_stream() const { return compress_.handle(); }
+  void* stream() const { return streams_.compute.handle(); }
+  void* compress_stream() const { return streams_.compress.handle(); }
 
  private:
+  struct Streams {
+    // `queries`: what the model's queries say to the encoder. Small kernels that take their time.
+    Stream compute, compress, queries;
+  };
   CudaPrefill(const CudaModel* model, const CodecParams& params, const Options& options,
-              Stream compute, Stream compress);
+              Streams streams);
   absl::Status Allocate();
   absl::Status RunLayers(const PrefillRequest& request);
   absl::Status ComputeLayer(const PrefillRequest& request, int layer);
   absl::Status AttendChunk(int layer, int first, int rows);
+  absl::Status SampleChunk(int layer, int first, int rows, const float* lse);
   absl::Status CompressLayer(const PrefillRequest& request, int layer);
   // What the queries say to the layer's encoder.
   absl::Status AskQueries(const PrefillRequest& request, int layer, LayerCompression& compression);
@@ -102,7 +107,7 @@ class CudaPrefill {
   const CudaModel& model_;
   const CodecParams params_;
   const Options options_;
-  const Stream compute_, compress_;  // outlive the device memory
+  const Streams streams_;  // outlive the device memory
   std::unique_ptr<LayerPass> pass_;
   std::unique_ptr<PrefillAttention> attention_;
   std::unique_ptr<QueryStatistics> statistics_;
@@ -112,6 +117,9 @@ class CudaPrefill {
   std::array<DeviceBuffer, 2> kv_;  // by layer mod 2
   // By layer mod 2: K and V are complete; whoever reads them is through.
   std::array<Event, 2> ready_, released_;
+  // Of the last chunk: its queries have attended, and been sampled; of the last layer: what they
+  // say is there.
+  Event attended_, sampled_, asked_;
 };
 
 }  // namespace pkv

@@ -49,6 +49,11 @@ __global__ void EmbedRowsKernel(const T* table, const int32_t* tokens, int dim, 
 constexpr int kNormThreads = 512;
 constexpr int kNormQuads = kNormDimMax / 4 / kNormThreads;  // of a thread
 
+template <typename T>
+struct alignas(8) Quad {
+  T values[4];
+};
+
 __device__ __forceinline__ float4 Add(float4 a, float4 b) {
   return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
@@ -90,55 +95,68 @@ __global__ void __launch_bounds__(kNormThreads) NormRowsKernel(NormRowsArgs args
   }
   const auto dim = static_cast<float>(args.dim);
   const float scale = rsqrtf(SumOverCta<kNormThreads>(squares, scratch) / dim + args.eps);
-  struct alignas(8) Quad {
-    T values[4];
-  };
 #pragma unroll
   for (int j = 0; j < kNormQuads; ++j) {
     const int i = j * kNormThreads + thread;
     if (i >= quads) continue;
-    static_cast<Quad*>(args.out)[row + i] = {
+    static_cast<Quad<T>*>(args.out)[row + i] = {
         {FromFloat<T>(x[j].x * scale * weight[j].x), FromFloat<T>(x[j].y * scale * weight[j].y),
          FromFloat<T>(x[j].z * scale * weight[j].z), FromFloat<T>(x[j].w * scale * weight[j].w)}};
   }
 }
 
-// Row blockIdx.x; a thread turns pairs (c, c + head_dim / 2), strided over blockIdx.y.
+__device__ __forceinline__ float4 LoadQuad(const float* at) {
+  return *reinterpret_cast<const float4*>(at);
+}
+
+__device__ __forceinline__ void Turn(float cos, float sin, float& a, float& b) {
+  const float turned = a * cos - b * sin;
+  b = b * cos + a * sin;
+  a = turned;
+}
+
+// A thread turns four pairs of channels, c .. c + 3 and half a head further. Grid: rows.
 template <typename T>
 __global__ void RotaryRowsKernel(RotaryRowsArgs args) {
   const int row = blockIdx.x, half = args.head_dim / 2;
   const int heads = args.num_qo_heads + 2 * args.num_kv_heads;
   const int position = args.positions != nullptr ? args.positions[row] : args.first_position + row;
-  const float2* turn = args.cos_sin + int64_t{position} * half;
+  const auto* turns = reinterpret_cast<const float*>(args.cos_sin + int64_t{position} * half);
   const float* from = args.qkv + int64_t{row} * heads * args.head_dim;
   T* q = static_cast<T*>(args.q) + int64_t{row} * args.num_qo_heads * args.head_dim;
   bool is_finite = true;
-  for (int i = blockIdx.y * kThreads + threadIdx.x; i < heads * half; i += gridDim.y * kThreads) {
-    const int head = i / half, c = i % half;
-    float a = from[head * args.head_dim + c], b = from[head * args.head_dim + c + half];
+  const auto round = [&](float x) {
+    const __half rounded = __float2half_rn(x);
+    is_finite = is_finite && isfinite(__half2float(rounded));
+    return __half_as_ushort(rounded);
+  };
+  for (int i = threadIdx.x * 4; i < heads * half; i += kThreads * 4) {
+    const int head = i / half, c = i % half, at = head * args.head_dim + c;
+    float4 a = LoadQuad(from + at), b = LoadQuad(from + at + half);
     if (args.bias != nullptr) {
-      a += args.bias[head * args.head_dim + c];
-      b += args.bias[head * args.head_dim + c + half];
+      a = Add(a, LoadQuad(args.bias + at));
+      b = Add(b, LoadQuad(args.bias + at + half));
     }
     const bool is_v = head >= args.num_qo_heads + args.num_kv_heads;
     if (!is_v) {
-      const float2 cos_sin = turn[c];
-      const float turned = a * cos_sin.x - b * cos_sin.y;
-      b = b * cos_sin.x + a * cos_sin.y;
-      a = turned;
+      const float4 first = LoadQuad(turns + 2 * c), second = LoadQuad(turns + 2 * c + 4);
+      Turn(first.x, first.y, a.x, b.x);
+      Turn(first.z, first.w, a.y, b.y);
+      Turn(second.x, second.y, a.z, b.z);
+      Turn(second.z, second.w, a.w, b.w);
     }
     if (head < args.num_qo_heads) {
-      q[head * args.head_dim + c] = FromFloat<T>(a);
-      q[head * args.head_dim + c + half] = FromFloat<T>(b);
+      *reinterpret_cast<Quad<T>*>(q + at) = {
+          {FromFloat<T>(a.x), FromFloat<T>(a.y), FromFloat<T>(a.z), FromFloat<T>(a.w)}};
+      *reinterpret_cast<Quad<T>*>(q + at + half) = {
+          {FromFloat<T>(b.x), FromFloat<T>(b.y), FromFloat<T>(b.z), FromFloat<T>(b.w)}};
       continue;
     }
     const int kv_head = (head - args.num_qo_heads) % args.num_kv_heads;
     uint16_t* to =
-        (is_v ? args.v : args.k) + kv_head * args.kv_head_stride + row * args.kv_row_stride;
-    const __half low = __float2half_rn(a), high = __float2half_rn(b);
-    is_finite = is_finite && isfinite(__half2float(low)) && isfinite(__half2float(high));
-    to[c] = __half_as_ushort(low);
-    to[c + half] = __half_as_ushort(high);
+        (is_v ? args.v : args.k) + kv_head * args.kv_head_stride + row * args.kv_row_stride + c;
+    *reinterpret_cast<ushort4*>(to) = {round(a.x), round(a.y), round(a.z), round(a.w)};
+    *reinterpret_cast<ushort4*>(to + half) = {round(b.x), round(b.y), round(b.z), round(b.w)};
   }
   // Whoever finds one writes the same value.
   if (!is_finite) args.not_finite[row * args.not_finite_stride] = 1;

@@ -45,13 +45,14 @@ struct RotaryRowsArgs {
   const float* qkv = nullptr;   // [rows, num_qo_heads + 2 num_kv_heads, head_dim]: Q, K, V
   const float* bias = nullptr;  // [num_qo_heads + 2 num_kv_heads, head_dim] or null
   int rows = 0;
-  int num_qo_heads = 0, num_kv_heads = 0, head_dim = 0;
+  int num_qo_heads = 0, num_kv_heads = 0, head_dim = 0;  // the last a multiple of 8
   // Row i stands at positions[i], or at first_position + i without positions.
   const int32_t* positions = nullptr;
   int first_position = 0;
   const float2* cos_sin = nullptr;  // [position][head_dim / 2]
   void* q = nullptr;                // [rows, num_qo_heads, head_dim] of the weights' type
-  // fp16; row i of kv head h stands at h * kv_head_stride + i * kv_row_stride elements.
+  // fp16; row i of kv head h stands at h * kv_head_stride + i * kv_row_stride elements, both
+  // multiples of 4, as the addresses are of 8 bytes.
   uint16_t* k = nullptr;
   uint16_t* v = nullptr;
   int64_t kv_head_stride = 0, kv_row_stride = 0;

@@ -11,7 +11,7 @@ namespace {
 // memory.
 constexpr int kMinStages = 3;
 // Fewer items a CTA would leave too much to the last of them.
-constexpr int kWantedItems = 5;
+constexpr int kWantedItems = 3;
 constexpr int kMinPartColumns = 1024;
 
 // Rows of x stand an odd number of half cache lines apart, like those of the ring.

@@ -64,7 +64,7 @@ struct ClientOptions {
 
   // Of a client with a GPU: prefill workers, name:port, separated by commas, that gets to it may
   // ask first when their caller names one (StartDeviceGet). An address that a name resolves to may
-  // be asked too; no other, whatever a ticket says. Empty: none.
+  // be asked too; no other, whatever a ticket says. Needs Transport::kAuto. Empty: none.
   std::string direct_from;
 
   uint32_t message_bytes = 512 << 10;  // target payload of one message, 4 KiB..1 MiB

@@ -55,6 +55,9 @@ struct LayerCompression {
   // What the tokens received of attention, [kv_head][num_tokens] fp32 on the device: decides which
   // have fine codes (block_slots.h). Null: the last of each block. Unread without fine codes.
   const float* importance = nullptr;
+  // Optional, a cudaEvent_t: feedback and importance are there when it has passed. The stream waits
+  // for it, no sooner than it needs them: mining and assigning need neither.
+  void* queries_asked = nullptr;
   // Block b goes to pages + p * page_stride, p = page_ids[b] (on the device), or b without
   // page_ids: page_bytes of PayloadLayout::OfBlock, equal to the first bytes of its layer frame.
   // The stride is a multiple of 128 bytes, the pages aligned to 128.

@@ -16,7 +16,7 @@ class QuerySample {
   // Positions p with p mod kStride = kStride - 1 are sampled. At kMaxSamples the older half of the
   // samples is thinned out to a wider stride, until a quarter of the room is free.
   static constexpr int kStride = 8;
-  static constexpr int kMaxSamples = 256;
+  static constexpr int kMaxSamples = 128;
 
   static bool IsSampled(int64_t position) { return (position + 1) % kStride == 0; }
 
