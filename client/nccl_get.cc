@@ -189,7 +189,7 @@ absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
     Log(LogLevel::kWarning, is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
         {{"reason", status.ToString()}});
   }
-  // It uses the link. Nothing is left of it, or what is dropped.
+  // The transfer's thread uses the link. It has ended, or drops what still comes.
   if (thread_.joinable()) thread_.join();
   if (direct_ != nullptr) LeaveDirect();
   GoOver();
