@@ -120,7 +120,9 @@ absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
   answered_at_ = core_->clock->MonotonicNow();
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
-  PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
+  const absl::Status read = ReadManifest(*std::move(manifest));
+  if (absl::IsDataLoss(read)) turn->GiveUp(read);
+  PKV_RETURN_IF_ERROR(read);
   PKV_RETURN_IF_ERROR(KeepHeaders());
   StartTransfer(std::move(turn));
   return absl::OkStatus();
@@ -278,9 +280,8 @@ void NcclGet::StartTransfer(std::unique_ptr<NcclLink::Turn> turn) {
                         std::move(turn));
 }
 
-bool NcclGet::AwaitPlaces() {
+bool NcclGet::is_placed() const {
   MutexLock lock(&mu_);
-  while (!is_placed_ && !is_unwanted_ && !cancelled_) changed_.Wait(&mu_);
   return is_placed_;
 }
 
@@ -309,7 +310,7 @@ struct NcclGet::LayerLists {
 };
 
 absl::StatusOr<LayerSpans> NcclGet::ListLayer(int layer, LayerLists& lists) {
-  if (layer == 0 && !AwaitPlaces()) {
+  if (layer == 0 && !is_placed()) {
     return absl::CancelledError("nccl: nobody has a place for the frames any more");
   }
   lists.spans.clear();
@@ -325,7 +326,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   LayerLists lists(heads_);
   const LayerSource source{
       .num_layers = static_cast<size_t>(num_layers()),
-      .total_bytes = lists.layer_bytes * static_cast<uint64_t>(num_layers()),
+      .total_bytes = turn->total_bytes(),
       .layer = [&](size_t layer) { return ListLayer(static_cast<int>(layer), lists); },
       .is_known = [this] { return is_settled(); }};
   const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};

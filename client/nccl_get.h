@@ -73,8 +73,8 @@ class NcclGet final : public GetStream {
   // On the thread.
   //   Cancelled  there are no places
   absl::StatusOr<LayerSpans> ListLayer(int layer, LayerLists& lists) ABSL_LOCKS_EXCLUDED(mu_);
-  // Until places are named, true, or nobody is going to name any.
-  bool AwaitPlaces() ABSL_LOCKS_EXCLUDED(mu_);
+  // Places are named; or nobody is going to name any.
+  bool is_placed() const ABSL_LOCKS_EXCLUDED(mu_);
   bool is_settled() const ABSL_LOCKS_EXCLUDED(mu_);
   // Until `layer` is here: true; false: the transfer has ended without it, as `status` says.
   bool AwaitLayer(int layer, absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);

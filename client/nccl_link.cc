@@ -175,13 +175,18 @@ absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys
   absl::Status status = reply.status();
   if (status.ok() && *coming_bytes > 0) {
     status = pair_->BeginReceive(*coming_bytes);
-    if (status.ok()) coming_bytes_ = *coming_bytes;
+    if (status.ok()) coming_bytes_ = *coming_bytes, fetched_until_ = deadline;
   }
   if (status.ok()) return std::move(*reply->mutable_manifest());
   // A late answer would be taken for the next.
-  Break(status);
-  stream_->Cancel();
+  GiveUp(status);
   return status;
+}
+
+void NcclLink::GiveUp(const absl::Status& reason) {
+  coming_bytes_ = 0;
+  Break(reason);
+  stream_->Cancel();
 }
 
 void NcclLink::Drop() {
@@ -191,7 +196,7 @@ void NcclLink::Drop() {
       .layer = [](size_t) -> absl::StatusOr<LayerSpans> {
         return absl::CancelledError("nccl: nobody has a place for the frames");
       }};
-  Receive(nowhere, {}, nullptr).IgnoreError();
+  Receive(nowhere, {.timeout = fetched_until_ - clock_->MonotonicNow()}, nullptr).IgnoreError();
 }
 
 absl::Status NcclLink::Receive(const LayerSource& source, const TransferLimits& limits,
@@ -199,10 +204,7 @@ absl::Status NcclLink::Receive(const LayerSource& source, const TransferLimits& 
   coming_bytes_ = 0;
   const absl::Status status = pair_->Receive(source, limits, layer_done);
   // Damage, and layers that nobody wanted any more, leave the pair as it is.
-  if (!status.ok() && !absl::IsDataLoss(status) && !absl::IsCancelled(status)) {
-    Break(status);
-    stream_->Cancel();
-  }
+  if (!status.ok() && !absl::IsDataLoss(status) && !absl::IsCancelled(status)) GiveUp(status);
   return status;
 }
 

@@ -42,7 +42,7 @@ class NcclLink final : private StreamReceiver {
   class Turn {
    public:
     explicit Turn(NcclLink* link) : link_(link) {}
-    // What was not received comes now, and is dropped.
+    // What was not received comes now, until the deadline of Fetch, and is dropped.
     ~Turn() { link_->EndTurn(); }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
@@ -62,6 +62,8 @@ class NcclLink final : private StreamReceiver {
                          const NcclPair::LayerDone& layer_done) {
       return link_->Receive(source, limits, layer_done);
     }
+    // Ends the link: of a manifest that makes no sense nothing is to be received.
+    void GiveUp(const absl::Status& reason) { link_->GiveUp(reason); }
     // The object whose frame Receive found damaged first, if it did. The server is told to look.
     std::optional<NcclPair::BadSpan> ReportDamage() { return link_->ReportDamage(); }
 
@@ -91,6 +93,7 @@ class NcclLink final : private StreamReceiver {
   void Break(const absl::Status& reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
+  void GiveUp(const absl::Status& reason);
   void Drop();
   absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
@@ -103,6 +106,7 @@ class NcclLink final : private StreamReceiver {
   // Used by who has the turn. Set under mu_, where OnEnd reads it.
   std::unique_ptr<NcclPair> pair_;
   uint64_t coming_bytes_ = 0;  // of a complete manifest whose frames are not received
+  absl::Time fetched_until_;   // the deadline of who asked for them
 
   mutable Mutex mu_;
   CondVar changed_;

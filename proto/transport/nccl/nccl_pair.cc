@@ -225,8 +225,10 @@ absl::Status NcclPair::BeginReceive(uint64_t total_bytes) {
 absl::Status NcclPair::Receive(const LayerSource& source, const TransferLimits& limits,
                                const LayerDone& layer_done) {
   PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Receive"));
-  PKV_CHECK(begun_bytes_ == 0 || begun_bytes_ == source.total_bytes, begun_bytes_, " bytes begun, ",
-            source.total_bytes);
+  if (begun_bytes_ != 0 && begun_bytes_ != source.total_bytes) {
+    return Break(absl::InvalidArgumentError(absl::StrCat(
+        "a receive of ", source.total_bytes, " bytes, where ", begun_bytes_, " have begun")));
+  }
   bad_span_.reset();
   Progress progress = {.kind = Progress::Kind::kReceive,
                        .plan = TransferPlan(source, options_.group_bytes),
@@ -268,9 +270,7 @@ absl::Status NcclPair::Run(Progress& progress) {
     return absl::OkStatus();
   };
   const absl::Status status = run();
-  if (!status.ok()) return Break(status);
-  for (PairSlot& slot : slots_) slot.FreeOutgrown(*calls_);
-  return status;
+  return status.ok() ? status : Break(status);
 }
 
 // NCCL posts an operation on a thread that it starts for it, which takes about as long as 32 MiB
@@ -302,9 +302,11 @@ absl::Status NcclPair::RunReceive(Progress& progress) {
     if (posts && !std::exchange(has_begun, false)) {
       PKV_RETURN_IF_ERROR(PostReceive(num_posted, progress.plan.BytesOf(num_posted)));
     }
-    const bool fills = num_filled == progress.num_issued && num_filled < num_posted + posts &&
-                       (!posts || progress.plan.IsNextKnown());
-    if (fills) PKV_RETURN_IF_ERROR(FillReceive(progress, num_filled++));
+    const bool may_fill = num_filled == progress.num_issued && num_filled < num_posted + posts;
+    if (may_fill && !posts) PKV_RETURN_IF_ERROR(AwaitPlaces(progress));
+    if (may_fill && (!posts || progress.plan.IsNextKnown())) {
+      PKV_RETURN_IF_ERROR(FillReceive(progress, num_filled++));
+    }
     if (posts) {
       PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
       PKV_RETURN_IF_ERROR(
@@ -314,8 +316,18 @@ absl::Status NcclPair::RunReceive(Progress& progress) {
     const bool launches = progress.num_issued < num_filled && progress.num_issued < num_posted;
     if (launches) PKV_RETURN_IF_ERROR(LaunchReceive(progress, progress.num_issued));
     PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
-    if (!posts && !launches) PKV_RETURN_IF_ERROR(FinishGroup(progress));
+    // All slots are in use, or were a moment ago.
+    if (!posts && !launches) PKV_RETURN_IF_ERROR(FreeSlotOf(progress, num_posted));
   }
+  return absl::OkStatus();
+}
+
+// What was posted waits for the peer on the device meanwhile: as long as a peer may.
+absl::Status NcclPair::AwaitPlaces(Progress& progress) {
+  if (progress.plan.IsNextKnown()) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(Await(progress.bound(), "to be told where the bytes lie",
+                            [&] { return progress.plan.IsNextKnown(); }));
+  progress.last_group = clock_->MonotonicNow();
   return absl::OkStatus();
 }
 
@@ -407,6 +419,7 @@ absl::Status NcclPair::FinishWhatPassed(Progress& progress) {
 }
 
 absl::Status NcclPair::FinishGroup(Progress& progress) {
+  PKV_CHECK(progress.num_finished < progress.num_issued, progress.num_finished);
   const PairSlot& slot = slots_[progress.num_finished % kSlots];
   PKV_RETURN_IF_ERROR(
       Await(progress.bound(), "a group", [&] { return calls_->EventHasPassed(slot.done()); }));

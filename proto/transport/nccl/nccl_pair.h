@@ -95,13 +95,14 @@ class NcclPair {
                        const LayerDone& layer_done);
   // The same of layers that are made as they are needed: the first three groups come to staging
   // meanwhile. When `source` fails, the rest comes and is dropped: its status, and the pair stays
-  // open. While source.layer waits nobody looks at the peer. REQUIRES: checksums of every layer;
-  // total_bytes not 0, a multiple of 16.
+  // open. When is_known has nothing to say for stall_timeout, the pair breaks. REQUIRES: checksums
+  // of every layer; total_bytes not 0, a multiple of 16.
   absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const LayerDone& layer_done);
 
   // Has the first group come to staging, before anything but the total is known: the next call is
-  // Receive, of as many bytes. REQUIRES: total_bytes as there.
+  // Receive, of as many bytes (InvalidArgument of other ones breaks the pair). REQUIRES:
+  // total_bytes as there.
   absl::Status BeginReceive(uint64_t total_bytes);
 
   // The first span that the last Receive found damaged; none: it found none.
@@ -148,6 +149,7 @@ class NcclPair {
   absl::Status PrepareSend(Progress& progress, size_t group_index);
   absl::Status BeginSend(Progress& progress, size_t group_index);
   absl::Status PostReceive(size_t group_index, uint64_t bytes);
+  absl::Status AwaitPlaces(Progress& progress);
   absl::Status FillReceive(Progress& progress, size_t group_index);
   absl::Status LaunchReceive(Progress& progress, size_t group_index);
   absl::Status WaitForLayers(const TransferGroup& group, void* stream);

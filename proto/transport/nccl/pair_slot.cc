@@ -35,17 +35,12 @@ void PairSlot::Free(PairCalls& calls, const Lists& lists) {
 
 void PairSlot::Free(PairCalls& calls) {
   if (staging_ != nullptr) calls.FreeDevice(staging_);
-  FreeOutgrown(calls);
+  for (const Lists& lists : outgrown_) Free(calls, lists);
   Free(calls, lists_);
   for (void* event : {copied_, received_, done_}) {
     if (event != nullptr) calls.DestroyEvent(event);
   }
   *this = PairSlot();
-}
-
-void PairSlot::FreeOutgrown(PairCalls& calls) {
-  for (const Lists& lists : outgrown_) Free(calls, lists);
-  outgrown_.clear();
 }
 
 absl::Status PairSlot::Reserve(PairCalls& calls, uint64_t bytes) {

@@ -34,16 +34,13 @@ class PairSlot {
   void Free(PairCalls& calls);
 
   // Lists for `work` on the pieces of `group`. Numbers of a span are checked when its last piece is
-  // there. Makes room as needed; what it had before is freed later, since freeing waits for
-  // whatever the GPU does. Statuses of PairCalls.
+  // there. Makes room as needed; what it had before is kept until Free, since freeing waits for
+  // whatever the GPU does, in other pairs too. Statuses of PairCalls.
   absl::Status Fill(PairCalls& calls, const TransferGroup& group, SlotWork work,
                     DigestItemCutter& cutter);
   // Brings the lists to the device and starts the kernels on `stream`; digests come back to the
   // host after them.
   absl::Status Launch(PairCalls& calls, void* stream);
-  // Frees rooms that became too small. While no pair of the process waits for its peer on the
-  // device.
-  void FreeOutgrown(PairCalls& calls);
 
   // One for each piece of the group, once the stream has passed Launch: of a span's pieces they add
   // up (xor) to its CRC-32C. A flag that is not 0: the numbers of the span that ends break its

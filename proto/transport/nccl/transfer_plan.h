@@ -41,9 +41,10 @@ struct LayerSource {
   size_t num_layers = 0;     // at least one
   uint64_t total_bytes = 0;  // of all
   // Layer 0, 1, and so on, each once; its spans and checksums are valid until the next is asked
-  // for. May wait until it is known where the bytes lie. Not OK: they lie nowhere.
+  // for. Not OK: they lie nowhere.
   std::function<absl::StatusOr<LayerSpans>(size_t layer_index)> layer;
-  // Whether `layer` would return at once; null: always.
+  // Whether it is known where the bytes lie, or that they lie nowhere: before that a receive does
+  // not ask. Null: it is.
   std::function<bool()> is_known = nullptr;
 
   // Of layers that are all known, which outlive it. InvalidArgument: no layer, or one that Check
@@ -90,7 +91,7 @@ class TransferPlan {
 
   size_t num_groups() const { return num_groups_; }
   uint64_t BytesOf(size_t group_index) const;
-  // Whether Next() would not wait.
+  // Whether the source knows what Next() asks.
   bool IsNextKnown() const;
 
   // The next group; what `group` held is gone. REQUIRES: there is one.

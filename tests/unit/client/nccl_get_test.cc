@@ -124,7 +124,10 @@ TEST_F(NcclGetTest, OneGetFollowsAnotherOverTheSamePair) {
 TEST_F(NcclGetTest, TheTransferBeginsWithTheManifest) {
   auto get = Start();
   ASSERT_THAT(get->WaitForManifest(), IsOk());
-  while (calls_->num_begins() < 1 + 3) std::this_thread::yield();
+  const absl::Time end = Clock::Real()->MonotonicNow() + absl::Seconds(20);
+  while (calls_->num_begins() < 1 + 3 && Clock::Real()->MonotonicNow() < end) {
+    std::this_thread::yield();
+  }
   EXPECT_EQ(calls_->num_begins(), 1 + 3) << "the greeting and three groups";
   get->PlaceFrames({});
   ASSERT_THAT(get->WaitForAll(), IsOk());
