@@ -61,7 +61,6 @@ absl::Status NcclGet::Fail(const absl::Status& status) {
   failure_ = status;
   core_->counters.CountEnd(status);
   record_.End(status.code());
-  turn_.reset();
   return failure_;
 }
 
@@ -121,9 +120,11 @@ absl::Status NcclGet::FetchOver(NcclDialer& dialer, absl::Duration link_patience
   absl::StatusOr<v1::PairManifest> manifest = turn->Fetch(keys_, deadline_);
   answered_at_ = core_->clock->MonotonicNow();
   PKV_RETURN_IF_ERROR(AsUnavailable(manifest.status()));
-  PKV_RETURN_IF_ERROR(ReadManifest(*std::move(manifest)));
+  const absl::Status read = ReadManifest(*std::move(manifest));
+  if (absl::IsDataLoss(read)) turn->GiveUp(read);
+  PKV_RETURN_IF_ERROR(read);
   PKV_RETURN_IF_ERROR(KeepHeaders());
-  turn_ = std::move(turn);
+  StartTransfer(std::move(turn));
   return absl::OkStatus();
 }
 
@@ -173,7 +174,6 @@ absl::Status NcclGet::KeepHeaders() {
 }
 
 absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
-  turn_.reset();
   // What was damaged on the way from another server, or there, is whole on ours.
   const bool is_elsewhere = direct_ != nullptr && absl::IsDataLoss(status);
   if (is_elsewhere) ++core_->counters.integrity_failures;
@@ -191,6 +191,8 @@ absl::Status NcclGet::RecoverFrom(const absl::Status& status) {
     Log(LogLevel::kWarning, is_direct ? "direct: going on over gRPC" : "nccl: going on over gRPC",
         {{"reason", status.ToString()}});
   }
+  // The transfer's thread uses the link. It has ended, or drops what still comes.
+  if (thread_.joinable()) thread_.join();
   if (direct_ != nullptr) LeaveDirect();
   GoOver();
   return absl::OkStatus();
@@ -239,12 +241,17 @@ absl::Status NcclGet::WaitForManifest() {
 
 void NcclGet::PlaceFrames(std::span<std::byte* const> places) {
   if (!failure_.ok() || inner_ != nullptr || std::exchange(has_placed_, true)) return;
-  const absl::Status started = StartTransfer(places);
+  const absl::Status placed = Place(places);
+  {
+    MutexLock lock(&mu_);
+    (placed.ok() ? is_placed_ : is_unwanted_) = true;
+    changed_.SignalAll();
+  }
   // What fails shows in WaitForLayer.
-  if (!started.ok()) RecoverFrom(started).IgnoreError();
+  if (!placed.ok()) RecoverFrom(placed).IgnoreError();
 }
 
-absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
+absl::Status NcclGet::Place(std::span<std::byte* const> places) {
   placed_at_ = core_->clock->MonotonicNow();
   const size_t num_frames = heads_.size() * static_cast<size_t>(num_layers());
   PKV_CHECK(places.empty() || places.size() == num_frames, places.size(), " of ", num_frames);
@@ -254,52 +261,84 @@ absl::Status NcclGet::StartTransfer(std::span<std::byte* const> places) {
   for (size_t i = 0; i < num_frames; ++i) {
     if (places_[i] == nullptr) scratch_bytes += heads_[i / num_layers()].header.frame_bytes;
   }
-  if (scratch_bytes > 0) {
-    PKV_ASSIGN_OR_RETURN(scratch_, core_->scratch->Take(scratch_bytes));
-    std::byte* next = scratch_->data();
-    for (size_t i = 0; i < num_frames; ++i) {
-      if (places_[i] != nullptr) continue;
-      places_[i] = next;
-      next += heads_[i / num_layers()].header.frame_bytes;
-    }
+  if (scratch_bytes == 0) return absl::OkStatus();
+  PKV_ASSIGN_OR_RETURN(scratch_, core_->scratch->Take(scratch_bytes));
+  std::byte* next = scratch_->data();
+  for (size_t i = 0; i < num_frames; ++i) {
+    if (places_[i] != nullptr) continue;
+    places_[i] = next;
+    next += heads_[i / num_layers()].header.frame_bytes;
   }
-  // Lists are made while the holder begins to send.
-  turn_->Ready();
-  thread_ =
-      std::thread([this](std::unique_ptr<NcclLink::Turn> turn) { RunTransfer(std::move(turn)); },
-                  std::move(turn_));
   return absl::OkStatus();
 }
 
-void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
-  std::vector<FrameRules> rules;
-  for (const ObjectHead& head : heads_) rules.push_back(FrameRules::Of(head.header));
-  std::vector<const FrameRules*> rules_of;
-  for (const FrameRules& of : rules) rules_of.push_back(&of);
-  std::vector<std::vector<DeviceSpan>> spans(num_layers());
-  std::vector<std::vector<uint32_t>> checksums(num_layers());
-  std::vector<LayerSpans> layers(num_layers());
-  uint64_t layer_bytes = 0;
-  for (const ObjectHead& head : heads_) layer_bytes += head.header.frame_bytes;
-  for (int layer = 0; layer < num_layers(); ++layer) {
-    for (int i = 0; i < num_objects(); ++i) {
-      spans[layer].push_back({place(i, layer), heads_[i].header.frame_bytes});
-      checksums[layer].push_back(heads_[i].frame_crcs[layer]);
+// The first groups come while the owner finds places.
+void NcclGet::StartTransfer(std::unique_ptr<NcclLink::Turn> turn) {
+  read_at_ = core_->clock->MonotonicNow();
+  is_direct_ = direct_ != nullptr;
+  thread_ = std::thread([this](std::unique_ptr<NcclLink::Turn> of) { RunTransfer(std::move(of)); },
+                        std::move(turn));
+}
+
+bool NcclGet::is_placed() const {
+  MutexLock lock(&mu_);
+  return is_placed_;
+}
+
+bool NcclGet::is_settled() const {
+  MutexLock lock(&mu_);
+  return is_placed_ || is_unwanted_ || cancelled_;
+}
+
+// What a layer of the transfer is compared with, and where it lies.
+struct NcclGet::LayerLists {
+  explicit LayerLists(const std::vector<ObjectHead>& heads) {
+    rules.reserve(heads.size());
+    for (const ObjectHead& head : heads) {
+      rules.push_back(FrameRules::Of(head.header));
+      rules_of.push_back(&rules.back());
+      layer_bytes += head.header.frame_bytes;
     }
-    layers[layer] = {.spans = spans[layer], .checksums = checksums[layer], .rules = rules_of};
   }
-  const absl::Time listed = core_->clock->MonotonicNow();
-  const TransferLimits limits{.timeout = deadline_ - listed};
+
+  std::vector<FrameRules> rules;
+  std::vector<const FrameRules*> rules_of;
+  uint64_t layer_bytes = 0;
+  // Of the layer that is moved now.
+  std::vector<DeviceSpan> spans;
+  std::vector<uint32_t> checksums;
+};
+
+absl::StatusOr<LayerSpans> NcclGet::ListLayer(int layer, LayerLists& lists) {
+  if (layer == 0 && !is_placed()) {
+    return absl::CancelledError("nccl: nobody has a place for the frames any more");
+  }
+  lists.spans.clear();
+  lists.checksums.clear();
+  for (int i = 0; i < num_objects(); ++i) {
+    lists.spans.push_back({place(i, layer), heads_[i].header.frame_bytes});
+    lists.checksums.push_back(heads_[i].frame_crcs[layer]);
+  }
+  return LayerSpans{.spans = lists.spans, .checksums = lists.checksums, .rules = lists.rules_of};
+}
+
+void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
+  LayerLists lists(heads_);
+  const LayerSource source{
+      .num_layers = static_cast<size_t>(num_layers()),
+      .total_bytes = turn->total_bytes(),
+      .layer = [&](size_t layer) { return ListLayer(static_cast<int>(layer), lists); },
+      .is_known = [this] { return is_settled(); }};
+  const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};
   absl::Time first, last;
   CounterSet& counters = core_->counters;
-  std::atomic<uint64_t>& bytes =
-      direct_ != nullptr ? counters.direct_get_bytes : counters.nccl_get_bytes;
+  std::atomic<uint64_t>& bytes = is_direct_ ? counters.direct_get_bytes : counters.nccl_get_bytes;
   bool is_sound = true;
   absl::Status status =
-      turn->Receive(layers, limits, [&](size_t layer, const absl::Status& layer_status) {
+      turn->Receive(source, limits, [&](size_t layer, const absl::Status& layer_status) {
         is_sound = is_sound && layer_status.ok();
         if (!is_sound) return;
-        bytes += layer_bytes;
+        bytes += lists.layer_bytes;
         last = core_->clock->MonotonicNow();
         if (layer == 0) first = last;
         MutexLock lock(&mu_);
@@ -313,25 +352,24 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
         absl::StrCat(ObjectName(keys_[object], object), ": ", status.message()));
   }
   turn.reset();
-  if (status.ok()) LogTransfer(listed, first, last, layer_bytes * num_layers());
-  if (status.ok()) ++(direct_ != nullptr ? counters.direct_gets : counters.nccl_gets);
+  if (status.ok()) LogTransfer(first, last, source.total_bytes);
+  if (status.ok()) ++(is_direct_ ? counters.direct_gets : counters.nccl_gets);
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;
   changed_.SignalAll();
 }
 
-void NcclGet::LogTransfer(absl::Time listed, absl::Time first, absl::Time last,
-                          uint64_t bytes) const {
+void NcclGet::LogTransfer(absl::Time first, absl::Time last, uint64_t bytes) const {
   const auto ms = [](absl::Duration part) { return absl::ToDoubleMilliseconds(part); };
   Log(LogLevel::kDebug, "nccl: received",
-      {{"from", direct_ != nullptr ? "prefill" : "cache"},
+      {{"from", is_direct_ ? "prefill" : "cache"},
        {"objects", keys_.size()},
        {"bytes", bytes},
        {"manifest_ms", ms(answered_at_ - asked_at_)},
-       {"place_ms", ms(placed_at_ - answered_at_)},
-       {"lists_ms", ms(listed - placed_at_)},
-       {"first_layer_ms", ms(first - listed)},
+       {"read_ms", ms(read_at_ - answered_at_)},
+       {"place_ms", ms(placed_at_ - read_at_)},
+       {"first_layer_ms", ms(first - answered_at_)},
        {"other_layers_ms", ms(last - first)}});
 }
 

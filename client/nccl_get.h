@@ -17,9 +17,10 @@
 namespace pkv {
 
 // GetStream whose frames come to device memory, over a link's pair: received by a thread of its
-// own, layer after layer, into the places that the caller named. A prefill worker that is said to
-// have them is asked first, then the client's server. With Transport::kAuto what NCCL does not
-// bring comes over gRPC from that server, from the first missing layer on.
+// own, layer after layer, into the places that the caller named. The transfer begins with the
+// manifest: its first groups are in the pair's staging when the places are named. A prefill worker
+// that is said to have them is asked first, then the client's server. With Transport::kAuto what
+// NCCL does not bring comes over gRPC from that server, from the first missing layer on.
 class NcclGet final : public GetStream {
  public:
   // shared_ptr: a stream may outlive the client that started it. REQUIRES: core->nccl.
@@ -64,14 +65,22 @@ class NcclGet final : public GetStream {
   // After a failure: OK when the rest is to come over gRPC.
   absl::Status RecoverFrom(const absl::Status& status);
   void GoOver();
-  absl::Status StartTransfer(std::span<std::byte* const> places);
+  absl::Status Place(std::span<std::byte* const> places);
+  void StartTransfer(std::unique_ptr<NcclLink::Turn> turn);
   // The thread.
   void RunTransfer(std::unique_ptr<NcclLink::Turn> turn) ABSL_LOCKS_EXCLUDED(mu_);
+  struct LayerLists;
+  // On the thread.
+  //   Cancelled  there are no places
+  absl::StatusOr<LayerSpans> ListLayer(int layer, LayerLists& lists) ABSL_LOCKS_EXCLUDED(mu_);
+  // Places are named; or nobody is going to name any.
+  bool is_placed() const ABSL_LOCKS_EXCLUDED(mu_);
+  bool is_settled() const ABSL_LOCKS_EXCLUDED(mu_);
   // Until `layer` is here: true; false: the transfer has ended without it, as `status` says.
   bool AwaitLayer(int layer, absl::Status& status) ABSL_LOCKS_EXCLUDED(mu_);
-  // What the log says of a transfer that ended, and how long each part took. `listed`: lists were
-  // made; `first`, `last`: layers were here.
-  void LogTransfer(absl::Time listed, absl::Time first, absl::Time last, uint64_t bytes) const;
+  // What the log says of a transfer that ended, and how long each part took. `first`, `last`: those
+  // layers were here.
+  void LogTransfer(absl::Time first, absl::Time last, uint64_t bytes) const;
   absl::Status Fail(const absl::Status& status);
 
   int num_layers() const { return static_cast<int>(heads_.front().frame_crcs.size()); }
@@ -90,10 +99,10 @@ class NcclGet final : public GetStream {
   // shared_ptr: kept while the link, which uses its connection, is. Null once it does not bring the
   // frames.
   std::shared_ptr<DirectPeer> direct_;
-  // shared_ptr: the client's, and kept while this may use it. The turn, which uses it, comes after.
+  // shared_ptr: the client's, and kept while this may use it: the transfer's thread does.
   std::shared_ptr<NcclLink> link_;
-  std::unique_ptr<NcclLink::Turn> turn_;
-  absl::Time asked_at_, answered_at_, placed_at_;  // the manifest; places were named
+  absl::Time asked_at_, answered_at_;  // the manifest; its frames come from then on
+  absl::Time read_at_, placed_at_;     // it was read; places were named
   std::vector<ObjectHead> heads_;
   std::vector<std::string> head_bytes_;  // as received
   std::vector<ObjectHeader> headers_;    // constant once there
@@ -101,7 +110,8 @@ class NcclGet final : public GetStream {
   std::unique_ptr<DeviceScratch::Piece> scratch_;
   std::vector<std::byte*> places_;  // [num_objects][num_layers]
   std::thread thread_;
-  bool has_turn_ = false;  // of the link that was tried last, whatever came of it
+  bool has_turn_ = false;   // of the link that was tried last, whatever came of it
+  bool is_direct_ = false;  // where the transfer comes from
   bool has_placed_ = false;
   bool has_inner_headers_ = false;
 
@@ -109,7 +119,9 @@ class NcclGet final : public GetStream {
 
   mutable Mutex mu_;
   CondVar changed_;
-  int num_layers_here_ ABSL_GUARDED_BY(mu_) = 0;  // on the device, verified
+  bool is_placed_ ABSL_GUARDED_BY(mu_) = false;    // places_ are named
+  bool is_unwanted_ ABSL_GUARDED_BY(mu_) = false;  // they never will be
+  int num_layers_here_ ABSL_GUARDED_BY(mu_) = 0;   // on the device, verified
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mu_);
   // Set by the owner's thread, which alone reads it without the lock.

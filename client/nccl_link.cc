@@ -1,9 +1,11 @@
 #include "client/nccl_link.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/object_check.h"
 #include "proto/base/status_macros.h"
 #include "proto/transport/convert.h"
 #include "proto/transport/nccl/nccl_offer.h"
@@ -16,6 +18,23 @@ constexpr absl::Duration kLinkLasts = absl::Hours(24);
 // For an answer that costs the server a look into its index and, for what is on its disk alone, a
 // wait of 1.5 s at most.
 constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
+
+// Bytes of all frames, as the heads say; 0: the manifest is not complete. Nothing: they cannot be
+// right.
+std::optional<uint64_t> FramesBytes(const v1::PairManifest& manifest) {
+  uint64_t bytes = 0;
+  if (manifest.code() != 0) return bytes;
+  for (const std::string& head : manifest.heads()) {
+    ObjectHeader header;
+    if (head.empty()) return 0;
+    if (head.size() < sizeof(header)) return std::nullopt;
+    std::memcpy(&header, head.data(), sizeof(header));
+    if (header.frame_bytes > kMaxObjectBytes) return std::nullopt;
+    bytes += header.frame_bytes * header.num_layers;  // of 4,096 heads below 2^60
+  }
+  const bool is_possible = bytes != 0 && bytes % kSpanAlignmentBytes == 0 && bytes <= kMaxGetBytes;
+  return is_possible ? std::optional(bytes) : std::nullopt;
+}
 
 }  // namespace
 
@@ -119,6 +138,7 @@ absl::StatusOr<std::unique_ptr<NcclLink::Turn>> NcclLink::TakeTurn(
 }
 
 void NcclLink::EndTurn() {
+  if (coming_bytes_ > 0) Drop();
   MutexLock lock(&mu_);
   taken_ = false;
   changed_.SignalAll();
@@ -136,37 +156,55 @@ bool NcclLink::broken() const {
 
 absl::StatusOr<v1::PairManifest> NcclLink::Fetch(std::span<const ObjectKey> keys,
                                                  absl::Time deadline) {
+  if (coming_bytes_ > 0) Drop();
   v1::PairRequest request;
   for (const ObjectKey& key : keys) *request.mutable_fetch()->add_objects() = ToProto(key);
   const absl::Time answered = std::min(clock_->MonotonicNow() + kAnswerTimeout, deadline);
   Send(request);
   absl::StatusOr<v1::PairReply> reply = Await(answered);
-  if (reply.ok() && (!reply->has_manifest() ||
-                     (reply->manifest().code() == 0 &&
-                      static_cast<size_t>(reply->manifest().heads_size()) != keys.size()))) {
+  std::optional<uint64_t> coming_bytes;
+  if (reply.ok() && reply->has_manifest() &&
+      (reply->manifest().code() != 0 ||
+       static_cast<size_t>(reply->manifest().heads_size()) == keys.size())) {
+    coming_bytes = FramesBytes(reply->manifest());
+  }
+  if (reply.ok() && !coming_bytes.has_value()) {
     reply = absl::DataLossError(
         absl::StrCat("nccl: the answer to a fetch of ", keys.size(), " objects makes no sense"));
   }
-  if (reply.ok()) return std::move(*reply->mutable_manifest());
-  // A late answer would be taken for the next.
-  Break(reply.status());
-  stream_->Cancel();
-  return reply.status();
-}
-
-void NcclLink::Ready() {
-  v1::PairRequest request;
-  request.mutable_ready();
-  Send(request);
-}
-
-absl::Status NcclLink::Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
-                               const NcclPair::LayerDone& layer_done) {
-  const absl::Status status = pair_->Receive(layers, limits, layer_done);
-  if (!status.ok() && !absl::IsDataLoss(status)) {
-    Break(status);
-    stream_->Cancel();
+  absl::Status status = reply.status();
+  if (status.ok() && *coming_bytes > 0) {
+    status = pair_->BeginReceive(*coming_bytes);
+    if (status.ok()) coming_bytes_ = *coming_bytes, fetched_until_ = deadline;
   }
+  if (status.ok()) return std::move(*reply->mutable_manifest());
+  // A late answer would be taken for the next.
+  GiveUp(status);
+  return status;
+}
+
+void NcclLink::GiveUp(const absl::Status& reason) {
+  coming_bytes_ = 0;
+  Break(reason);
+  stream_->Cancel();
+}
+
+void NcclLink::Drop() {
+  const LayerSource nowhere{
+      .num_layers = 1,
+      .total_bytes = coming_bytes_,
+      .layer = [](size_t) -> absl::StatusOr<LayerSpans> {
+        return absl::CancelledError("nccl: nobody has a place for the frames");
+      }};
+  Receive(nowhere, {.timeout = fetched_until_ - clock_->MonotonicNow()}, nullptr).IgnoreError();
+}
+
+absl::Status NcclLink::Receive(const LayerSource& source, const TransferLimits& limits,
+                               const NcclPair::LayerDone& layer_done) {
+  coming_bytes_ = 0;
+  const absl::Status status = pair_->Receive(source, limits, layer_done);
+  // Damage, and layers that nobody wanted any more, leave the pair as it is.
+  if (!status.ok() && !absl::IsDataLoss(status) && !absl::IsCancelled(status)) GiveUp(status);
   return status;
 }
 

@@ -42,25 +42,28 @@ class NcclLink final : private StreamReceiver {
   class Turn {
    public:
     explicit Turn(NcclLink* link) : link_(link) {}
+    // What was not received comes now, until the deadline of Fetch, and is dropped.
     ~Turn() { link_->EndTurn(); }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
 
-    // Has the server hold these objects, and asks what they are. `manifest` lists as many heads, or
-    // has a code.
-    // Waits until `deadline`, 1 s at most.
+    // Asks the server for these objects. `manifest` lists as many heads, or has a code. When it is
+    // complete, their frames, of total_bytes() together, come to the pair's staging from now on.
+    // Waits until `deadline`, 2 s at most.
     //   Unavailable, DeadlineExceeded  the link is broken now
     //   DataLoss                       the answer makes no sense; broken too
     absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline) {
       return link_->Fetch(keys, deadline);
     }
-    // Has the server send all of them. REQUIRES: Receive() follows.
-    void Ready() { link_->Ready(); }
-    // Receives them. As NcclPair::Receive.
-    absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+    // As the heads say; nothing of them has been checked. 0: nothing comes.
+    uint64_t total_bytes() const { return link_->coming_bytes_; }
+    // Receives them. As NcclPair::Receive. REQUIRES: source.total_bytes as told.
+    absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                          const NcclPair::LayerDone& layer_done) {
-      return link_->Receive(layers, limits, layer_done);
+      return link_->Receive(source, limits, layer_done);
     }
+    // Ends the link: of a manifest that makes no sense nothing is to be received.
+    void GiveUp(const absl::Status& reason) { link_->GiveUp(reason); }
     // The object whose frame Receive found damaged first, if it did. The server is told to look.
     std::optional<NcclPair::BadSpan> ReportDamage() { return link_->ReportDamage(); }
 
@@ -90,8 +93,9 @@ class NcclLink final : private StreamReceiver {
   void Break(const absl::Status& reason) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::StatusOr<v1::PairManifest> Fetch(std::span<const ObjectKey> keys, absl::Time deadline);
-  void Ready();
-  absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
+  void GiveUp(const absl::Status& reason);
+  void Drop();
+  absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
                        const NcclPair::LayerDone& layer_done);
   std::optional<NcclPair::BadSpan> ReportDamage();
 
@@ -101,6 +105,8 @@ class NcclLink final : private StreamReceiver {
   std::unique_ptr<MessageStream> stream_;
   // Used by who has the turn. Set under mu_, where OnEnd reads it.
   std::unique_ptr<NcclPair> pair_;
+  uint64_t coming_bytes_ = 0;  // of a complete manifest whose frames are not received
+  absl::Time fetched_until_;   // the deadline of who asked for them
 
   mutable Mutex mu_;
   CondVar changed_;

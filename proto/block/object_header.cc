@@ -31,12 +31,14 @@ const char* KindName(ObjectKind kind) {
   return "unknown";
 }
 
-// InvalidArgument "<field> <value> <rule>, in a <kind>" unless `ok`.
+// InvalidArgument "<field> <value> <rule>, in a <kind>" unless `ok`. The rule's words are put
+// together only then: a get parses hundreds of headers before its first byte.
+template <typename... Words>
 absl::Status Expect(bool ok, const ObjectHeader& header, absl::string_view field, uint64_t value,
-                    absl::string_view rule) {
+                    const Words&... rule) {
   if (ok) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(field, " ", value, " ", rule, ", in a ", KindName(header.kind)));
+      absl::StrCat(field, " ", value, " ", rule..., ", in a ", KindName(header.kind)));
 }
 
 bool IsVariantByte(char c) {
@@ -71,9 +73,9 @@ absl::Status CheckFixedFields(const ObjectHeader& header) {
     return absl::InvalidArgumentError("magic is not that of a pkv object");
   }
   PKV_RETURN_IF_ERROR(Expect(header.version_major == kFormatMajor, header, "version_major",
-                             header.version_major, absl::StrCat("is not ", kFormatMajor)));
+                             header.version_major, "is not ", kFormatMajor));
   PKV_RETURN_IF_ERROR(Expect(header.header_bytes == kHeaderBytes, header, "header_bytes",
-                             header.header_bytes, absl::StrCat("is not ", kHeaderBytes)));
+                             header.header_bytes, "is not ", kHeaderBytes));
   // A later minor version may use reserved bytes for what a reader of this one may ignore.
   if (header.version_minor > kFormatMinor) return absl::OkStatus();
   PKV_RETURN_IF_ERROR(
@@ -96,10 +98,8 @@ absl::Status CheckBlockPatterns(const ObjectHeader& header) {
   }
   const int max_k = kMaxPatterns - ((header.flags & kFlagAppendsK) != 0 ? 1 : 0);
   const int max_v = kMaxPatterns - ((header.flags & kFlagAppendsV) != 0 ? 1 : 0);
-  PKV_RETURN_IF_ERROR(
-      Expect(k <= max_k, header, "num_patterns_k", k, absl::StrCat("not in 0..", max_k)));
-  PKV_RETURN_IF_ERROR(
-      Expect(v <= max_v, header, "num_patterns_v", v, absl::StrCat("not in 0..", max_v)));
+  PKV_RETURN_IF_ERROR(Expect(k <= max_k, header, "num_patterns_k", k, "not in 0..", max_k));
+  PKV_RETURN_IF_ERROR(Expect(v <= max_v, header, "num_patterns_v", v, "not in 0..", max_v));
   return Expect(k + v >= 1, header, "num_patterns_k + num_patterns_v", k + v,
                 "is not positive: the table has a pattern at least");
 }
@@ -107,16 +107,15 @@ absl::Status CheckBlockPatterns(const ObjectHeader& header) {
 absl::Status CheckBlock(const ObjectHeader& header) {
   constexpr uint8_t kKnownFlags = kFlagHasPatterns | kFlagAppendsK | kFlagAppendsV | kFlagRotated;
   PKV_RETURN_IF_ERROR(Expect((header.flags & ~kKnownFlags) == 0, header, "flags", header.flags,
-                             absl::StrCat("not in 0..", kKnownFlags)));
+                             "not in 0..", kKnownFlags));
   PKV_RETURN_IF_ERROR(Expect(header.num_tokens == kBlockTokens, header, "num_tokens",
-                             header.num_tokens, absl::StrCat("is not ", kBlockTokens)));
+                             header.num_tokens, "is not ", kBlockTokens));
   const bool may_have_sinks = header.first_token == 0 && !header.encoding().is_fp16();
   PKV_RETURN_IF_ERROR(Expect(header.num_sinks == 0 || may_have_sinks, header, "num_sinks",
-                             header.num_sinks,
-                             absl::StrCat("is not 0, with first_token ", header.first_token,
-                                          " and bits_k ", header.bits_k)));
+                             header.num_sinks, "is not 0, with first_token ", header.first_token,
+                             " and bits_k ", header.bits_k));
   PKV_RETURN_IF_ERROR(Expect(header.num_sinks <= kMaxSinks, header, "num_sinks", header.num_sinks,
-                             absl::StrCat("not in 0..", kMaxSinks)));
+                             "not in 0..", kMaxSinks));
   return CheckBlockPatterns(header);
 }
 
@@ -130,8 +129,8 @@ absl::Status CheckRowsOnly(const ObjectHeader& header) {
 absl::Status CheckWindow(const ObjectHeader& header) {
   PKV_RETURN_IF_ERROR(CheckRowsOnly(header));
   PKV_RETURN_IF_ERROR(Expect(header.num_tokens >= 1 && header.num_tokens <= kMaxWindowTokens,
-                             header, "num_tokens", header.num_tokens,
-                             absl::StrCat("not in 1..", kMaxWindowTokens)));
+                             header, "num_tokens", header.num_tokens, "not in 1..",
+                             kMaxWindowTokens));
   PKV_RETURN_IF_ERROR(Expect(header.num_patterns_k == 0, header, "num_patterns_k",
                              header.num_patterns_k, "is not 0"));
   return Expect(header.num_patterns_v == 0, header, "num_patterns_v", header.num_patterns_v,
@@ -215,10 +214,9 @@ absl::StatusOr<ObjectSizes> ComputeObjectSizes(const ObjectHeader& header) {
   PKV_RETURN_IF_ERROR(ValidateShape(header.shape()));
   PKV_RETURN_IF_ERROR(ValidateEncoding(header.shape(), header.encoding()));
   PKV_RETURN_IF_ERROR(Expect(header.first_token % kBlockTokens == 0, header, "first_token",
-                             header.first_token,
-                             absl::StrCat("is not a multiple of ", kBlockTokens)));
+                             header.first_token, "is not a multiple of ", kBlockTokens));
   PKV_RETURN_IF_ERROR(Expect(header.first_token <= kMaxFirstToken, header, "first_token",
-                             header.first_token, absl::StrCat("not in 0..", kMaxFirstToken)));
+                             header.first_token, "not in 0..", kMaxFirstToken));
   PKV_RETURN_IF_ERROR(CheckKind(header));
   PKV_RETURN_IF_ERROR(CheckVariantField(header));
 
@@ -256,11 +254,9 @@ absl::StatusOr<ObjectHeader> ParseHeader(std::span<const std::byte> bytes) {
   PKV_ASSIGN_OR_RETURN(const ObjectSizes sizes, ComputeObjectSizes(header));
   PKV_RETURN_IF_ERROR(CheckIds(header));
   PKV_RETURN_IF_ERROR(Expect(header.frame_bytes == sizes.frame_bytes, header, "frame_bytes",
-                             header.frame_bytes,
-                             absl::StrCat("is not the geometry's ", sizes.frame_bytes)));
+                             header.frame_bytes, "is not the geometry's ", sizes.frame_bytes));
   PKV_RETURN_IF_ERROR(Expect(header.object_bytes == sizes.object_bytes, header, "object_bytes",
-                             header.object_bytes,
-                             absl::StrCat("is not the geometry's ", sizes.object_bytes)));
+                             header.object_bytes, "is not the geometry's ", sizes.object_bytes));
   return header;
 }
 

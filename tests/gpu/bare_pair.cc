@@ -3,6 +3,7 @@
 #include <nccl.h>
 
 #include <chrono>
+#include <thread>
 
 namespace pkv {
 namespace {
@@ -47,8 +48,19 @@ void MoveAll(BareMode mode, const PairPages& pages, int rank, ncclComm_t comm,
 
 }  // namespace
 
+void Rest(std::chrono::milliseconds rest) {
+  if (rest == std::chrono::milliseconds::zero()) return;
+  using Clock = std::chrono::steady_clock;
+  const Clock::duration period = rest;
+  const Clock::time_point end{(Clock::now().time_since_epoch() / period + 1) * period};
+  // A thread that sleeps is late by as much as what is measured.
+  std::this_thread::sleep_until(end - std::chrono::milliseconds(2));
+  while (Clock::now() < end) {
+  }
+}
+
 std::vector<double> TimeBarePair(const NcclUniqueId& id, int rank, BareMode mode, int repetitions,
-                                 const PairPages& pages) {
+                                 std::chrono::milliseconds rest, const PairPages& pages) {
   ncclUniqueId unique_id;
   std::memcpy(unique_id.internal, id.bytes.data(), sizeof(unique_id.internal));
   ncclComm_t comm = nullptr;
@@ -57,6 +69,7 @@ std::vector<double> TimeBarePair(const NcclUniqueId& id, int rank, BareMode mode
   CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "make a stream");
   std::vector<double> seconds;
   for (int i = 0; i < repetitions; ++i) {
+    Rest(rest);
     const auto begin = std::chrono::steady_clock::now();
     MoveAll(mode, pages, rank, comm, stream);
     CheckCuda(cudaStreamSynchronize(stream), "move bytes");

@@ -3,6 +3,7 @@
 
 // ncclSend and ncclRecv of the same bytes with nothing around them: what NcclPair is measured by.
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -17,10 +18,15 @@ enum class BareMode {
   kPages,   // one a page, those of a layer in one group
 };
 
-// Seconds of each repetition, from the first call until the stream is through; rank 0 sends. Opens
-// a blocking communicator for it.
+// Until the host's clock shows a multiple of `rest`, which ends at once in all of its processes:
+// what comes next finds threads, GPU and links as a hand-off does, which comes now and then. Of 0:
+// not at all.
+void Rest(std::chrono::milliseconds rest);
+
+// Seconds of each repetition, from the first call until the stream is through, each after a rest;
+// rank 0 sends. Opens a blocking communicator for it.
 std::vector<double> TimeBarePair(const NcclUniqueId& id, int rank, BareMode mode, int repetitions,
-                                 const PairPages& pages);
+                                 std::chrono::milliseconds rest, const PairPages& pages);
 
 }  // namespace pkv
 

@@ -20,6 +20,9 @@ import time
 
 GROUP_BYTES = 64 << 20
 STALL_MS = 500
+# Between transfers that are timed as they come in a hand-off: not one right after the other.
+REST_MS = 300
+RESTED_TIMES = 12
 # An end that lost its peer has an error by then, from the kill or the stop on.
 BOUND_S = 2.0
 
@@ -116,9 +119,10 @@ def open_pair(sender, receiver, group_bytes=GROUP_BYTES):
     return max(float(text) for text in opened)
 
 
-def move(sender, receiver, times=1):
+def move(sender, receiver, times=1, rest_ms=0):
     """[seconds] at the receiver, and seconds until its layer 0."""
-    _, got = both(sender, f"send {times} {STALL_MS}", receiver, f"receive {times} {STALL_MS}")
+    arguments = f"{times} {STALL_MS} {rest_ms}"
+    _, got = both(sender, f"send {arguments}", receiver, f"receive {arguments}")
     seconds, layer_0 = got.split("layer_0")
     return [float(word) for word in seconds.split()], float(layer_0)
 
@@ -141,8 +145,8 @@ def check_bytes(a, b):
 
 def check_data_loss(a, b):
     a.command("corrupt 17 203")
-    a.start(f"send 1 {STALL_MS}")
-    good, text = b.command_answer(f"receive 1 {STALL_MS}")
+    a.start(f"send 1 {STALL_MS} 0")
+    good, text = b.command_answer(f"receive 1 {STALL_MS} 0")
     expect(a.answer(60)[0], "the sender failed")
     a.command("fill")
     expect(not good and text.startswith("DATA_LOSS"), f"expected DATA_LOSS, got {text}")
@@ -185,8 +189,8 @@ class Deaths:
         move(*self.peers)  # the pair after the last death is a sound one
         if by_signal == "KILL":
             self.spares[victim_index].wait_ready()
-        self.peers[0].start(f"send 0 {STALL_MS}")
-        self.peers[1].start(f"receive 0 {STALL_MS}")
+        self.peers[0].start(f"send 0 {STALL_MS} 0")
+        self.peers[1].start(f"receive 0 {STALL_MS} 0")
         time.sleep(self.random.uniform(0.0, 0.03))
         begin = time.monotonic()
         if by_signal == "KILL":
@@ -283,7 +287,7 @@ def timing(arguments, peers):
     results = {"bytes": total, "nccl": a.wait_ready()["nccl"]}
 
     def row(name, seconds):
-        seconds = seconds[2:]  # the first ones connect and warm up
+        seconds = list(seconds)[2:]  # the first ones connect and warm up
         median = statistics.median(seconds)
         results[name] = {"gb_per_s": total / median * 1e-9, "seconds": seconds}
         print(f"{name:28} {total / median * 1e-9:8.1f} GB/s  {median * 1e3:7.3f} ms", flush=True)
@@ -291,35 +295,45 @@ def timing(arguments, peers):
 
     print(f"{total} bytes in pages of {a.wait_ready()['page_bytes']}, NCCL {results['nccl']}")
     for item_bytes in (8 << 10, 16 << 10, 32 << 10):
-        rate = float(a.command(f"digest {item_bytes} 20"))
-        results[f"digest {item_bytes}"] = rate
-        print(f"digest, items of {item_bytes:6}      {rate:8.1f} GB/s")
+        for kernel in ("digest", "scatter"):
+            rate = float(a.command(f"{kernel} {item_bytes} 20"))
+            results[f"{kernel} {item_bytes}"] = rate
+            print(f"{kernel}, items of {item_bytes:6}     {rate:8.1f} GB/s")
     results["copy"] = float(a.command("copy 20"))
     print(f"gather (read and written)    {results['copy']:8.1f} GB/s")
     bare = {}
-    for mode in ("whole", "layers", "pages"):
+    for mode, rest_ms in (("whole", 0), ("layers", 0), ("pages", 0), ("whole", REST_MS)):
         unique_id = a.command("id")
-        times = arguments.times
-        command = "bare {} {} {} {}"
+        command = "bare {} {} {} {} {}"
+        times = RESTED_TIMES if rest_ms else arguments.times
         _, got = both(
             a,
-            command.format(unique_id, 0, mode, times),
+            command.format(unique_id, 0, mode, times, rest_ms),
             b,
-            command.format(unique_id, 1, mode, times),
+            command.format(unique_id, 1, mode, times, rest_ms),
         )
-        bare[mode] = row(f"bare, {mode}", [float(word) for word in got.split()])
+        rate = row(f"bare, {mode}" + (", rested" if rest_ms else ""), map(float, got.split()))
+        if not rest_ms:
+            bare[mode] = rate
     best = max(bare.values())
     for limit in arguments.limits:
         for megabytes in arguments.group_mib:
             if limit != "default":
                 both(a, "limit " + limit.replace(":", " "), b, "limit " + limit.replace(":", " "))
             seconds = open_pair(a, b, megabytes << 20)
+            both(a, "posts", b, "posts")
             got, layer_0 = move(a, b, arguments.times)
+            posts = both(a, "posts", b, "posts")
             ours = row(f"pair, {megabytes} MiB, CTAs {limit}", got)
             print(
                 f"    {100 * ours / best:.1f} % of the best bare; opened in {seconds:.2f} s, "
-                f"layer 0 after {layer_0 * 1e6:.0f} us"
+                f"layer 0 after {layer_0 * 1e6:.0f} us; posting, median and most: "
+                f"sender {posts[0]}, receiver {posts[1]} s"
             )
+            got, layer_0 = move(a, b, RESTED_TIMES, REST_MS)
+            ours = row(f"pair, {megabytes} MiB, rested", got)
+            posts = both(a, "posts", b, "posts")
+            print(f"    layer 0 after {layer_0 * 1e6:.0f} us; posting: {posts[0]}, {posts[1]} s")
             both(a, "close", b, "close")
     if arguments.out:
         with open(arguments.out, "w", encoding="utf-8") as out:
@@ -336,7 +350,8 @@ def main():
     parser.add_argument("--times", type=int, default=22, help="timing: two not counted")
     parser.add_argument("--group-mib", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument(
-        "--limits", nargs="+", default=["default"], help="timing: CTAs of copies:digests, 0: all"
+        "--limits", nargs="+", default=["default"],
+        help="timing: CTAs of copies:digests:NCCL, 0: all"
     )
     parser.add_argument("--out", help="timing: JSON")
     arguments = parser.parse_args()

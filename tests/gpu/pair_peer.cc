@@ -6,20 +6,24 @@
 // is a command, and each but `gone` has one answer, "ok ..." or "error CODE: MESSAGE":
 //
 //   id                             a fresh unique id, in hexadecimal
-//   limit COPY_CTAS DIGEST_CTAS    for pairs opened from now on
+//   limit COPY_CTAS DIGEST_CTAS COMM_CTAS    for pairs opened from now on; 0: none
 //   open ID RANK GROUP_BYTES MS    opens a pair, bound MS
-//   send TIMES STALL_MS            the prefix TIMES times, 0: until an error; seconds of each
-//   receive TIMES STALL_MS         the same, every span compared; and microseconds to layer 0
+//   send TIMES STALL_MS REST_MS    the prefix TIMES times, 0: until an error; seconds of each
+//   receive TIMES STALL_MS REST_MS    the same, every span compared; and seconds to layer 0
+//   posts                          seconds that NCCL took to post each operation since the last
+//                                  time: the median, the most
 //   close
 //   gone                           the control connection says that the peer is gone
 //   fill | clear | corrupt LAYER BLOCK | wrong
-//   bare ID RANK whole|layers|pages TIMES
-//   digest ITEM_BYTES TIMES | copy TIMES     GB/s of the kernels over all pages, read once each
+//   bare ID RANK whole|layers|pages TIMES REST_MS
+//   digest ITEM_BYTES TIMES | scatter ITEM_BYTES TIMES | copy TIMES
+//                                  GB/s of the kernels over all pages, read once each
 //   exit
 #include <cuda_runtime_api.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -38,6 +42,7 @@
 #include "proto/transport/nccl/span_kernels.h"
 #include "tests/gpu/bare_pair.h"
 #include "tests/gpu/pair_pages.h"
+#include "tests/gpu/timed_pair_calls.h"
 
 namespace pkv {
 namespace {
@@ -64,12 +69,16 @@ class KernelTiming {
     CheckCuda(cudaEventCreate(&end_), "make an event");
   }
 
-  double DigestGbPerS(uint64_t item_bytes, int times) {
+  // `scatters`: and copies each page, in the order of the pages.
+  double DigestGbPerS(uint64_t item_bytes, bool scatters, int times) {
+    auto* const copies = scatters ? AllocateOnDevice<std::byte>(pages_.total_bytes()) : nullptr;
     DigestItemCutter cutter(item_bytes);
     std::vector<DigestItem> items;
     std::vector<uint32_t> seeds;
     for (const DeviceSpan& span : pages_.spans()) {
-      seeds.push_back(cutter.Append(span, static_cast<uint32_t>(seeds.size()), items));
+      const auto index = static_cast<uint32_t>(seeds.size());
+      cutter.AppendPart(span, 0, scatters ? copies + index * span.bytes : nullptr, index, items);
+      seeds.push_back(cutter.SeedOf(span.bytes));
     }
     auto* device_items = OnDevice(items);
     auto* digests = OnDevice(seeds);
@@ -84,6 +93,7 @@ class KernelTiming {
     PKV_CHECK(got == pages_.checksums(), "digests differ from the host's");
     const double seconds = SecondsOf(launch, times);
     Free(device_items, digests);
+    CheckCuda(cudaFree(copies), "free");
     return static_cast<double>(pages_.total_bytes()) / seconds * 1e-9;
   }
 
@@ -151,7 +161,7 @@ class Peer {
     CheckCuda(cudaSetDevice(device_), "take the device");
     auto calls = MakePairCalls(device_);
     PKV_CHECK(calls.ok(), calls.status().ToString());
-    calls_ = *std::move(calls);
+    calls_ = std::make_shared<TimedPairCalls>(*std::move(calls));
     pages_ = std::make_unique<PairPages>(static_cast<uint32_t>(device_) + 1);
     pages_->Fill();
     Answer(absl::StrCat("ready devices=", num_devices, " nccl=", NcclVersion(),
@@ -209,9 +219,12 @@ class Peer {
           absl::string_view(reinterpret_cast<const char*>(made.bytes.data()), made.bytes.size()));
     }
     if (name == "limit") {
-      words >> a >> b;
-      PKV_ASSIGN_OR_RETURN(calls_, MakePairCalls(device_, {.copy_ctas = static_cast<int>(a),
-                                                           .digest_ctas = static_cast<int>(b)}));
+      words >> a >> b >> c;
+      PKV_ASSIGN_OR_RETURN(auto calls,
+                           MakePairCalls(device_, {.comm_ctas = static_cast<int>(c),
+                                                   .copy_ctas = static_cast<int>(a),
+                                                   .digest_ctas = static_cast<int>(b)}));
+      calls_ = std::make_shared<TimedPairCalls>(std::move(calls));
       return "";
     }
     if (name == "open") {
@@ -219,28 +232,36 @@ class Peer {
       return Open(IdOf(id), static_cast<int>(a), b, absl::Milliseconds(c));
     }
     if (name == "send" || name == "receive") {
-      words >> a >> b;
-      return Transfer(name == "send", static_cast<int>(a), absl::Milliseconds(b));
+      words >> a >> b >> c;
+      return Transfer(name == "send", static_cast<int>(a), absl::Milliseconds(b),
+                      std::chrono::milliseconds(c));
+    }
+    if (name == "posts") {
+      std::vector<double> seconds = calls_->TakePostSeconds();
+      if (seconds.empty()) return "0 0";
+      std::sort(seconds.begin(), seconds.end());
+      return Seconds({seconds[seconds.size() / 2], seconds.back()});
     }
     if (name == "close") {
       PKV_RETURN_IF_ERROR(pair()->Close());
       return "";
     }
     if (name == "bare") {
-      words >> id >> a >> mode >> b;
+      words >> id >> a >> mode >> b >> c;
       const BareMode bare = mode == "whole"    ? BareMode::kWhole
                             : mode == "layers" ? BareMode::kLayers
                                                : BareMode::kPages;
-      return Seconds(
-          TimeBarePair(IdOf(id), static_cast<int>(a), bare, static_cast<int>(b), *pages_));
+      return Seconds(TimeBarePair(IdOf(id), static_cast<int>(a), bare, static_cast<int>(b),
+                                  std::chrono::milliseconds(c), *pages_));
     }
     words >> a >> b;
     return OfPages(name, a, b);
   }
 
   absl::StatusOr<std::string> OfPages(const std::string& name, uint64_t a, uint64_t b) {
-    if (name == "digest") {
-      return absl::StrFormat("%.1f", KernelTiming(*pages_).DigestGbPerS(a, static_cast<int>(b)));
+    if (name == "digest" || name == "scatter") {
+      return absl::StrFormat(
+          "%.1f", KernelTiming(*pages_).DigestGbPerS(a, name == "scatter", static_cast<int>(b)));
     }
     if (name == "copy") {
       return absl::StrFormat("%.1f", KernelTiming(*pages_).CopyGbPerS(static_cast<int>(a)));
@@ -273,13 +294,15 @@ class Peer {
     return absl::StrFormat("%.4f", SecondsSince(begin));
   }
 
-  absl::StatusOr<std::string> Transfer(bool is_send, int times, absl::Duration stall) {
+  absl::StatusOr<std::string> Transfer(bool is_send, int times, absl::Duration stall,
+                                       std::chrono::milliseconds rest) {
     const TransferLimits limits = {.stall_timeout = stall};
     const std::vector<LayerSpans> layers = pages_->Layers(!is_send);
     const std::shared_ptr<NcclPair> open = pair();
     std::vector<double> seconds;
     double layer_0 = 0;
     for (int i = 0; times == 0 || i < times; ++i) {
+      Rest(rest);
       const auto begin = SteadyClock::now();
       const auto layer_done = [&](size_t layer, const absl::Status&) {
         if (layer == 0) layer_0 = SecondsSince(begin);
@@ -299,7 +322,7 @@ class Peer {
 
   const int control_;
   const int device_;
-  std::shared_ptr<PairCalls> calls_;
+  std::shared_ptr<TimedPairCalls> calls_;
   std::unique_ptr<PairPages> pages_;
   Mutex mu_;
   std::shared_ptr<NcclPair> pair_ ABSL_GUARDED_BY(mu_);  // by the command in progress and `gone`

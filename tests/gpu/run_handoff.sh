@@ -24,7 +24,7 @@ export LD_LIBRARY_PATH=$bundle/lib:$cublas${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}$
 failed=0
 python3 "$here/handoff.py" timing --tools "$bundle/tools" --out "$out/timing" || failed=1
 python3 "$here/handoff.py" kills --tools "$bundle/tools" --out "$out/kills" \
-  --shape llama-3.2-1b --context 16000 --rounds "$rounds" || failed=1
+  --shape llama-3.2-1b --context 16000 --window-ms 15 --rounds "$rounds" || failed=1
 # 4.2 GB a request: 17 ms to be killed in.
 python3 "$here/handoff.py" kills --tools "$bundle/tools" --out "$out/kills-direct" \
   --holder prefill --context 32000 --direct-memory 10GiB --window-ms 12 --holder-share 0.4 \

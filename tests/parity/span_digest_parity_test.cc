@@ -86,6 +86,53 @@ TEST_F(SpanDigestParityTest, DigestsAreTheHostsChecksumsAtEveryLength) {
   }
 }
 
+// What a receiver does with a group: parts of spans go to their places, and their digests add up.
+TEST_F(SpanDigestParityTest, CopiesPartsToTheirPlacesAndTakesTheirDigestsOnTheWay) {
+  SCOPED_TRACE(kSeed);
+  const std::vector<std::byte> bytes = RandomBytes(1 << 20);
+  const std::vector<std::byte> blank(bytes.size() + 64, std::byte{0xee});
+  DeviceBuffer from = OnDevice(bytes);
+  for (const uint64_t item_bytes : {kDigestRowBytes, kDigestItemBytes}) {
+    for (const int max_ctas : {0, 5}) {
+      DeviceBuffer to = OnDevice(blank);
+      std::vector<std::byte> expected = blank;
+      DigestItemCutter cutter(item_bytes);
+      std::vector<DigestItem> items;
+      std::vector<uint32_t> digests, checksums;
+      for (uint64_t at = 0, length = 16, round = 0; at + length <= bytes.size();
+           at += length, length = length * 5 / 3 % 90'000 / 16 * 16 + 16, ++round) {
+        // Every other is only digested; parts are cut off at the front.
+        const uint64_t cut = length / 3 / 16 * 16;
+        const uint64_t place = at + 16 * (round % 3);
+        std::byte* const target = round % 2 == 0 ? to.data() + place : nullptr;
+        const auto index = static_cast<uint32_t>(digests.size());
+        if (cut > 0) cutter.AppendPart({from.data() + at, cut}, length - cut, target, index, items);
+        cutter.AppendPart({from.data() + at + cut, length - cut}, 0,
+                          target == nullptr ? nullptr : target + cut, index + 1, items);
+        digests.insert(digests.end(), {cutter.SeedOf(length), 0});
+        checksums.push_back(Crc32c(std::span(bytes).subspan(at, length)));
+        if (target != nullptr) {
+          std::memcpy(expected.data() + place, bytes.data() + at, length);
+        }
+      }
+      ASSERT_GT(checksums.size(), 10u);
+      const DeviceBuffer device_items = OnDevice(items);
+      DeviceBuffer device_digests = OnDevice(digests);
+      ASSERT_EQ(LaunchDigestItems(reinterpret_cast<const DigestItem*>(device_items.data()),
+                                  static_cast<uint32_t>(items.size()),
+                                  device_digests.As<uint32_t>(), max_ctas, stream()),
+                cudaSuccess);
+      ToHost(device_digests, digests);
+      std::vector<std::byte> got(blank.size());
+      ToHost(to, got);
+      EXPECT_TRUE(got == expected);
+      for (size_t i = 0; i < checksums.size(); ++i) {
+        ASSERT_EQ(digests[2 * i] ^ digests[2 * i + 1], checksums[i]) << i;
+      }
+    }
+  }
+}
+
 TEST_F(SpanDigestParityTest, FewCtasTakeManyItemsInTurns) {
   const std::vector<std::byte> bytes = RandomBytes(1 << 20);
   DeviceBuffer device = OnDevice(bytes);

@@ -118,6 +118,11 @@ class FakePairCalls : public PairCalls {
     is_held_ = true;
     streams_.at(stream).push_back([this] { return !is_held_; });
   }
+  void HoldStreams() {
+    MutexLock lock(&mu_);
+    is_held_ = true;
+    for (auto& [handle, works] : streams_) works.push_back([this] { return !is_held_; });
+  }
   void LetStreamGo() {
     MutexLock lock(&mu_);
     is_held_ = false;

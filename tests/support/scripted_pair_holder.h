@@ -96,15 +96,17 @@ class ScriptedPairHolder {
       on_fetch(*stream);
     } else if (request.has_fetch()) {
       *reply.mutable_manifest() = refusal;
+      bool is_complete = refusal.code() == 0;
       for (int i = 0; i < request.fetch().objects_size() && refusal.code() == 0; ++i) {
         const SealedObject* found = Find(request.fetch().objects(i).id());
         std::string* head = reply.mutable_manifest()->add_heads();
+        is_complete = is_complete && found != nullptr;
         if (found == nullptr) continue;
         head->assign(reinterpret_cast<const char*>(found->head().data()), found->head().size());
       }
       asked_ = request.fetch();
       stream->Deliver(reply);
-    } else if (request.has_ready()) {
+      if (!is_complete) return;
       Join().IgnoreError();
       thread_ = std::thread([this] { status_ = Send(); });
     }

@@ -69,13 +69,15 @@ struct NcclPair::Bound {
 // Of one call that moves groups.
 struct NcclPair::Progress {
   enum class Kind { kSend, kReceive, kChecksum } kind;
-  std::span<const LayerSpans> layers;
+  TransferPlan plan;
   const TransferLimits& limits;
   LayerDone layer_done = nullptr;
-  TransferPlan plan = {};
-  absl::Time end = {};         // of the call
-  absl::Time last_group = {};  // when the last one was through
+  std::array<TransferGroup, kSlots> groups = {};  // as slots
+  absl::Time end = {};                            // of the call
+  absl::Time last_group = {};                     // when the last one was through
   size_t num_issued = 0, num_finished = 0;
+  absl::Status dropped = {};  // not OK: nobody says where the rest is to lie
+  uint32_t span_digest = 0;   // of the pieces so far of a span that goes on in the next group
   uint32_t layers_told = 0;
   absl::Status layer_status = {};     // of layers_told
   absl::Status first_data_loss = {};  // of all layers
@@ -193,7 +195,10 @@ absl::Status NcclPair::Exchange(int rank, const Bound& bound) {
 
 absl::Status NcclPair::Send(std::span<const LayerSpans> layers, const TransferLimits& limits) {
   PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Send"));
-  Progress progress = {.kind = Progress::Kind::kSend, .layers = layers, .limits = limits};
+  PKV_ASSIGN_OR_RETURN(const LayerSource source, LayerSource::Of(layers));
+  Progress progress = {.kind = Progress::Kind::kSend,
+                       .plan = TransferPlan(source, options_.group_bytes),
+                       .limits = limits};
   return Run(progress);
 }
 
@@ -205,34 +210,49 @@ absl::Status NcclPair::Receive(std::span<const LayerSpans> layers, const Transfe
       return absl::InvalidArgumentError("a receive without checksums to compare with");
     }
   }
+  PKV_ASSIGN_OR_RETURN(const LayerSource source, LayerSource::Of(layers));
+  return Receive(source, limits, layer_done);
+}
+
+absl::Status NcclPair::BeginReceive(uint64_t total_bytes) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "BeginReceive"));
+  PKV_CHECK(begun_bytes_ == 0, begun_bytes_);
+  begun_bytes_ = total_bytes;
+  const absl::Status posted = PostReceive(0, std::min(total_bytes, options_.group_bytes));
+  return posted.ok() ? posted : Break(posted);
+}
+
+absl::Status NcclPair::Receive(const LayerSource& source, const TransferLimits& limits,
+                               const LayerDone& layer_done) {
+  PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Receive"));
+  if (begun_bytes_ != 0 && begun_bytes_ != source.total_bytes) {
+    return Break(absl::InvalidArgumentError(absl::StrCat(
+        "a receive of ", source.total_bytes, " bytes, where ", begun_bytes_, " have begun")));
+  }
   bad_span_.reset();
   Progress progress = {.kind = Progress::Kind::kReceive,
-                       .layers = layers,
+                       .plan = TransferPlan(source, options_.group_bytes),
                        .limits = limits,
                        .layer_done = layer_done};
   PKV_RETURN_IF_ERROR(Run(progress));
-  return progress.first_data_loss;
+  return progress.dropped.ok() ? progress.first_data_loss : progress.dropped;
 }
 
 absl::StatusOr<std::vector<uint32_t>> NcclPair::Checksum(const LayerSpans& layer,
                                                          const TransferLimits& limits) {
   PKV_RETURN_IF_ERROR(RequireState(State::kOpen, "Checksum"));
-  Progress progress = {
-      .kind = Progress::Kind::kChecksum, .layers = std::span(&layer, 1), .limits = limits};
+  PKV_ASSIGN_OR_RETURN(const LayerSource source, LayerSource::Of(std::span(&layer, 1)));
+  Progress progress = {.kind = Progress::Kind::kChecksum,
+                       .plan = TransferPlan(source, options_.group_bytes),
+                       .limits = limits};
   PKV_RETURN_IF_ERROR(Run(progress));
   return std::move(progress.digests);
 }
 
 absl::Status NcclPair::Run(Progress& progress) {
-  PKV_ASSIGN_OR_RETURN(progress.plan, TransferPlan::Make(progress.layers, options_.group_bytes));
   progress.last_group = clock_->MonotonicNow();
   progress.end = progress.last_group + progress.limits.timeout;
   const auto run = [&]() -> absl::Status {
-    uint64_t list_bytes = 0;
-    for (const TransferPlan::Group& group : progress.plan.groups) {
-      list_bytes = std::max(list_bytes, PairSlot::ListBytes(group));
-    }
-    for (PairSlot& slot : slots_) PKV_RETURN_IF_ERROR(slot.Reserve(*calls_, list_bytes));
     switch (progress.kind) {
       case Progress::Kind::kSend:
         PKV_RETURN_IF_ERROR(RunSend(progress));
@@ -256,7 +276,7 @@ absl::Status NcclPair::Run(Progress& progress) {
 // NCCL posts an operation on a thread that it starts for it, which takes about as long as 32 MiB
 // take on the wire. What this thread has to do for other groups is done meanwhile.
 absl::Status NcclPair::RunSend(Progress& progress) {
-  const size_t num_groups = progress.plan.groups.size();
+  const size_t num_groups = progress.plan.num_groups();
   PKV_RETURN_IF_ERROR(PrepareSend(progress, 0));
   for (size_t g = 0; g < num_groups; ++g) {
     PKV_RETURN_IF_ERROR(BeginSend(progress, g));
@@ -272,33 +292,55 @@ absl::Status NcclPair::RunSend(Progress& progress) {
   return absl::OkStatus();
 }
 
+// As many groups as there are slots come to staging before it is known where they are to lie.
 absl::Status NcclPair::RunReceive(Progress& progress) {
-  const std::vector<TransferPlan::Group>& groups = progress.plan.groups;
-  PKV_RETURN_IF_ERROR(BeginReceive(progress, 0));
-  for (size_t g = 0; g < groups.size(); ++g) {
-    PairSlot& slot = slots_[g % kSlots];
-    slot.Fill(groups[g], false, groups[g].contiguous == nullptr, true, cutter_);
-    PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
-    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.received(), comm_stream_));
-    PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(copy_stream_, slot.received()));
-    if (g + 1 < groups.size()) {
-      PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g + 1));
-      PKV_RETURN_IF_ERROR(BeginReceive(progress, g + 1));
+  const size_t num_groups = progress.plan.num_groups();
+  size_t num_posted = 0, num_filled = 0;
+  bool has_begun = std::exchange(begun_bytes_, 0) != 0;
+  while (progress.num_issued < num_groups) {
+    const bool posts = num_posted < num_groups && num_posted < progress.num_finished + kSlots;
+    if (posts && !std::exchange(has_begun, false)) {
+      PKV_RETURN_IF_ERROR(PostReceive(num_posted, progress.plan.BytesOf(num_posted)));
     }
-    PKV_RETURN_IF_ERROR(WaitForLayers(progress, groups[g], copy_stream_));
-    PKV_RETURN_IF_ERROR(LaunchAndRecord(slot));
-    ++progress.num_issued;
+    const bool may_fill = num_filled == progress.num_issued && num_filled < num_posted + posts;
+    if (may_fill && !posts) PKV_RETURN_IF_ERROR(AwaitPlaces(progress));
+    if (may_fill && (!posts || progress.plan.IsNextKnown())) {
+      PKV_RETURN_IF_ERROR(FillReceive(progress, num_filled++));
+    }
+    if (posts) {
+      PKV_RETURN_IF_ERROR(AwaitReady(progress.bound(), "posting a receive"));
+      PKV_RETURN_IF_ERROR(
+          calls_->RecordEvent(slots_[num_posted % kSlots].received(), comm_stream_));
+      ++num_posted;
+    }
+    const bool launches = progress.num_issued < num_filled && progress.num_issued < num_posted;
+    if (launches) PKV_RETURN_IF_ERROR(LaunchReceive(progress, progress.num_issued));
     PKV_RETURN_IF_ERROR(FinishWhatPassed(progress));
+    // All slots are in use, or were a moment ago.
+    if (!posts && !launches) PKV_RETURN_IF_ERROR(FreeSlotOf(progress, num_posted));
   }
   return absl::OkStatus();
 }
 
+// What was posted waits for the peer on the device meanwhile: as long as a peer may.
+absl::Status NcclPair::AwaitPlaces(Progress& progress) {
+  if (progress.plan.IsNextKnown()) return absl::OkStatus();
+  PKV_RETURN_IF_ERROR(Await(progress.bound(), "to be told where the bytes lie",
+                            [&] { return progress.plan.IsNextKnown(); }));
+  progress.last_group = clock_->MonotonicNow();
+  return absl::OkStatus();
+}
+
 absl::Status NcclPair::RunChecksum(Progress& progress) {
-  for (size_t g = 0; g < progress.plan.groups.size(); ++g) {
+  for (size_t g = 0; g < progress.plan.num_groups(); ++g) {
+    TransferGroup& group = progress.groups[g % kSlots];
+    PairSlot& slot = slots_[g % kSlots];
     PKV_RETURN_IF_ERROR(FreeSlotOf(progress, g));
-    PKV_RETURN_IF_ERROR(WaitForLayers(progress, progress.plan.groups[g], copy_stream_));
-    slots_[g % kSlots].Fill(progress.plan.groups[g], false, false, true, cutter_);
-    PKV_RETURN_IF_ERROR(LaunchAndRecord(slots_[g % kSlots]));
+    PKV_RETURN_IF_ERROR(progress.plan.Next(group));
+    PKV_RETURN_IF_ERROR(slot.Fill(*calls_, group, SlotWork::kDigest, cutter_));
+    PKV_RETURN_IF_ERROR(WaitForLayers(group, copy_stream_));
+    PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
+    PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.done(), copy_stream_));
     ++progress.num_issued;
   }
   return absl::OkStatus();
@@ -311,52 +353,59 @@ absl::Status NcclPair::FreeSlotOf(Progress& progress, size_t group_index) {
   return absl::OkStatus();
 }
 
-absl::Status NcclPair::WaitForLayers(Progress& progress, const TransferPlan::Group& group,
-                                     void* stream) {
-  // Streams of earlier groups waited for the earlier layers, but not always this stream.
-  for (uint32_t layer = group.first_layer; layer < group.end_layer; ++layer) {
-    if (progress.layers[layer].ready != nullptr) {
-      PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(stream, progress.layers[layer].ready));
-    }
-  }
+absl::Status NcclPair::WaitForLayers(const TransferGroup& group, void* stream) {
+  for (void* ready : group.ready) PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(stream, ready));
   return absl::OkStatus();
 }
 
 absl::Status NcclPair::PrepareSend(Progress& progress, size_t group_index) {
-  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  TransferGroup& group = progress.groups[group_index % kSlots];
+  PKV_RETURN_IF_ERROR(progress.plan.Next(group));
   if (group.contiguous != nullptr) return absl::OkStatus();
   PairSlot& slot = slots_[group_index % kSlots];
-  slot.Fill(group, true, true, false, cutter_);
-  PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, copy_stream_));
+  PKV_RETURN_IF_ERROR(slot.Fill(*calls_, group, SlotWork::kGather, cutter_));
+  PKV_RETURN_IF_ERROR(WaitForLayers(group, copy_stream_));
   PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
   return calls_->RecordEvent(slot.copied(), copy_stream_);
 }
 
 absl::Status NcclPair::BeginSend(Progress& progress, size_t group_index) {
-  const TransferPlan::Group& group = progress.plan.groups[group_index];
+  const TransferGroup& group = progress.groups[group_index % kSlots];
   const PairSlot& slot = slots_[group_index % kSlots];
   const bool gathers = group.contiguous == nullptr;
   if (gathers) {
     PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(comm_stream_, slot.copied()));
   } else {
-    PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
+    PKV_RETURN_IF_ERROR(WaitForLayers(group, comm_stream_));
   }
   const PairOp op = {true, gathers ? slot.staging() : group.contiguous, group.bytes};
   return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
 }
 
-absl::Status NcclPair::BeginReceive(Progress& progress, size_t group_index) {
-  const TransferPlan::Group& group = progress.plan.groups[group_index];
-  const bool scatters = group.contiguous == nullptr;
-  if (!scatters) PKV_RETURN_IF_ERROR(WaitForLayers(progress, group, comm_stream_));
-  const PairOp op = {false, scatters ? slots_[group_index % kSlots].staging() : group.contiguous,
-                     group.bytes};
+// Always to staging: a group whose spans lie in one piece is rare, and the digests read it anyway.
+absl::Status NcclPair::PostReceive(size_t group_index, uint64_t bytes) {
+  const PairOp op = {false, slots_[group_index % kSlots].staging(), bytes};
   return calls_->Begin(comm_, std::span(&op, 1), comm_stream_);
 }
 
-absl::Status NcclPair::LaunchAndRecord(PairSlot& slot) {
-  PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
-  return calls_->RecordEvent(slot.done(), copy_stream_);
+absl::Status NcclPair::FillReceive(Progress& progress, size_t group_index) {
+  if (!progress.dropped.ok()) return absl::OkStatus();
+  TransferGroup& group = progress.groups[group_index % kSlots];
+  progress.dropped = progress.plan.Next(group);
+  if (!progress.dropped.ok()) return absl::OkStatus();
+  return slots_[group_index % kSlots].Fill(*calls_, group, SlotWork::kScatter, cutter_);
+}
+
+absl::Status NcclPair::LaunchReceive(Progress& progress, size_t group_index) {
+  PairSlot& slot = slots_[group_index % kSlots];
+  PKV_RETURN_IF_ERROR(calls_->StreamWaitEvent(copy_stream_, slot.received()));
+  if (progress.dropped.ok()) {
+    PKV_RETURN_IF_ERROR(WaitForLayers(progress.groups[group_index % kSlots], copy_stream_));
+    PKV_RETURN_IF_ERROR(slot.Launch(*calls_, copy_stream_));
+  }
+  PKV_RETURN_IF_ERROR(calls_->RecordEvent(slot.done(), copy_stream_));
+  ++progress.num_issued;
+  return absl::OkStatus();
 }
 
 absl::Status NcclPair::FinishWhatPassed(Progress& progress) {
@@ -370,46 +419,56 @@ absl::Status NcclPair::FinishWhatPassed(Progress& progress) {
 }
 
 absl::Status NcclPair::FinishGroup(Progress& progress) {
+  PKV_CHECK(progress.num_finished < progress.num_issued, progress.num_finished);
   const PairSlot& slot = slots_[progress.num_finished % kSlots];
   PKV_RETURN_IF_ERROR(
       Await(progress.bound(), "a group", [&] { return calls_->EventHasPassed(slot.done()); }));
-  const TransferPlan::Group& group = progress.plan.groups[progress.num_finished];
+  const TransferGroup& group = progress.groups[progress.num_finished % kSlots];
   progress.last_group = clock_->MonotonicNow();
   ++progress.num_finished;
-  if (progress.kind == Progress::Kind::kReceive) Compare(progress, group, slot);
-  if (progress.kind == Progress::Kind::kChecksum) {
-    const auto digests = slot.digests();
-    progress.digests.insert(progress.digests.end(), digests.begin(), digests.end());
+  if (progress.kind != Progress::Kind::kSend && progress.dropped.ok()) {
+    AddDigests(progress, group, slot);
   }
   return absl::OkStatus();
 }
 
-void NcclPair::Compare(Progress& progress, const TransferPlan::Group& group, const PairSlot& slot) {
-  const auto tell_until = [&](uint32_t end_layer) {
-    for (; progress.layers_told < end_layer; ++progress.layers_told) {
-      if (progress.layer_done) progress.layer_done(progress.layers_told, progress.layer_status);
-      progress.layer_status = absl::OkStatus();
-    }
-  };
+void NcclPair::AddDigests(Progress& progress, const TransferGroup& group, const PairSlot& slot) {
   const std::span<const uint32_t> digests = slot.digests(), flags = slot.flags();
   for (size_t i = 0; i < digests.size(); ++i) {
-    const TransferPlan::EndingSpan& ending = group.ending[i];
-    tell_until(ending.layer);
-    const std::span<const uint32_t> checksums = progress.layers[ending.layer].checksums;
-    const bool is_sound = checksums[ending.index] == digests[i];
-    if (is_sound && flags[i] == 0) continue;
-    const std::string wrong =
-        is_sound ? "a number in it is out of its range"
-                 : absl::StrCat("checksum ", digests[i], ", expected ", checksums[ending.index]);
-    const absl::Status status =
-        absl::DataLossError(absl::StrCat("layer ", ending.layer, " span ", ending.index, " of ",
-                                         ending.span.bytes, " bytes: ", wrong));
-    if (progress.layer_status.ok()) progress.layer_status = status;
-    if (!progress.first_data_loss.ok()) continue;
-    progress.first_data_loss = status;
-    bad_span_ = {ending.layer, ending.index};
+    const TransferGroup::Piece& piece = group.pieces[i];
+    progress.span_digest ^= digests[i];
+    if (!piece.ends_span()) continue;
+    const uint32_t digest = std::exchange(progress.span_digest, 0);
+    if (progress.kind == Progress::Kind::kChecksum) {
+      progress.digests.push_back(digest);
+    } else {
+      Compare(progress, piece, digest, flags[i]);
+    }
   }
-  tell_until(group.layers_done);
+  TellUntil(progress, group.layers_done);
+}
+
+void NcclPair::TellUntil(Progress& progress, uint32_t end_layer) {
+  for (; progress.layers_told < end_layer; ++progress.layers_told) {
+    if (progress.layer_done) progress.layer_done(progress.layers_told, progress.layer_status);
+    progress.layer_status = absl::OkStatus();
+  }
+}
+
+void NcclPair::Compare(Progress& progress, const TransferGroup::Piece& last, uint32_t digest,
+                       uint32_t flag) {
+  TellUntil(progress, last.layer);
+  const bool is_sound = last.checksum == digest;
+  if (is_sound && flag == 0) return;
+  const std::string wrong = is_sound
+                                ? "a number in it is out of its range"
+                                : absl::StrCat("checksum ", digest, ", expected ", last.checksum);
+  const absl::Status status = absl::DataLossError(absl::StrCat(
+      "layer ", last.layer, " span ", last.index, " of ", last.span.bytes, " bytes: ", wrong));
+  if (progress.layer_status.ok()) progress.layer_status = status;
+  if (!progress.first_data_loss.ok()) return;
+  progress.first_data_loss = status;
+  bad_span_ = {last.layer, last.index};
 }
 
 absl::Status NcclPair::Close() {

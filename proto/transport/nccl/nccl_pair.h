@@ -93,6 +93,17 @@ class NcclPair {
   // the order of layers, each as soon as its bytes are in place; may be null.
   absl::Status Receive(std::span<const LayerSpans> layers, const TransferLimits& limits,
                        const LayerDone& layer_done);
+  // The same of layers that are made as they are needed: the first three groups come to staging
+  // meanwhile. When `source` fails, the rest comes and is dropped: its status, and the pair stays
+  // open. When is_known has nothing to say for stall_timeout, the pair breaks. REQUIRES: checksums
+  // of every layer; total_bytes not 0, a multiple of 16.
+  absl::Status Receive(const LayerSource& source, const TransferLimits& limits,
+                       const LayerDone& layer_done);
+
+  // Has the first group come to staging, before anything but the total is known: the next call is
+  // Receive, of as many bytes (InvalidArgument of other ones breaks the pair). REQUIRES:
+  // total_bytes as there.
+  absl::Status BeginReceive(uint64_t total_bytes);
 
   // The first span that the last Receive found damaged; none: it found none.
   struct BadSpan {
@@ -137,10 +148,17 @@ class NcclPair {
   absl::Status FinishWhatPassed(Progress& progress);
   absl::Status PrepareSend(Progress& progress, size_t group_index);
   absl::Status BeginSend(Progress& progress, size_t group_index);
-  absl::Status BeginReceive(Progress& progress, size_t group_index);
-  absl::Status LaunchAndRecord(PairSlot& slot);
-  absl::Status WaitForLayers(Progress& progress, const TransferPlan::Group& group, void* stream);
-  void Compare(Progress& progress, const TransferPlan::Group& group, const PairSlot& slot);
+  absl::Status PostReceive(size_t group_index, uint64_t bytes);
+  absl::Status AwaitPlaces(Progress& progress);
+  absl::Status FillReceive(Progress& progress, size_t group_index);
+  absl::Status LaunchReceive(Progress& progress, size_t group_index);
+  absl::Status WaitForLayers(const TransferGroup& group, void* stream);
+  void AddDigests(Progress& progress, const TransferGroup& group, const PairSlot& slot);
+  // layer_done, of layers below.
+  void TellUntil(Progress& progress, uint32_t end_layer);
+  // What a span whose last piece is there should be.
+  void Compare(Progress& progress, const TransferGroup::Piece& last, uint32_t digest,
+               uint32_t flag);
   // `status`, or Internal when kernels do not end.
   absl::Status Break(absl::Status status);
   absl::Status AwaitIdleStreams();
@@ -156,6 +174,7 @@ class NcclPair {
   void* comm_ = nullptr;
   void* comm_stream_ = nullptr;  // sends and receives
   void* copy_stream_ = nullptr;  // gathering, scattering, digests
+  uint64_t begun_bytes_ = 0;     // of a transfer whose first group is posted; 0: none
   std::vector<PairSlot> slots_;  // of groups in flight, in turn: group g has slot g % kSlots
   DigestItemCutter cutter_;
   std::optional<BadSpan> bad_span_;

@@ -25,26 +25,11 @@ NcclSession::NcclSession(const NcclShared* shared, PairPeer* peer)
 absl::Status NcclSession::Run() {
   PKV_RETURN_IF_ERROR(Greet());
   for (;;) {
-    const absl::Duration patience =
-        hold_ == nullptr ? absl::InfiniteDuration() : shared_.limits.answer_timeout;
-    const absl::StatusOr<std::optional<v1::PairRequest>> next = peer_.Next(patience);
-    if (absl::IsDeadlineExceeded(next.status())) {
-      // The reader lost interest. It may ask again.
-      hold_.reset();
-      continue;
-    }
-    PKV_RETURN_IF_ERROR(next.status());
-    const std::optional<v1::PairRequest>& request = *next;
+    PKV_ASSIGN_OR_RETURN(const std::optional<v1::PairRequest> request,
+                         peer_.Next(absl::InfiniteDuration()));
     if (!request.has_value()) return absl::OkStatus();
     if (request->has_fetch()) {
-      PKV_ASSIGN_OR_RETURN(v1::PairManifest manifest, Fetch(request->fetch()));
-      v1::PairReply reply;
-      *reply.mutable_manifest() = std::move(manifest);
-      peer_.Send(reply);
-      // While the manifest travels.
-      if (hold_ != nullptr) hold_->layers();
-    } else if (request->has_ready()) {
-      PKV_RETURN_IF_ERROR(SendFrames());
+      PKV_RETURN_IF_ERROR(Fetch(request->fetch()));
     } else if (request->has_damaged()) {
       PKV_RETURN_IF_ERROR(OnDamaged(request->damaged()));
     } else {
@@ -80,8 +65,7 @@ absl::Status NcclSession::Greet() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) {
-  hold_.reset();
+absl::Status NcclSession::Fetch(const v1::PairFetch& fetch) {
   keys_.clear();
   if (fetch.objects_size() < 1 || fetch.objects_size() > kMaxObjectsPerCall) {
     return absl::InvalidArgumentError(absl::StrCat("fetch of ", fetch.objects_size(),
@@ -92,7 +76,17 @@ absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) 
     keys_.push_back(std::move(key));
   }
   reported_.assign(keys_.size(), false);
-  v1::PairManifest manifest;
+  v1::PairReply reply;
+  const std::unique_ptr<PairHold> hold = Hold(*reply.mutable_manifest());
+  peer_.Send(reply);
+  if (hold == nullptr) return absl::OkStatus();
+  // The first group waits for the reader while the manifest travels.
+  const absl::Status sent = pair_.Send(hold->layers(), shared_.limits.transfer);
+  hold->SendEnded(sent);
+  return sent;
+}
+
+std::unique_ptr<PairHold> NcclSession::Hold(v1::PairManifest& manifest) {
   absl::StatusOr<std::unique_ptr<PairHold>> hold = shared_.source->Hold(keys_, manifest);
   uint64_t heads_bytes = 0;
   for (const std::string& head : manifest.heads()) heads_bytes += head.size();
@@ -102,21 +96,12 @@ absl::StatusOr<v1::PairManifest> NcclSession::Fetch(const v1::PairFetch& fetch) 
         absl::StrCat("the heads have ", heads_bytes, " bytes, limit ", kMaxHeadsBytes));
     manifest.clear_heads();
   }
-  if (hold.ok()) {
-    hold_ = *std::move(hold);
-  } else if (!absl::IsNotFound(hold.status())) {  // those that are not there have empty heads
+  if (hold.ok()) return *std::move(hold);
+  if (!absl::IsNotFound(hold.status())) {  // those that are not there have empty heads
     manifest.set_code(static_cast<int>(hold.status().code()));
     manifest.set_message(std::string(hold.status().message()));
   }
-  return manifest;
-}
-
-absl::Status NcclSession::SendFrames() {
-  if (hold_ == nullptr) return absl::InvalidArgumentError("ready for nothing: fetch first");
-  const std::unique_ptr<PairHold> hold = std::move(hold_);
-  const absl::Status sent = pair_.Send(hold->layers(), shared_.limits.transfer);
-  hold->SendEnded(sent);
-  return sent;
+  return nullptr;
 }
 
 absl::Status NcclSession::OnDamaged(const v1::PairDamaged& report) {

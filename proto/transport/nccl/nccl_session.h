@@ -22,7 +22,7 @@ namespace pkv {
 struct NcclLimits {
   NcclPairOptions pair = {.open_timeout = absl::Seconds(10)};
   TransferLimits transfer = {};
-  // From the call to its hello; and how long what a manifest lists is held without a `ready`.
+  // From the call to its hello.
   absl::Duration answer_timeout = absl::Seconds(5);
 };
 
@@ -50,7 +50,8 @@ class PairPeer {
 };
 
 // The holder's side of one pair (nccl_handoff.proto): opens it and sends frames of its source from
-// where they lie. Objects are held from a fetch until they have been sent.
+// where they lie. Objects are held from a fetch until they have been sent, which a reader that does
+// not take them ends by the transfer's stall bound, and the pair with it.
 //
 // Thread-compatible; PeerGone may be called from any thread at any time.
 class NcclSession {
@@ -73,17 +74,18 @@ class NcclSession {
 
  private:
   absl::Status Greet();
-  absl::StatusOr<v1::PairManifest> Fetch(const v1::PairFetch& fetch);
-  absl::Status SendFrames();
+  // Answers, and sends what the answer lists.
+  absl::Status Fetch(const v1::PairFetch& fetch);
+  // Adds to `manifest` what is to be said; null: nothing is held.
+  std::unique_ptr<PairHold> Hold(v1::PairManifest& manifest);
   absl::Status OnDamaged(const v1::PairDamaged& report);
 
   const NcclShared& shared_;
   PairPeer& peer_;
   NcclPair pair_;
   bool is_unopened_ = false;
-  std::vector<ObjectKey> keys_;     // of the last fetch
-  std::vector<bool> reported_;      // damaged, of those
-  std::unique_ptr<PairHold> hold_;  // of all of them, from a complete manifest until they are sent
+  std::vector<ObjectKey> keys_;  // of the last fetch
+  std::vector<bool> reported_;   // damaged, of those
 };
 
 }  // namespace pkv

@@ -11,14 +11,20 @@
 
 namespace pkv {
 
+// What is done with a group's bytes.
+enum class SlotWork {
+  kGather,   // from the spans to staging
+  kScatter,  // from staging to the spans; digests of what is read on the way, numbers checked
+  kDigest    // digests of the spans, numbers checked; nothing is copied
+};
+
 // What one group in flight needs: a staging buffer, the lists that kernels read, digests, events.
 //
 // Lists of one group, in pinned memory and, at the same offsets, in device memory:
 //
 //   copy items | digest items | check items | rules | digests (seeds) | flags (zeros)
 //
-// where digests and flags, one each for a span that ends in the group, are results on the host
-// later.
+// where digests and flags, one each for a piece of the group, are results on the host later.
 //
 // REQUIRES: nothing of the GPU uses the slot when it is filled or freed. Thread-compatible.
 class PairSlot {
@@ -27,37 +33,42 @@ class PairSlot {
   absl::Status Allocate(PairCalls& calls, uint64_t group_bytes);
   void Free(PairCalls& calls);
 
-  // The most bytes that lists of `group` take.
-  static uint64_t ListBytes(const TransferPlan::Group& group);
-  // Makes room for lists of `bytes`. Freeing waits for whatever the GPU does, so this is called
-  // while no pair of the process waits for its peer on the device.
-  absl::Status Reserve(PairCalls& calls, uint64_t bytes);
-
-  // Lists that copy pieces of `group` to (`gather`) or from staging, and take digests of the spans
-  // that end in it and check their numbers, where they have rules; `with_copies` and `with_digests`
-  // say which. REQUIRES: room for them.
-  void Fill(const TransferPlan::Group& group, bool gather, bool with_copies, bool with_digests,
-            DigestItemCutter& cutter);
-  // Brings the lists to the device and starts the kernels on `stream`, copies first; digests come
-  // back to the host after them.
+  // Lists for `work` on the pieces of `group`. Numbers of a span are checked when its last piece is
+  // there. Makes room as needed; what it had before is kept until Free, since freeing waits for
+  // whatever the GPU does, in other pairs too. Statuses of PairCalls.
+  absl::Status Fill(PairCalls& calls, const TransferGroup& group, SlotWork work,
+                    DigestItemCutter& cutter);
+  // Brings the lists to the device and starts the kernels on `stream`; digests come back to the
+  // host after them.
   absl::Status Launch(PairCalls& calls, void* stream);
 
-  // One for each span that ends in the group, once the stream has passed Launch. A flag that is not
-  // 0: its numbers break its rules.
+  // One for each piece of the group, once the stream has passed Launch: of a span's pieces they add
+  // up (xor) to its CRC-32C. A flag that is not 0: the numbers of the span that ends break its
+  // rules.
   std::span<const uint32_t> digests() const;
   std::span<const uint32_t> flags() const;
 
   std::byte* staging() const { return staging_; }
-  std::byte* host() const { return host_; }     // pinned, 4 KiB at least; Fill writes it
-  void* copied() const { return copied_; }      // lists and copies are through
-  void* received() const { return received_; }  // bytes stand in staging
-  void* done() const { return done_; }          // the group is through
+  std::byte* host() const { return lists_.host; }  // pinned, 4 KiB at least; Fill writes it
+  void* copied() const { return copied_; }         // lists and copies are through
+  void* received() const { return received_; }     // bytes stand in staging
+  void* done() const { return done_; }             // the group is through
 
  private:
+  struct Lists {
+    std::byte* host = nullptr;
+    std::byte* device = nullptr;
+    uint64_t bytes = 0;  // of each
+  };
+
+  absl::Status Reserve(PairCalls& calls, uint64_t bytes);
+  static void Free(PairCalls& calls, const Lists& lists);
+  void AddCopies(const TransferGroup::Piece& piece);
+  void AddDigests(const TransferGroup::Piece& piece, bool scatters, DigestItemCutter& cutter);
+
   std::byte* staging_ = nullptr;
-  std::byte* host_ = nullptr;
-  std::byte* device_ = nullptr;
-  uint64_t reserved_bytes_ = 0;  // of host_ and device_ each
+  Lists lists_;
+  std::vector<Lists> outgrown_;
   void* copied_ = nullptr;
   void* received_ = nullptr;
   void* done_ = nullptr;

@@ -38,31 +38,43 @@ uint32_t DigestSeed(uint64_t bytes) {
 DigestItemCutter::DigestItemCutter(uint64_t item_bytes)
     : item_bytes_(item_bytes), shifts_({kCrc32cOne}), seed_(DigestSeed(0)) {}
 
-uint32_t DigestItemCutter::Append(const DeviceSpan& span, uint32_t digest_index,
-                                  std::vector<DigestItem>& items) {
-  if (span.bytes != seeded_bytes_) {
-    seed_ = DigestSeed(span.bytes);
-    seeded_bytes_ = span.bytes;
-  }
-  const uint64_t num_items = (span.bytes + item_bytes_ - 1) / item_bytes_;
-  while (shifts_.size() < num_items) {
-    shifts_.push_back(Crc32cMultiply(shifts_.back(), Crc32cPowerOfX(8 * item_bytes_)));
-  }
-  // From the end, where every item is full.
-  uint64_t end = span.bytes;
-  for (uint64_t i = 0; i < num_items; ++i) {
-    const uint64_t bytes = std::min(end, item_bytes_);
-    end -= bytes;
-    items.push_back({.data = span.data + end,
-                     .bytes = static_cast<uint32_t>(bytes),
-                     .shift = shifts_[i],
-                     .digest_index = digest_index});
+uint32_t DigestItemCutter::SeedOf(uint64_t bytes) {
+  if (bytes != seeded_bytes_) {
+    seed_ = DigestSeed(bytes);
+    seeded_bytes_ = bytes;
   }
   return seed_;
 }
 
+uint32_t DigestItemCutter::Append(const DeviceSpan& span, uint32_t digest_index,
+                                  std::vector<DigestItem>& items) {
+  AppendPart(span, 0, nullptr, digest_index, items);
+  return SeedOf(span.bytes);
+}
+
+void DigestItemCutter::AppendPart(const DeviceSpan& part, uint64_t bytes_after, std::byte* to,
+                                  uint32_t digest_index, std::vector<DigestItem>& items) {
+  const uint64_t num_items = (part.bytes + item_bytes_ - 1) / item_bytes_;
+  while (shifts_.size() < num_items) {
+    shifts_.push_back(Crc32cMultiply(shifts_.back(), Crc32cPowerOfX(8 * item_bytes_)));
+  }
+  const uint32_t after = bytes_after == 0 ? kCrc32cOne : Crc32cPowerOfX(8 * bytes_after);
+  // From the end, where every item is full.
+  uint64_t end = part.bytes;
+  for (uint64_t i = 0; i < num_items; ++i) {
+    const uint64_t bytes = std::min(end, item_bytes_);
+    end -= bytes;
+    items.push_back({.data = part.data + end,
+                     .to = to == nullptr ? nullptr : to + end,
+                     .bytes = static_cast<uint32_t>(bytes),
+                     .shift = bytes_after == 0 ? shifts_[i] : Crc32cMultiply(shifts_[i], after),
+                     .digest_index = digest_index});
+  }
+}
+
 void DigestOnCpu(std::span<const DigestItem> items, std::span<uint32_t> digests) {
   for (const DigestItem& item : items) {
+    if (item.to != nullptr) std::memcpy(item.to, item.data, item.bytes);
     digests[item.digest_index] ^= Crc32cMultiply(ItemPart(item), item.shift);
   }
 }

@@ -1,7 +1,8 @@
 #ifndef PKV_PROTO_TRANSPORT_NCCL_SPAN_DIGEST_H_
 #define PKV_PROTO_TRANSPORT_NCCL_SPAN_DIGEST_H_
 
-// CRC-32C of spans of device memory, cut into items that one warp each works on.
+// CRC-32C of spans of device memory, cut into items that one warp each works on, and which it may
+// copy meanwhile: a byte that is scattered is read once.
 //
 // An item adds (xor) its part to the digest of its span; digests start from DigestSeed. When all
 // items are done, digests hold what Crc32c() returns for the spans, so that the checksums of sealed
@@ -33,12 +34,13 @@ inline constexpr uint64_t kDigestItemBytes = 16 << 10;
 // zeros, which a polynomial does not see.
 struct DigestItem {
   const std::byte* data = nullptr;
+  std::byte* to = nullptr;    // the bytes are copied there too; null: nowhere. No item's data
   uint32_t bytes = 0;         // a multiple of 16, not 0
   uint32_t shift = 0;         // x^(bits of the span after this item)
   uint32_t digest_index = 0;  // of its span
   uint32_t reserved = 0;
 };
-static_assert(sizeof(DigestItem) == 24, "read by kernels");
+static_assert(sizeof(DigestItem) == 32, "read by kernels");
 
 // What the digest of a span of `bytes` starts from: ~(0xffffffff x^(8 bytes)).
 uint32_t DigestSeed(uint64_t bytes);
@@ -53,6 +55,13 @@ class DigestItemCutter {
   // Appends the items of a span to `items` and returns its seed. REQUIRES: `span` aligned as above.
   // A span of no bytes has no items, and its seed is its checksum.
   uint32_t Append(const DeviceSpan& span, uint32_t digest_index, std::vector<DigestItem>& items);
+  // Appends the items of a part of a span, which `bytes_after` follow in the span. Parts' digests,
+  // of which one starts from the span's seed and the others from 0, add up (xor) to the span's.
+  // `to`: where the part is copied; null: nowhere. REQUIRES: all aligned as above.
+  void AppendPart(const DeviceSpan& part, uint64_t bytes_after, std::byte* to,
+                  uint32_t digest_index, std::vector<DigestItem>& items);
+  // DigestSeed(bytes).
+  uint32_t SeedOf(uint64_t bytes);
 
  private:
   uint64_t item_bytes_;

@@ -58,23 +58,39 @@ __device__ __forceinline__ void Advance(uint4& state, const uint4& row, const ch
   state.w = TimesBanked(banked, state.w) ^ row.w;
 }
 
-// The four states of this thread after all rows of the item.
+// The four states of this thread after all rows of the item, which it copies to item.to meanwhile.
+template <bool kCopies>
 __device__ __forceinline__ uint4 ItemState(const DigestItem& item, int thread, const char* banked) {
   const auto* data = reinterpret_cast<const uint4*>(item.data);
+  auto* to = reinterpret_cast<uint4*>(item.to);
   const int vectors = static_cast<int>(item.bytes / sizeof(uint4));
   const int rows = (vectors + kRowVectors - 1) / kRowVectors;
   const int first = vectors - rows * kRowVectors + thread;  // below 0: before the item
   uint4 state = first >= 0 ? __ldg(data + first) : make_uint4(0, 0, 0, 0);
+  if (kCopies && first >= 0) to[first] = state;
   data += first + kRowVectors;
+  if (kCopies) to += first + kRowVectors;
   int left = rows - 1;
-  for (; left >= kRowsAhead; left -= kRowsAhead, data += kRowsAhead * kRowVectors) {
+  for (; left >= kRowsAhead; left -= kRowsAhead) {
     uint4 row[kRowsAhead];
 #pragma unroll
     for (int r = 0; r < kRowsAhead; ++r) row[r] = __ldg(data + r * kRowVectors);
 #pragma unroll
-    for (int r = 0; r < kRowsAhead; ++r) Advance(state, row[r], banked);
+    for (int r = 0; r < kRowsAhead; ++r) {
+      if (kCopies) to[r * kRowVectors] = row[r];
+      Advance(state, row[r], banked);
+    }
+    data += kRowsAhead * kRowVectors;
+    if (kCopies) to += kRowsAhead * kRowVectors;
   }
-  for (; left > 0; --left, data += kRowVectors) Advance(state, __ldg(data), banked);
+  for (; left > 0; --left, data += kRowVectors) {
+    const uint4 row = __ldg(data);
+    if (kCopies) {
+      *to = row;
+      to += kRowVectors;
+    }
+    Advance(state, row, banked);
+  }
   return state;
 }
 
@@ -96,7 +112,8 @@ __global__ void __launch_bounds__(32 * kDigestWarps)
   for (uint32_t i = blockIdx.x * kDigestWarps + threadIdx.x / 32; i < num_items;
        i += gridDim.x * kDigestWarps) {
     const DigestItem item = items[i];
-    const uint4 state = ItemState(item, thread, banked);
+    const uint4 state = item.to != nullptr ? ItemState<true>(item, thread, banked)
+                                           : ItemState<false>(item, thread, banked);
     uint32_t folded = TimesNibbles(shared.word, state.x) ^ state.y;
     folded = TimesNibbles(shared.word, folded) ^ state.z;
     folded = TimesNibbles(shared.word, folded) ^ state.w;

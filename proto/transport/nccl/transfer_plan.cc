@@ -1,14 +1,25 @@
 #include "proto/transport/nccl/transfer_plan.h"
 
 #include <algorithm>
+#include <utility>
 
-#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
 #include "proto/base/status_macros.h"
 
 namespace pkv {
 namespace {
+
+// Adds a piece, and sees whether all still lie in one.
+void Append(const TransferGroup::Piece& piece, bool in_host_memory, TransferGroup& group) {
+  if (group.pieces.empty()) group.contiguous = piece.data;
+  const bool follows = group.contiguous != nullptr && piece.data == group.contiguous + group.bytes;
+  if (in_host_memory || !follows) group.contiguous = nullptr;
+  group.pieces.push_back(piece);
+  group.bytes += piece.bytes;
+}
+
+}  // namespace
 
 absl::Status CheckLayer(const LayerSpans& layer, size_t layer_index) {
   if (layer.spans.empty()) {
@@ -37,51 +48,81 @@ absl::Status CheckLayer(const LayerSpans& layer, size_t layer_index) {
   return absl::OkStatus();
 }
 
-std::byte* Contiguous(const std::vector<TransferPlan::Piece>& pieces) {
-  const std::byte* expected = pieces.front().data;
-  for (const TransferPlan::Piece& piece : pieces) {
-    if (piece.data != expected) return nullptr;
-    expected += piece.bytes;
-  }
-  return pieces.front().data;
-}
-
-}  // namespace
-
-absl::StatusOr<TransferPlan> TransferPlan::Make(std::span<const LayerSpans> layers,
-                                                uint64_t group_bytes) {
-  PKV_CHECK(group_bytes != 0 && group_bytes % kSpanAlignmentBytes == 0, group_bytes);
+absl::StatusOr<LayerSource> LayerSource::Of(std::span<const LayerSpans> layers) {
   if (layers.empty()) return absl::InvalidArgumentError("a transfer of no layers");
-  TransferPlan plan;
+  LayerSource source{.num_layers = layers.size(),
+                     .layer = [layers](size_t layer_index) { return layers[layer_index]; }};
   for (size_t l = 0; l < layers.size(); ++l) {
     PKV_RETURN_IF_ERROR(CheckLayer(layers[l], l));
-    const auto layer_index = static_cast<uint32_t>(l);
-    for (size_t i = 0; i < layers[l].spans.size(); ++i) {
-      const DeviceSpan& span = layers[l].spans[i];
-      for (uint64_t begin = 0; begin < span.bytes;) {
-        if (plan.groups.empty() || plan.groups.back().bytes == group_bytes) {
-          plan.groups.push_back({.first_layer = layer_index, .layers_done = layer_index});
-        }
-        Group& group = plan.groups.back();
-        const uint64_t bytes = std::min(span.bytes - begin, group_bytes - group.bytes);
-        group.pieces.push_back({span.data + begin, bytes, group.bytes});
-        group.bytes += bytes;
-        group.end_layer = layer_index + 1;
-        begin += bytes;
-      }
-      plan.groups.back().ending.push_back({span, layer_index, static_cast<uint32_t>(i),
-                                           layers[l].rules.empty() ? nullptr : layers[l].rules[i]});
-    }
-    plan.groups.back().layers_done = layer_index + 1;
+    for (const DeviceSpan& span : layers[l].spans) source.total_bytes += span.bytes;
   }
-  for (Group& group : plan.groups) {
-    const auto of_group = layers.subspan(group.first_layer, group.end_layer - group.first_layer);
-    const bool from_host =
-        std::any_of(of_group.begin(), of_group.end(),
-                    [](const LayerSpans& layer) { return layer.in_host_memory; });
-    if (!from_host) group.contiguous = Contiguous(group.pieces);
+  return source;
+}
+
+TransferPlan::TransferPlan(LayerSource source, uint64_t group_bytes)
+    : source_(std::move(source)),
+      group_bytes_(group_bytes),
+      num_groups_((source_.total_bytes + group_bytes - 1) / group_bytes) {
+  PKV_CHECK(group_bytes != 0 && group_bytes % kSpanAlignmentBytes == 0, group_bytes);
+  PKV_CHECK(source_.total_bytes != 0 && source_.total_bytes % kSpanAlignmentBytes == 0,
+            source_.total_bytes);
+}
+
+uint64_t TransferPlan::BytesOf(size_t group_index) const {
+  return std::min(group_bytes_, source_.total_bytes - group_index * group_bytes_);
+}
+
+bool TransferPlan::IsNextKnown() const { return !source_.is_known || source_.is_known(); }
+
+absl::Status TransferPlan::TakeLayer(TransferGroup& group) {
+  if (num_layers_taken_ == source_.num_layers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        source_.num_layers, " layers have fewer bytes than their total, ", source_.total_bytes));
   }
-  return plan;
+  PKV_ASSIGN_OR_RETURN(layer_, source_.layer(num_layers_taken_));
+  PKV_RETURN_IF_ERROR(CheckLayer(layer_, num_layers_taken_));
+  ++num_layers_taken_;
+  span_index_ = span_begin_ = 0;
+  if (layer_.ready != nullptr) group.ready.push_back(layer_.ready);
+  return absl::OkStatus();
+}
+
+absl::Status TransferPlan::Next(TransferGroup& group) {
+  PKV_CHECK(next_group_ < num_groups_, next_group_);
+  const uint64_t group_bytes = BytesOf(next_group_++);
+  group.pieces.clear();
+  group.ready.clear();
+  group.bytes = 0;
+  // The stream that moves this group may be another than the last one's.
+  if (span_index_ < layer_.spans.size() && layer_.ready != nullptr) {
+    group.ready.push_back(layer_.ready);
+  }
+  while (group.bytes < group_bytes) {
+    if (span_index_ == layer_.spans.size()) PKV_RETURN_IF_ERROR(TakeLayer(group));
+    const DeviceSpan& span = layer_.spans[span_index_];
+    const uint64_t bytes = std::min(span.bytes - span_begin_, group_bytes - group.bytes);
+    Append({.data = span.data + span_begin_,
+            .bytes = bytes,
+            .offset = group.bytes,
+            .bytes_after = span.bytes - span_begin_ - bytes,
+            .span = span,
+            .layer = num_layers_taken_ - 1,
+            .index = static_cast<uint32_t>(span_index_),
+            .checksum = layer_.checksums.empty() ? 0 : layer_.checksums[span_index_],
+            .rules = layer_.rules.empty() ? nullptr : layer_.rules[span_index_]},
+           layer_.in_host_memory, group);
+    span_begin_ += bytes;
+    if (span_begin_ < span.bytes) continue;
+    span_begin_ = 0;
+    ++span_index_;
+  }
+  const bool at_layer_end = span_index_ == layer_.spans.size();
+  group.layers_done = at_layer_end ? num_layers_taken_ : num_layers_taken_ - 1;
+  if (next_group_ == num_groups_ && group.layers_done < source_.num_layers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        source_.num_layers, " layers have more bytes than their total, ", source_.total_bytes));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace pkv

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "tests/support/scripted_pair_holder.h"
@@ -115,7 +116,22 @@ TEST_F(NcclGetTest, OneGetFollowsAnotherOverTheSamePair) {
   }
   EXPECT_EQ(counters().nccl_gets, 3u);
   EXPECT_EQ(holder_.requests.front().kind_case(), v1::PairRequest::kHello);
-  EXPECT_EQ(holder_.requests.size(), 1u + 3 * 2) << "a hello, then fetch and ready of each";
+  EXPECT_EQ(holder_.requests.size(), 1u + 3) << "a hello, then a fetch of each";
+}
+
+// The holder sends, and as many groups come as the pair has staging for, before anybody says where
+// they are to lie.
+TEST_F(NcclGetTest, TheTransferBeginsWithTheManifest) {
+  auto get = Start();
+  ASSERT_THAT(get->WaitForManifest(), IsOk());
+  const absl::Time end = Clock::Real()->MonotonicNow() + absl::Seconds(20);
+  while (calls_->num_begins() < 1 + 3 && Clock::Real()->MonotonicNow() < end) {
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(calls_->num_begins(), 1 + 3) << "the greeting and three groups";
+  get->PlaceFrames({});
+  ASSERT_THAT(get->WaitForAll(), IsOk());
+  ExpectFrames(*get);
 }
 
 TEST_F(NcclGetTest, WhatAPairThatBreaksDidNotBringComesOverGrpc) {
@@ -179,7 +195,9 @@ TEST_F(NcclGetTest, ObjectsOfUnequalLayersComeOverGrpc) {
   EXPECT_FALSE(get->is_on_device(0));
   EXPECT_THAT(get->WaitForAll(), IsOk());
   ExpectFrames(*get);
-  EXPECT_EQ(holder_.requests.back().kind_case(), v1::PairRequest::kFetch) << "nothing was sent";
+  // What came nevertheless was dropped.
+  EXPECT_THAT(holder_.Join(), IsOk());
+  EXPECT_FALSE(scripted_.core->nccl->Link(absl::InfinitePast()).value()->broken());
 }
 
 TEST_F(NcclGetTest, WithNothingButNcclAPairThatBreaksIsAnError) {
@@ -274,6 +292,13 @@ TEST_F(NcclGetTest, WithoutDeviceMemoryGrpcIsUsed) {
   auto get = StartPaired();
   EXPECT_THAT(get->WaitForAll(), IsOk());
   EXPECT_EQ(counters().nccl_fallbacks, 1u);
+  // What came nevertheless was dropped, and the pair is as it was.
+  get.reset();
+  scripted_.core->scratch = std::make_unique<DeviceScratch>(calls_, uint64_t{64} << 20);
+  get = StartPaired();
+  EXPECT_THAT(get->WaitForAll(), IsOk());
+  EXPECT_TRUE(get->is_on_device(0));
+  ExpectFrames(*get);
 }
 
 TEST_F(NcclGetTest, ACancelledGetEndsAndLeavesThePairToTheNext) {

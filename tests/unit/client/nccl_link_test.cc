@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/support/fake_clock.h"
 #include "tests/support/scripted_pair_holder.h"
@@ -92,6 +94,59 @@ TEST_F(NcclLinkTest, AnAnswerOfTheWrongSizeBreaksIt) {
   EXPECT_TRUE((*link)->broken());
   turn->reset();
   EXPECT_THAT(TakeTurn(**link), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(NcclLinkTest, FramesFollowAManifestAndThoseThatNobodyReceivesAreDropped) {
+  const auto link = Open();
+  ASSERT_THAT(link, IsOk());
+  const ObjectHeader& header = holder_.objects[0].header;
+  for (int round = 0; round < 3; ++round) {
+    auto turn = TakeTurn(**link);
+    ASSERT_THAT(turn, IsOk());
+    ASSERT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()), IsOk());
+    EXPECT_EQ((*turn)->total_bytes(), header.frame_bytes * header.num_layers);
+    // One turn may ask again.
+    if (round == 1) {
+      ASSERT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()), IsOk());
+    }
+    turn->reset();
+    EXPECT_FALSE((*link)->broken()) << round;
+    EXPECT_THAT(holder_.Join(), IsOk());
+  }
+}
+
+TEST_F(NcclLinkTest, AManifestWithoutOneHeadIsFollowedByNothing) {
+  const auto link = Open();
+  ASSERT_THAT(link, IsOk());
+  const std::vector<ObjectKey> keys = {key_, MakeTestWindow(9, 9).key()};
+  auto turn = TakeTurn(**link);
+  ASSERT_THAT((*turn)->Fetch(keys, absl::InfiniteFuture()), IsOk());
+  EXPECT_EQ((*turn)->total_bytes(), 0u);
+  EXPECT_EQ(calls_->num_begins(), 1) << "the greeting";
+}
+
+// Whoever says so much, or so little, sends something else.
+TEST_F(NcclLinkTest, HeadsWhoseFramesCannotBeBreakIt) {
+  ObjectHeader header = holder_.objects[0].header;
+  std::vector<std::string> heads = {"short"};
+  for (const uint64_t frame_bytes : {uint64_t{0}, uint64_t{100}, uint64_t{1} << 40, ~uint64_t{0}}) {
+    header.frame_bytes = frame_bytes;
+    heads.emplace_back(reinterpret_cast<const char*>(&header), sizeof(header));
+  }
+  for (const std::string& head : heads) {
+    holder_.Serve(*scripted_.connection);
+    const auto link = Open();
+    ASSERT_THAT(link, IsOk());
+    auto turn = TakeTurn(**link);
+    holder_.on_fetch = [&](ScriptedStream& stream) {
+      v1::PairReply reply;
+      reply.mutable_manifest()->add_heads(head);
+      stream.Deliver(reply);
+    };
+    EXPECT_THAT((*turn)->Fetch({&key_, 1}, absl::InfiniteFuture()),
+                StatusIs(absl::StatusCode::kDataLoss));
+    EXPECT_TRUE((*link)->broken());
+  }
 }
 
 TEST_F(NcclLinkTest, AFetchThatIsNotAnsweredInTimeBreaksIt) {

@@ -125,7 +125,9 @@ class GetStream {
   // places[i * num_layers + layer], device memory aligned to 16 bytes; null: anywhere. All objects
   // have num_layers layers. Frames that come to host memory all the same come elsewhere, see
   // is_on_device. Places may be written to until ReleasePlaces(), or until the last layer is
-  // here. REQUIRES: WaitForManifest() was OK and nothing was waited for since. At most once.
+  // here. The first frames are under way when the manifest is here: whoever names no places within
+  // a second has lost the pair, and the frames come by another way. REQUIRES: WaitForManifest() was
+  // OK and nothing was waited for since. At most once.
   virtual void PlaceFrames(std::span<std::byte* const> places) {}
   // Cancels, and waits until nothing is written to places any more: at once where no transfer is
   // under way. One that is goes on, since its bytes are on their way: until it is done, nothing

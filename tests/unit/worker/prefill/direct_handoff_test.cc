@@ -109,8 +109,6 @@ TEST_F(DirectHandoffTest, SendsWhatTheStoreKeeps) {
   ASSERT_TRUE(stream->Write(request));
   ASSERT_TRUE(stream->Read(&reply));
   ASSERT_EQ(reply.manifest().heads_size(), 1);
-  request.mutable_ready();
-  ASSERT_TRUE(stream->Write(request));
   AlignedBuffer memory(object.frame(0).size());
   const DeviceSpan span = {memory.span().data(), memory.span().size()};
   const uint32_t checksum =

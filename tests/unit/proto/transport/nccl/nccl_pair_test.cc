@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "proto/base/checksum.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/fake_pair_calls.h"
@@ -237,6 +240,164 @@ TEST_F(NcclPairTest, ANumberThatBreaksItsRuleIsDataLossAndNamed) {
   ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
   ASSERT_THAT(Receive(), IsOk());
   EXPECT_FALSE(receiver_.pair->bad_span().has_value());
+}
+
+// A source whose places are known only when all slots are full.
+TEST_F(NcclPairTest, GroupsComeBeforeItIsKnownWhereTheyAreToLie) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+  const auto layers = receiver_.pages.layers();
+  auto source = LayerSource::Of(layers);
+  ASSERT_THAT(source, IsOk());
+  const int greeting = receiver_.calls->num_begins();
+  int posted = 0;
+  int asked = 0;
+  source->is_known = [&] { return ++asked > 20; };
+  source->layer = [&](size_t layer) -> absl::StatusOr<LayerSpans> {
+    EXPECT_GT(asked, 20);
+    if (layer == 0) posted = receiver_.calls->num_begins() - greeting;
+    return layers[layer];
+  };
+  ASSERT_THAT(receiver_.pair->Receive(*source, limits_, nullptr), IsOk());
+  EXPECT_EQ(posted, 3);
+  EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+}
+
+// What is posted waits on the device for a peer that may have gone: somebody has to end that.
+TEST_F(NcclPairTest, PlacesThatAreNeverNamedBreakThePairInTime) {
+  ASSERT_NO_FATAL_FAILURE(OpenReceiverAlone());
+  const auto layers = receiver_.pages.layers();
+  auto source = LayerSource::Of(layers);
+  ASSERT_THAT(source, IsOk());
+  source->is_known = [] { return false; };
+  const absl::Time start = receiver_.clock.MonotonicNow();
+  // Nothing else asks the clock on while it waits.
+  std::atomic<bool> is_through = false;
+  std::thread time([&] {
+    while (!is_through) {
+      receiver_.clock.Advance(absl::Milliseconds(1));
+      std::this_thread::yield();
+    }
+  });
+  EXPECT_THAT(receiver_.pair->Receive(*source, limits_, nullptr),
+              StatusIs(StatusCode::kDeadlineExceeded, HasSubstr("where the bytes lie")));
+  is_through = true;
+  time.join();
+  EXPECT_GE(receiver_.clock.MonotonicNow() - start, limits_.stall_timeout);
+  ExpectBroken(receiver_, 1);
+}
+
+TEST_F(NcclPairTest, ThePeerIsWatchedWhilePlacesAreNotNamed) {
+  ASSERT_NO_FATAL_FAILURE(OpenReceiverAlone());
+  const auto layers = receiver_.pages.layers();
+  auto source = LayerSource::Of(layers);
+  ASSERT_THAT(source, IsOk());
+  int asked = 0;
+  source->is_known = [&] {
+    if (++asked == 10) receiver_.pair->PeerGone("it hung up");
+    return false;
+  };
+  EXPECT_THAT(receiver_.pair->Receive(*source, limits_, nullptr),
+              StatusIs(StatusCode::kUnavailable, HasSubstr("it hung up")));
+  ExpectBroken(receiver_, 1);
+}
+
+TEST_F(NcclPairTest, AReceiveOfOtherBytesThanHaveBegunBreaksThePair) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  ASSERT_THAT(receiver_.pair->BeginReceive(kGroupBytes), IsOk());
+  EXPECT_THAT(Receive(), StatusIs(StatusCode::kInvalidArgument, HasSubstr("have begun")));
+  ExpectBroken(receiver_, 1);
+}
+
+// Three groups are issued, none has passed when the loop looks whether it can post, and all have a
+// moment later: each counts once, and the one posted next is waited for.
+TEST_F(NcclPairTest, GroupsThatAllPassAtOnceCountOnceEach) {
+  constexpr size_t kGroupSpans = 4;
+  constexpr uint64_t kBytes = kGroupBytes / kGroupSpans;
+  for (const size_t num_groups : {4, 7}) {
+    for (size_t damaged = 0; damaged < num_groups; ++damaged) {
+      End sender(link_, 0), receiver(link_, 1);
+      std::vector<std::byte> sent(num_groups * kGroupBytes), got(sent.size());
+      std::vector<DeviceSpan> from, to;
+      std::vector<uint32_t> checksums;
+      for (size_t i = 0; i < num_groups * kGroupSpans; ++i) {
+        std::fill_n(sent.begin() + i * kBytes, kBytes, static_cast<std::byte>(i + 1));
+        from.push_back({sent.data() + i * kBytes, kBytes});
+        to.push_back({got.data() + i * kBytes, kBytes});
+        checksums.push_back(Crc32c(std::span(from[i].data, kBytes)));
+      }
+      absl::Status opened;
+      std::thread other([&] { opened = sender.Open(); });
+      ASSERT_THAT(receiver.Open(), IsOk());
+      other.join();
+      ASSERT_THAT(opened, IsOk());
+      ASSERT_THAT(sender.pair->Send(std::vector{LayerSpans{from}}, limits_), IsOk());
+      // The greeting is Begin 0.
+      receiver.calls->faults.corrupt_begin = static_cast<int>(1 + damaged);
+      receiver.calls->HoldStreams();
+      receiver.calls->faults.on_not_yet = [&] {
+        if (receiver.calls->num_begins() == 1 + 3) receiver.calls->LetStreamGo();
+      };
+      const absl::Status status =
+          receiver.pair->Receive(std::vector{LayerSpans{to, checksums}}, limits_, nullptr);
+      EXPECT_THAT(status, StatusIs(StatusCode::kDataLoss,
+                                   HasSubstr(absl::StrCat("span ", damaged * kGroupSpans, " "))));
+      got[damaged * kGroupBytes] ^= std::byte{1};
+      EXPECT_TRUE(got == sent) << num_groups << " groups, " << damaged << " damaged";
+    }
+  }
+}
+
+TEST_F(NcclPairTest, AReceiveGoesOnWithTheGroupThatHasBegun) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  constexpr uint64_t kTotalBytes = kLayers * kSpans * kSpanBytes;
+  const int greeting = receiver_.calls->num_begins();
+  for (int round = 0; round < 2; ++round) {
+    ASSERT_THAT(receiver_.pair->BeginReceive(kTotalBytes), IsOk());
+    EXPECT_EQ(receiver_.calls->num_begins() - greeting, 1 + round * 7);
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    ASSERT_THAT(Receive(), IsOk());
+    EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+    EXPECT_EQ(receiver_.calls->num_begins() - greeting, (1 + round) * 7)
+        << (kTotalBytes + kGroupBytes - 1) / kGroupBytes << " groups";
+  }
+}
+
+TEST_F(NcclPairTest, AReceiveThatCannotBeginBreaksThePair) {
+  receiver_.calls->faults.failing_begin = 1;
+  ASSERT_NO_FATAL_FAILURE(OpenReceiverAlone());
+  EXPECT_THAT(receiver_.pair->BeginReceive(kGroupBytes), StatusIs(StatusCode::kUnavailable));
+  ExpectBroken(receiver_, 1);
+}
+
+TEST_F(NcclPairTest, WhatNobodyWantsAnyMoreComesAndIsDroppedAndThePairStays) {
+  ASSERT_NO_FATAL_FAILURE(OpenBoth());
+  for (const size_t last : {size_t{0}, size_t{1}, kLayers - 1}) {
+    const Pages before = receiver_.pages;
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    const auto layers = receiver_.pages.layers();
+    auto source = LayerSource::Of(layers);
+    ASSERT_THAT(source, IsOk());
+    source->layer = [&](size_t layer) -> absl::StatusOr<LayerSpans> {
+      if (layer == last) return absl::CancelledError("nobody has a place");
+      return layers[layer];
+    };
+    size_t told = 0;
+    EXPECT_THAT(
+        receiver_.pair->Receive(*source, limits_, [&](size_t, const absl::Status&) { ++told; }),
+        StatusIs(StatusCode::kCancelled, HasSubstr("nobody has a place")));
+    EXPECT_LE(told, last);
+    EXPECT_EQ(std::memcmp(receiver_.pages.spans[last][0].data,
+                          before.memory.data() +
+                              (receiver_.pages.spans[last][0].data - receiver_.pages.memory.data()),
+                          kSpanBytes),
+              0)
+        << "nothing is written there";
+    ASSERT_THAT(sender_.pair->Send(sender_.pages.layers(), limits_), IsOk());
+    ASSERT_THAT(Receive(), IsOk());
+    EXPECT_TRUE(receiver_.pages.SpansEqual(sender_.pages));
+    std::fill(receiver_.pages.memory.begin(), receiver_.pages.memory.end(), std::byte{0});
+  }
 }
 
 TEST_F(NcclPairTest, TakesChecksumsOfItsOwnSpans) {

@@ -27,8 +27,7 @@ NcclPort PortOf(std::shared_ptr<PairCalls> calls, int gpu) {
   return port;
 }
 
-// What a test says to a session, and what it says back. A question that comes after the last
-// request waits, or runs out of time when `impatient`.
+// What a test says to a session, and what it says back.
 class QueuedPeer : public PairPeer {
  public:
   void Say(const v1::PairRequest& request) {
@@ -48,29 +47,13 @@ class QueuedPeer : public PairPeer {
     replies_.pop_front();
     return reply;
   }
-  // The next question that may time out does, once.
-  void TimeOutOnce() {
-    MutexLock lock(&mu_);
-    times_out_ = true;
-    changed_.SignalAll();
-    while (times_out_) changed_.Wait(&mu_);
-  }
-
-  // Until a question may take for ever, as when nothing is held for its answer.
-  void AwaitPatience() {
-    MutexLock lock(&mu_);
-    while (!is_patient_) changed_.Wait(&mu_);
-  }
-
   void Send(const v1::PairReply& reply) override {
     MutexLock lock(&mu_);
     replies_.push_back(reply);
     changed_.SignalAll();
   }
-  absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration timeout) override {
+  absl::StatusOr<std::optional<v1::PairRequest>> Next(absl::Duration) override {
     MutexLock lock(&mu_);
-    is_patient_ = timeout == absl::InfiniteDuration();
-    changed_.SignalAll();
     for (;;) {
       if (!requests_.empty()) {
         std::optional<v1::PairRequest> next = requests_.front();
@@ -78,11 +61,6 @@ class QueuedPeer : public PairPeer {
         return next;
       }
       if (gone_) return std::nullopt;
-      if (times_out_ && timeout < absl::InfiniteDuration()) {
-        times_out_ = false;
-        changed_.SignalAll();
-        return absl::DeadlineExceededError("nothing said");
-      }
       changed_.Wait(&mu_);
     }
   }
@@ -93,8 +71,6 @@ class QueuedPeer : public PairPeer {
   std::deque<v1::PairRequest> requests_ ABSL_GUARDED_BY(mu_);
   std::deque<v1::PairReply> replies_ ABSL_GUARDED_BY(mu_);
   bool gone_ ABSL_GUARDED_BY(mu_) = false;
-  bool times_out_ ABSL_GUARDED_BY(mu_) = false;
-  bool is_patient_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 class NcclSessionTest : public testing::Test {
@@ -143,11 +119,8 @@ class NcclSessionTest : public testing::Test {
     peer_.Say(request);
     return peer_.Hear().manifest();
   }
-  // Says that it is ready, and receives; true when every frame is the object's.
+  // True when every frame is the object's.
   bool ReceiveAll() {
-    v1::PairRequest request;
-    request.mutable_ready();
-    peer_.Say(request);
     std::vector<std::vector<std::byte>> memory;
     std::vector<std::vector<DeviceSpan>> spans(2);
     std::vector<std::vector<uint32_t>> checksums(2);
@@ -180,13 +153,12 @@ class NcclSessionTest : public testing::Test {
   absl::Status ended_;
 };
 
-TEST_F(NcclSessionTest, SendsWhatWasFetchedAndHoldsItUntilThen) {
+TEST_F(NcclSessionTest, SendsWhatWasFetched) {
   ASSERT_NO_FATAL_FAILURE(Pair());
   const v1::PairManifest manifest = Fetch(Keys());
   ASSERT_EQ(manifest.heads_size(), 3);
   EXPECT_TRUE(
       std::ranges::equal(std::as_bytes(std::span(manifest.heads(1))), source_.objects[1].head()));
-  EXPECT_EQ(source_.num_held, 1);
   EXPECT_TRUE(ReceiveAll());
   EXPECT_THAT(End(), IsOk());
   EXPECT_EQ(source_.num_held, 0);
@@ -205,25 +177,23 @@ TEST_F(NcclSessionTest, WhatIsMissingHasNoHeadAndNothingIsHeld) {
   EXPECT_EQ(source_.num_held, 0);
 }
 
-TEST_F(NcclSessionTest, WhatNobodyAsksForIsLetGoAndMayBeFetchedAgain) {
+TEST_F(NcclSessionTest, WhatNobodyTakesIsLetGoByTheStallBoundAndThePairWithIt) {
+  shared_.limits.transfer.stall_timeout = absl::Milliseconds(20);
+  calls_->faults.hanging_begin = 1;
   ASSERT_NO_FATAL_FAILURE(Pair());
-  Fetch(Keys());
-  EXPECT_EQ(source_.num_held, 1);
-  peer_.TimeOutOnce();
-  peer_.AwaitPatience();
-  EXPECT_EQ(source_.num_held, 0);
   EXPECT_EQ(Fetch(Keys()).heads_size(), 3);
-  EXPECT_TRUE(ReceiveAll());
+  thread_.join();
+  EXPECT_THAT(ended_, StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_EQ(source_.num_held, 0);
+  EXPECT_EQ(source_.num_broken, 1);
 }
 
-TEST_F(NcclSessionTest, AReaderThatIsGoneEndsATransferAndItsPins) {
+TEST_F(NcclSessionTest, HoldsWhatItSendsAndAReaderThatIsGoneEndsBoth) {
   calls_->faults.hanging_begin = 1;
   ASSERT_NO_FATAL_FAILURE(Pair());
   Fetch(Keys());
-  v1::PairRequest request;
-  request.mutable_ready();
-  peer_.Say(request);
   while (calls_->num_begins() < 2) std::this_thread::yield();
+  EXPECT_EQ(source_.num_held, 1);
   session_->PeerGone();
   EXPECT_THAT(End(), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_EQ(source_.num_held, 0);
@@ -251,24 +221,20 @@ TEST_F(NcclSessionTest, WhyNothingIsHeldIsToldAndNothingIsSent) {
   const v1::PairManifest manifest = Fetch(Keys());
   EXPECT_EQ(manifest.code(), static_cast<int>(absl::StatusCode::kDataLoss));
   EXPECT_EQ(manifest.message(), "damaged in memory");
-  v1::PairRequest request;
-  request.mutable_ready();
-  peer_.Say(request);
-  EXPECT_THAT(End(), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(End(), IsOk());
+  EXPECT_EQ(calls_->num_begins(), 1) << "the greeting";
 }
 
 TEST_F(NcclSessionTest, EndsWhenThePeerSpeaksOutOfTurn) {
   v1::PairRequest request;
-  request.mutable_ready();
+  request.mutable_fetch();
   peer_.Say(request);
   EXPECT_THAT(End(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-TEST_F(NcclSessionTest, EndsWhenReadyForNothing) {
+TEST_F(NcclSessionTest, EndsWhenThePeerSaysHelloAgain) {
   ASSERT_NO_FATAL_FAILURE(Pair());
-  v1::PairRequest request;
-  request.mutable_ready();
-  peer_.Say(request);
+  peer_.Say(Hello(2));
   EXPECT_THAT(End(), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 

@@ -155,12 +155,10 @@ TEST_F(PairCallTest, AReaderThatGoesEndsATransferAtOnce) {
   ASSERT_TRUE(stream->Read(&reply));
   NcclPair reader(calls_, {.group_bytes = reply.offer().group_bytes()}, Clock::Real());
   ASSERT_THAT(reader.Open(FromProto(reply.offer())->id, 1), IsOk());
-  v1::PairRequest fetch, ready;
+  v1::PairRequest fetch;
   *fetch.mutable_fetch()->add_objects() = ToProto(object.key());
   ASSERT_TRUE(stream->Write(fetch));
   ASSERT_TRUE(stream->Read(&reply));
-  ready.mutable_ready();
-  ASSERT_TRUE(stream->Write(ready));
   while (calls_->num_begins() < 3) std::this_thread::yield();
   context.TryCancel();
   Ended(*stream).IgnoreError();
@@ -201,7 +199,7 @@ TEST_F(PairCallTest, EndsWithTheErrorOfABrokenProtocol) {
   Context context;
   const auto stream = handoff_->Pair(&context);
   v1::PairRequest request;
-  request.mutable_ready();
+  request.mutable_fetch();
   ASSERT_TRUE(stream->Write(request));
   EXPECT_THAT(Ended(*stream), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(source_.num_ended(PairEnd::kFailed), 1);
@@ -234,7 +232,8 @@ TEST_F(PairCallTest, AReaderThatDoesNotReadWhatItAsksForEnds) {
   ASSERT_TRUE(stream->Read(&reply));
   NcclPair reader(calls_, {.group_bytes = reply.offer().group_bytes()}, Clock::Real());
   ASSERT_THAT(reader.Open(FromProto(reply.offer())->id, 1), IsOk());
-  // gRPC takes answers of 1.6 MB until a stream's window is full. What is missing counts them.
+  // gRPC takes answers of 1.6 MB until a stream's window is full. What is missing counts them, and
+  // keeps frames from being sent.
   constexpr int kEnough = 64;
   v1::PairRequest fetch;
   for (int i = 1; i < 4096; ++i) *fetch.mutable_fetch()->add_objects() = ToProto(object.key());

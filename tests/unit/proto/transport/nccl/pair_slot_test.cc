@@ -30,12 +30,18 @@ class PairSlotTest : public testing::Test {
     EXPECT_EQ(calls_.num_alive(), 0);
   }
 
-  // A span of 100 kB and one of 48 bytes, apart from each other, in one group.
-  TransferPlan Plan() {
+  TransferGroup GroupOf(const std::vector<LayerSpans>& layers) {
+    const auto source = LayerSource::Of(layers);
+    EXPECT_THAT(source, IsOk());
+    TransferPlan plan(*source, kGroupBytes);
+    TransferGroup group;
+    EXPECT_THAT(plan.Next(group), IsOk());
+    return group;
+  }
+  // A span of 100 kB and one of 48 bytes, apart from each other.
+  TransferGroup TwoSpans() {
     spans_ = {{memory_.data(), 100'000}, {memory_.data() + 150'000, 48}};
-    auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
-    EXPECT_THAT(plan, IsOk());
-    return *std::move(plan);
+    return GroupOf({{.spans = spans_}});
   }
   void Finish() { EXPECT_THAT(calls_.StreamIsIdle(stream_), IsOkAndHolds(true)); }
 
@@ -48,8 +54,7 @@ class PairSlotTest : public testing::Test {
 };
 
 TEST_F(PairSlotTest, GathersSpansInTheirOrder) {
-  const TransferPlan plan = Plan();
-  slot_.Fill(plan.groups[0], true, true, false, cutter_);
+  ASSERT_THAT(slot_.Fill(calls_, TwoSpans(), SlotWork::kGather, cutter_), IsOk());
   ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
   Finish();
   EXPECT_EQ(std::memcmp(slot_.staging(), memory_.data(), 100'000), 0);
@@ -59,12 +64,12 @@ TEST_F(PairSlotTest, GathersSpansInTheirOrder) {
 
 TEST_F(PairSlotTest, ScattersAndTakesDigestsOfWhatArrived) {
   const std::vector<std::byte> before = memory_;
-  const TransferPlan plan = Plan();
+  const TransferGroup group = TwoSpans();
   std::memcpy(slot_.staging(), memory_.data(), 100'000);
   std::memcpy(slot_.staging() + 100'000, memory_.data() + 150'000, 48);
   std::memset(memory_.data(), 0, 100'000);
   std::memset(memory_.data() + 150'000, 0, 48);
-  slot_.Fill(plan.groups[0], false, true, true, cutter_);
+  ASSERT_THAT(slot_.Fill(calls_, group, SlotWork::kScatter, cutter_), IsOk());
   ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
   Finish();
   EXPECT_EQ(memory_, before);
@@ -73,20 +78,47 @@ TEST_F(PairSlotTest, ScattersAndTakesDigestsOfWhatArrived) {
   EXPECT_EQ(slot_.digests()[1], Crc32c(std::span(before).subspan(150'000, 48)));
 }
 
-TEST_F(PairSlotTest, KeepsRoomForLongLists) {
+// Two groups, one slot after the other: the first ends within a span.
+TEST_F(PairSlotTest, DigestsOfASpansPiecesAddUp) {
+  std::vector<std::byte> large(kGroupBytes + 80'000);
+  for (size_t i = 0; i < large.size(); ++i) large[i] = static_cast<std::byte>(i * 7 >> 3);
+  spans_ = {{large.data(), kGroupBytes - 1600}, {large.data() + kGroupBytes - 1600, 81'600}};
+  const std::vector<LayerSpans> layers = {{.spans = spans_}};
+  const auto source = LayerSource::Of(layers);
+  ASSERT_THAT(source, IsOk());
+  TransferPlan plan(*source, kGroupBytes);
+  uint32_t digest = 0;
+  for (size_t g = 0; g < 2; ++g) {
+    TransferGroup group;
+    ASSERT_THAT(plan.Next(group), IsOk());
+    ASSERT_THAT(slot_.Fill(calls_, group, SlotWork::kDigest, cutter_), IsOk());
+    ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
+    Finish();
+    digest ^= slot_.digests().back();
+  }
+  EXPECT_EQ(digest, Crc32c(std::span(large).subspan(kGroupBytes - 1600)));
+}
+
+TEST_F(PairSlotTest, MakesRoomForLongListsAndKeepsTheOld) {
   spans_.clear();
-  for (size_t i = 0; i < 12'000; ++i) spans_.push_back({memory_.data() + 16 * i, 16});
+  for (size_t i = 0; i < 12'400; ++i) spans_.push_back({memory_.data() + 16 * i, 16});
   std::swap(spans_[3], spans_[4]);
-  const auto plan = TransferPlan::Make(std::vector{LayerSpans{.spans = spans_}}, kGroupBytes);
-  ASSERT_THAT(plan, IsOk());
-  ASSERT_THAT(slot_.Reserve(calls_, PairSlot::ListBytes(plan->groups[0])), IsOk());
-  slot_.Fill(plan->groups[0], true, true, true, cutter_);
+  const int before = calls_.num_alive();
+  const TransferGroup group = GroupOf({{.spans = spans_}});
+  ASSERT_THAT(slot_.Fill(calls_, TwoSpans(), SlotWork::kGather, cutter_), IsOk());
+  ASSERT_EQ(calls_.num_alive(), before);
+  // Of 40 bytes each, with digests and flags: more than the 512 KiB of the beginning, if twice.
+  TransferGroup twice = group;
+  twice.pieces.insert(twice.pieces.end(), group.pieces.begin(), group.pieces.end());
+  ASSERT_THAT(slot_.Fill(calls_, twice, SlotWork::kDigest, cutter_), IsOk());
+  EXPECT_EQ(calls_.num_alive(), before + 2);
   ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
   Finish();
-  ASSERT_EQ(slot_.digests().size(), spans_.size());
-  for (size_t i = 0; i < spans_.size(); ++i) {
-    ASSERT_EQ(slot_.digests()[i], Crc32c(std::span(spans_[i].data, 16))) << i;
+  ASSERT_EQ(slot_.digests().size(), twice.pieces.size());
+  for (size_t i = 0; i < twice.pieces.size(); ++i) {
+    ASSERT_EQ(slot_.digests()[i], Crc32c(std::span(twice.pieces[i].data, 16))) << i;
   }
+  EXPECT_EQ(calls_.num_alive(), before + 2);
 }
 
 TEST_F(PairSlotTest, ChecksNumbersWhereThereAreRules) {
@@ -98,11 +130,9 @@ TEST_F(PairSlotTest, ChecksNumbersWhereThereAreRules) {
   std::memset(memory_.data(), 8, 192);
   memory_[64 + 32] = memory_[128 + 31] = std::byte{9};
   const std::vector<const FrameRules*> rules = {&first, &second, &second};
-  const auto plan = TransferPlan::Make(
-      std::vector{LayerSpans{.spans = spans_, .rules = rules}, LayerSpans{.spans = spans_}},
-      kGroupBytes);
-  ASSERT_THAT(plan, IsOk());
-  slot_.Fill(plan->groups[0], false, false, true, cutter_);
+  const TransferGroup group =
+      GroupOf({LayerSpans{.spans = spans_, .rules = rules}, LayerSpans{.spans = spans_}});
+  ASSERT_THAT(slot_.Fill(calls_, group, SlotWork::kDigest, cutter_), IsOk());
   ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
   Finish();
   // Beyond what the rules name, and spans without rules, anything may stand.
@@ -110,10 +140,21 @@ TEST_F(PairSlotTest, ChecksNumbersWhereThereAreRules) {
             (std::vector<uint32_t>{0, 0, 1, 0, 0, 0}));
 }
 
-TEST_F(PairSlotTest, ListsTakeNoMoreThanSaid) {
-  const TransferPlan plan = Plan();
-  // 100,000 bytes: 4 copies, 7 digest items; 48: one each; two digests and flags.
-  EXPECT_EQ(PairSlot::ListBytes(plan.groups[0]), 5 * 24u + 8 * 24u + 2 * 8u);
+TEST_F(PairSlotTest, ChecksNumbersOfASpanWithItsLastPieceAlone) {
+  FrameRules rules;
+  rules.num_sections = 1;
+  rules.sections[0] = {.num_heads = 1, .head_bytes = 64, .rule = NumberRule::kId, .bank_size = 9};
+  spans_ = {{memory_.data(), 64}};
+  std::memset(memory_.data(), 9, 64);
+  const std::vector<const FrameRules*> all = {&rules};
+  TransferGroup group = GroupOf({LayerSpans{.spans = spans_, .rules = all}});
+  for (const uint64_t bytes_after : {uint64_t{16}, uint64_t{0}}) {
+    group.pieces[0].bytes_after = bytes_after;
+    ASSERT_THAT(slot_.Fill(calls_, group, SlotWork::kDigest, cutter_), IsOk());
+    ASSERT_THAT(slot_.Launch(calls_, stream_), IsOk());
+    Finish();
+    EXPECT_EQ(slot_.flags()[0], bytes_after == 0 ? 1u : 0u);
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -90,6 +91,43 @@ TEST(SpanDigestTest, ItemsCoverASpanOnceAndOnlyTheFirstIsShort) {
     }
   }
   EXPECT_EQ(end, span.data);
+}
+
+TEST(SpanDigestTest, PartsOfASpanAddUpToItsDigestWhereverItIsCut) {
+  std::vector<Vector> vectors = RandomVectors(300);
+  const DeviceSpan span = SpanOf(vectors, 0, vectors.size());
+  const uint32_t expected = Crc32c(std::span(span.data, span.bytes));
+  DigestItemCutter cutter(kDigestRowBytes);
+  for (size_t first = 1; first < vectors.size(); ++first) {
+    for (const size_t second : {size_t{0}, (vectors.size() - first) / 3}) {
+      std::vector<DigestItem> items;
+      uint32_t index = 0;
+      uint64_t begin = 0;
+      for (const size_t count : {first, second, vectors.size() - first - second}) {
+        const DeviceSpan part = {span.data + begin, count * sizeof(Vector)};
+        begin += part.bytes;
+        cutter.AppendPart(part, span.bytes - begin, nullptr, index++, items);
+      }
+      std::vector<uint32_t> digests = {cutter.SeedOf(span.bytes), 0, 0};
+      DigestOnCpu(items, digests);
+      ASSERT_EQ(digests[0] ^ digests[1] ^ digests[2], expected) << first << " " << second;
+    }
+  }
+}
+
+TEST(SpanDigestTest, CopiesEveryByteOfAPartToItsPlaceAndNoOther) {
+  std::vector<Vector> vectors = RandomVectors(3333);
+  const DeviceSpan span = SpanOf(vectors, 3, 3300);
+  std::vector<Vector> place(3400), before = place;
+  std::byte* const to = reinterpret_cast<std::byte*>(place.data() + 50);
+  std::vector<DigestItem> items;
+  DigestItemCutter cutter;
+  cutter.AppendPart(span, 160, to, 0, items);
+  std::vector<uint32_t> digests = {0};
+  DigestOnCpu(items, digests);
+  EXPECT_EQ(std::memcmp(to, span.data, span.bytes), 0);
+  std::memset(to, 0, span.bytes);
+  EXPECT_EQ(std::memcmp(place.data(), before.data(), place.size() * sizeof(Vector)), 0);
 }
 
 }  // namespace
