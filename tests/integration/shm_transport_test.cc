@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #include <algorithm>
 #include <chrono>
@@ -143,6 +145,19 @@ class ShmTransportTest : public testing::Test {
   }
   bool EventuallyNothingStaged() {
     return Eventually([&] { return Metric("pkv_shm_stage_bytes") == 0; });
+  }
+
+  // Those of this process, which does not know.
+  void EndShmConnections() {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      const int fd = std::stoi(entry.path().filename());
+      sockaddr_un peer{};
+      socklen_t size = sizeof(peer);
+      if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0 &&
+          peer.sun_family == AF_UNIX && scratch_ + "/shm.sock" == peer.sun_path) {
+        shutdown(fd, SHUT_RDWR);
+      }
+    }
   }
 
   std::unique_ptr<ChildProcess> StartHolder(uint64_t id, const std::string& call = "get") {
@@ -438,6 +453,32 @@ TEST_F(ShmTransportTest, PutsBeyondThoseOfAStageGoOverGrpc) {
       ExpectServes(*grpc_, objects[i]);
     }
   }
+}
+
+// The put does not depend on the connection that its stage was lent over, and the next has another.
+TEST_F(ShmTransportTest, APutGoesOnWhenItsConnectionEnds) {
+  Start();
+  const auto client = MakeClient(Transport::kShm);
+  const SealedObject object = MakeLargeObject(1);
+  const ObjectDescriptor descriptor = {object.key(), kNumLayers, object.header.frame_bytes};
+  auto stream = client->StartPut({&descriptor, 1});
+  ASSERT_THAT(stream, IsOk());
+  for (int layer = 0; layer < kNumLayers; ++layer) {
+    if (layer == kNumLayers / 2) {
+      EndShmConnections();
+      EXPECT_TRUE(Eventually([&] { return Metric("pkv_shm_connections") == 0; }));
+    }
+    const std::span<const std::byte> frame = object.frame(layer);
+    ASSERT_THAT((*stream)->WriteLayer(layer, {&frame, 1}), IsOk());
+  }
+  EXPECT_THAT((*stream)->Commit(0, object.head()), IsOk());
+  EXPECT_THAT((*stream)->Finish()[0].status, IsOk());
+  EXPECT_TRUE(EventuallyNothingStaged());
+  ExpectServes(*grpc_, object);
+  const SealedObject next = MakeLargeObject(2);
+  const std::span<const std::byte> bytes = next.bytes();
+  EXPECT_THAT(client->Put({&bytes, 1})[0].status, IsOk());
+  EXPECT_EQ(client->counters().shm_puts, 2u);
 }
 
 // Whatever the server still reads of a cancelled put is not what the next one writes.
