@@ -275,7 +275,6 @@ absl::Status NcclGet::Place(std::span<std::byte* const> places) {
 // The first groups come while the owner finds places.
 void NcclGet::StartTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   read_at_ = core_->clock->MonotonicNow();
-  is_direct_ = direct_ != nullptr;
   thread_ = std::thread([this](std::unique_ptr<NcclLink::Turn> of) { RunTransfer(std::move(of)); },
                         std::move(turn));
 }
@@ -332,7 +331,8 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   const TransferLimits limits{.timeout = deadline_ - core_->clock->MonotonicNow()};
   absl::Time first, last;
   CounterSet& counters = core_->counters;
-  std::atomic<uint64_t>& bytes = is_direct_ ? counters.direct_get_bytes : counters.nccl_get_bytes;
+  std::atomic<uint64_t>& bytes =
+      direct_ != nullptr ? counters.direct_get_bytes : counters.nccl_get_bytes;
   bool is_sound = true;
   absl::Status status =
       turn->Receive(source, limits, [&](size_t layer, const absl::Status& layer_status) {
@@ -353,7 +353,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
   }
   turn.reset();
   if (status.ok()) LogTransfer(first, last, source.total_bytes);
-  if (status.ok()) ++(is_direct_ ? counters.direct_gets : counters.nccl_gets);
+  if (status.ok()) ++(direct_ != nullptr ? counters.direct_gets : counters.nccl_gets);
   MutexLock lock(&mu_);
   ended_ = true;
   end_ = status;
@@ -363,7 +363,7 @@ void NcclGet::RunTransfer(std::unique_ptr<NcclLink::Turn> turn) {
 void NcclGet::LogTransfer(absl::Time first, absl::Time last, uint64_t bytes) const {
   const auto ms = [](absl::Duration part) { return absl::ToDoubleMilliseconds(part); };
   Log(LogLevel::kDebug, "nccl: received",
-      {{"from", is_direct_ ? "prefill" : "cache"},
+      {{"from", direct_ != nullptr ? "prefill" : "cache"},
        {"objects", keys_.size()},
        {"bytes", bytes},
        {"manifest_ms", ms(answered_at_ - asked_at_)},

@@ -110,8 +110,7 @@ class NcclGet final : public GetStream {
   std::unique_ptr<DeviceScratch::Piece> scratch_;
   std::vector<std::byte*> places_;  // [num_objects][num_layers]
   std::thread thread_;
-  bool has_turn_ = false;   // of the link that was tried last, whatever came of it
-  bool is_direct_ = false;  // where the transfer comes from
+  bool has_turn_ = false;  // of the link that was tried last, whatever came of it
   bool has_placed_ = false;
   bool has_inner_headers_ = false;
 

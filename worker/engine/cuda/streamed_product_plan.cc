@@ -10,7 +10,8 @@ namespace {
 // Less would not keep enough bytes on their way: 132 rings of 3 stages are 6.9 MB, 1.5 us of
 // memory.
 constexpr int kMinStages = 3;
-// Fewer items a CTA would leave too much to the last of them.
+// Fewer items a CTA would leave too much to the last of them; more come of more parts, which the
+// kernel behind has to read and add up (worker/README.md, "Products of few rows").
 constexpr int kWantedItems = 3;
 constexpr int kMinPartColumns = 1024;
 

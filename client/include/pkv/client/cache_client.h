@@ -127,7 +127,7 @@ class GetStream {
   // is_on_device. Places may be written to until ReleasePlaces(), or until the last layer is
   // here. The first frames are under way when the manifest is here: whoever names no places within
   // a second has lost the pair, and the frames come by another way. REQUIRES: WaitForManifest() was
-  // OK and nothing was waited for since. At most once.
+  // OK and nothing was waited for since; no two places overlap. At most once.
   virtual void PlaceFrames(std::span<std::byte* const> places) {}
   // Cancels, and waits until nothing is written to places any more: at once where no transfer is
   // under way. One that is goes on, since its bytes are on their way: until it is done, nothing
