@@ -29,12 +29,6 @@ absl::Status CheckStride(absl::string_view name, int64_t stride, int64_t least) 
 
 }  // namespace
 
-absl::Status CheckQueryLayer(const QueryStatisticsShape& shape, int layer) {
-  if (layer >= 0 && layer < shape.num_layers) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("layer ", layer, " not in 0..", shape.num_layers - 1));
-}
-
 absl::Status CheckQuerySpan(int64_t first_token, int64_t end) {
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
   if (first_token >= 0 && first_token <= end && end <= kLimit) return absl::OkStatus();
@@ -45,8 +39,8 @@ absl::Status CheckQuerySpan(int64_t first_token, int64_t end) {
 absl::Status CheckQueryChunk(const QueryStatisticsShape& shape, const QueryChunk& chunk,
                              int64_t expected, int64_t end) {
   if (chunk.first_token != expected) {
-    return absl::InvalidArgumentError(absl::StrCat("chunk at ", chunk.first_token, " of layer ",
-                                                   chunk.layer, ", which is at ", expected));
+    return absl::InvalidArgumentError(
+        absl::StrCat("chunk at ", chunk.first_token, " of a layer that is at ", expected));
   }
   if (chunk.num_queries < 0 || chunk.num_queries > end - expected) {
     return absl::InvalidArgumentError(absl::StrCat("num_queries ", chunk.num_queries, " not in 0..",
@@ -79,7 +73,8 @@ absl::Status CheckImportance(const KvTensorView& kv, const float* importance) {
 
 absl::StatusOr<std::unique_ptr<QueryStatistics>> QueryStatistics::Make(
     const QueryStatisticsShape& shape, const ComputeContext& ctx) {
-  PKV_RETURN_IF_ERROR(ValidateShape({shape.num_layers, shape.num_kv_heads, shape.head_dim}));
+  PKV_RETURN_IF_ERROR(ValidateShape(
+      {.num_layers = 1, .num_kv_heads = shape.num_kv_heads, .head_dim = shape.head_dim}));
   if (shape.num_qo_heads <= 0 || shape.num_qo_heads % shape.num_kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat("num_qo_heads ", shape.num_qo_heads,
                                                    " is no positive multiple of num_kv_heads ",

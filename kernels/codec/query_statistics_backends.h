@@ -14,9 +14,8 @@ absl::StatusOr<std::unique_ptr<QueryStatistics>> MakeQueryStatisticsCuda(
     const QueryStatisticsShape& shape, const ComputeContext& ctx);
 
 // InvalidArgument: what can be seen of a call without reading device memory is wrong.
-absl::Status CheckQueryLayer(const QueryStatisticsShape& shape, int layer);
 absl::Status CheckQuerySpan(int64_t first_token, int64_t end);
-// `expected`: the position that comes next in the layer; `end`: that of the prompt's end.
+// `expected`: the position that comes next; `end`: that of the prompt's end.
 absl::Status CheckQueryChunk(const QueryStatisticsShape& shape, const QueryChunk& chunk,
                              int64_t expected, int64_t end);
 absl::Status CheckSampledKeys(const QueryStatisticsShape& shape, const KvTensorView& kv,

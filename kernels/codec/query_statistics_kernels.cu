@@ -1,12 +1,17 @@
 // Second moments of queries, and the attention that tokens receive from a sample of them, on tensor
-// cores (mma.m16n8k16, fp32 sums). Every sum has one order: equal inputs give equal bits.
+// cores (fp32 sums). Every sum has one order: equal inputs give equal bits.
 
 #include "kernels/codec/query_statistics_kernels.h"
 #include "kernels/device/ptx.cuh"
+#include "kernels/device/wgmma.cuh"
 #include "pkv/block/kv_shape.h"
+
+#include <cooperative_groups.h>
 
 namespace pkv {
 namespace {
+
+namespace cg = cooperative_groups;
 
 constexpr int kRowPadding = 16;  // bytes: rows 8 apart then start in different banks
 constexpr float kLog2E = 1.442695040888963f;
@@ -29,185 +34,217 @@ struct RowTile {
   }
 };
 
-// One CTA: all of a kv head's head_dim x head_dim sums over its part of the rows. Warp w of 8 has a
-// quarter of the sums' rows and half of their columns. Tiles of 32 queries are copied four ahead.
-constexpr int kMomentThreads = 256;
-constexpr int kMomentStages = 5;
+// What a query is kept for, one cluster a kv head: the sums of q q^T over the rows that count, of
+// which each CTA has its share, and the sampled rows as fp16. Warpgroup w has the sums of channels
+// 64 w .. 64 w + 63 with all channels. Tiles of 64 rows are copied four ahead; a tile is both
+// operands. When all CTAs have their sums in shared memory, each adds up an eighth of them, in the
+// order of the CTAs. A row is read once: 2 head_dim bytes for 2 head_dim^2 operations.
+// Grid: [kClusterCtas, num_kv_heads].
+constexpr int kClusterCtas = 8;
+constexpr int kMomentTileRows = 64;
+constexpr int kMomentTilesAhead = 4;
+constexpr int kMomentStages = kMomentTilesAhead + 2;  // two tiles may be in products
+static_assert(MomentSample::kAll / 2 % kMomentTileRows == 0, "a tile has one weight");
+
+struct MomentLaunch {
+  KeptQueries kept;
+  QuerySampleRows samples;
+  float score_scale;
+  float* sums;
+};
 
 template <int kHeadDim, bool kIsBfloat16>
 class MomentCta {
  public:
-  using Tile = RowTile<kHeadDim>;
-  static constexpr int kTileBytes = kMomentTileRows * Tile::kRowBytes;
-  static constexpr int kWarpRows = kHeadDim / 4, kWarpColumns = kHeadDim / 2;
+  static constexpr int kThreads = 2 * kHeadDim;  // a warpgroup for 64 channels
+  static constexpr int kPanelBytes = kMomentTileRows * ptx::kPanelRowBytes;
+  static constexpr int kTileBytes = kHeadDim / ptx::kPanelColumns * kPanelBytes;
+  static constexpr int kSumColumns = kHeadDim + 8;  // rows 8 apart then lie in different banks
+  static constexpr int kAlignment = 1024;
+  static constexpr int kSharedBytes = kMomentStages * kTileBytes + kAlignment;
+  static_assert(kHeadDim * kSumColumns * 4 <= kMomentStages * kTileBytes);
 
-  __device__ MomentCta(const MomentRows& rows, uint32_t memory)
-      : rows_(rows),
-        memory_(memory),
+  __device__ MomentCta(const MomentLaunch& launch, char* memory)
+      : launch_(launch),
+        tiles_((ptx::SharedAddress(memory) + kAlignment - 1) & ~(kAlignment - 1)),
+        shared_sums_(reinterpret_cast<float*>(memory + (tiles_ - ptx::SharedAddress(memory)))),
+        cluster_(cg::this_cluster()),
+        rank_(static_cast<int>(cluster_.block_rank())),
         lane_(threadIdx.x % 32),
-        first_row_(threadIdx.x / 64 * kWarpRows),
-        first_column_(threadIdx.x / 32 % 2 * kWarpColumns) {}
+        warp_(threadIdx.x / 32),
+        num_rows_(launch.kept.num_queries * launch.kept.group) {}
 
-  __device__ void Run(int begin, int end, float* out) {
-    const int num_tiles = (end - begin + kMomentTileRows - 1) / kMomentTileRows;
-    for (int tile = 0; tile < kMomentStages - 1; ++tile) Copy(begin, end, tile, num_tiles);
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      ptx::WaitCopies<kMomentStages - 2>();
-      __syncthreads();
-      // Into the stage that every warp is done with, as it has passed the barrier.
-      Copy(begin, end, tile + kMomentStages - 1, num_tiles);
-      Add(memory_ + tile % kMomentStages * kTileBytes);
+  __device__ void Run() {
+    const int num_tiles = (num_rows_ + kMomentTileRows - 1) / kMomentTileRows;
+    const int begin = num_tiles * rank_ / kClusterCtas;
+    const int end = num_tiles * (rank_ + 1) / kClusterCtas;
+    for (int i = 0; i < kMomentTilesAhead; ++i) Copy(begin + i, end);
+    TakeSamples();
+    for (int tile = begin; tile < end;) {
+      const int doubling = Doubling(tile), same_weight = min(end, EndOf(doubling));
+      for (; tile < same_weight; ++tile) AddTile(tile, end);
+      ptx::WaitProducts<0>();
+      ptx::Pin(sums_);
+      // In units of the next tile's weight, or in the end of 1.
+      const int next = tile < end ? Doubling(tile) : 0;
+      Scale(__uint_as_float((127 + doubling - next) << 23));
     }
-    Store(out);
+    __syncthreads();  // nobody reads tiles any more
+    ShareSums();
+    cluster_.sync();
+    AddUp();
+    cluster_.sync();  // what others read stays until they have
   }
 
  private:
-  // Rows from `end` on are zeros. A tile past the last is an empty group of copies.
-  __device__ __forceinline__ void Copy(int begin, int end, int tile, int num_tiles) const {
-    if (tile < num_tiles) CopyTile(begin + tile * kMomentTileRows, end, tile % kMomentStages);
+  // Rows of tiles weigh 2^this.
+  __device__ __forceinline__ int Doubling(int tile) const {
+    constexpr int kAll = MomentSample::kAll;
+    const int query = tile * kMomentTileRows / launch_.kept.group;
+    return query < kAll ? 0 : (query - kAll) / (kAll / 2) + 1;
+  }
+  __device__ __forceinline__ int EndOf(int doubling) const {
+    constexpr int kAll = MomentSample::kAll;
+    return (kAll + doubling * (kAll / 2)) * launch_.kept.group / kMomentTileRows;
+  }
+  __device__ __forceinline__ uint32_t Stage(int tile) const {
+    return tiles_ + tile % kMomentStages * kTileBytes;
+  }
+
+  // Rows behind the last are zeros. A tile from `end` on is an empty group of copies.
+  __device__ __forceinline__ void Copy(int tile, int end) const {
+    if (tile < end) CopyTile(tile);
     ptx::CommitCopies();
   }
-  __device__ __forceinline__ void CopyTile(int first, int end, int stage) const {
+  __device__ __forceinline__ void CopyTile(int tile) const {
+    const KeptQueries& kept = launch_.kept;
+    constexpr int kPieces = kHeadDim / 8;  // of 16 bytes
 #pragma unroll
-    for (int i = threadIdx.x; i < kMomentTileRows * Tile::kPieces; i += kMomentThreads) {
-      const int in_tile = i / Tile::kPieces, piece = i % Tile::kPieces;
-      const int row = min(first + in_tile, end - 1), group = rows_.queries.group;
-      const int head = blockIdx.y * group + row % group;
-      const int64_t query = rows_.first + row / group * rows_.stride;
+    for (int i = threadIdx.x; i < kMomentTileRows * kPieces; i += kThreads) {
+      const int in_tile = i / kPieces, piece = i % kPieces;
+      const int row = min(tile * kMomentTileRows + in_tile, num_rows_ - 1);
+      const int64_t query = row / kept.group;
       const uint16_t* from =
-          rows_.queries.q + query * rows_.queries.q_stride + int64_t{head} * kHeadDim + piece * 8;
-      ptx::CopyAsync16(memory_ + stage * kTileBytes + in_tile * Tile::kRowBytes + piece * 16, from,
-                       first + in_tile < end ? 16 : 0);
+          kept.rows +
+          ((query * kept.num_kv_heads + blockIdx.y) * kept.group + row % kept.group) * kHeadDim +
+          piece * 8;
+      ptx::CopyAsync16(Stage(tile) + piece / 8 * kPanelBytes + ptx::PanelOffset(in_tile, piece % 8),
+                       from, tile * kMomentTileRows + in_tile < num_rows_ ? 16 : 0);
     }
   }
 
-  __device__ __forceinline__ void Add(uint32_t tile) {
+  __device__ __forceinline__ void AddTile(int tile, int end) {
+    ptx::WaitCopies<kMomentTilesAhead - 1>();
+    ptx::FenceSharedForCopies();
+    __syncthreads();
+    // Into the stage of the tile before the last: its products are done in every warpgroup that
+    // has passed the barrier.
+    Copy(tile + kMomentTilesAhead, end);
+    ptx::Pin(sums_);
+    ptx::FenceProducts();
 #pragma unroll
     for (int row = 0; row < kMomentTileRows; row += 16) {
-      // Channels are rows of a and columns of b: both are transposed as they are loaded.
-      uint4 a[kWarpRows / 16];
+      const uint32_t rows = Stage(tile) + row * ptx::kPanelRowBytes;
+      ptx::AddProductOfColumns<kIsBfloat16>(
+          sums_, ptx::PanelOperand(rows + warp_ / 4 * kPanelBytes, kPanelBytes),
+          ptx::PanelOperand(rows, kPanelBytes));
+    }
+    ptx::CommitProducts();
+    ptx::WaitProducts<1>();
+  }
+
+  __device__ __forceinline__ void Scale(float factor) {
 #pragma unroll
-      for (int m = 0; m < kWarpRows / 16; ++m) {
-        a[m] =
-            ptx::LoadMatricesTransposed(Tile::ColumnsFirst(tile, lane_, row, first_row_ + 16 * m));
-      }
+    for (int i = 0; i < kHeadDim / 2; ++i) sums_[i] *= factor;
+  }
+
+  __device__ __forceinline__ void ShareSums() const {
 #pragma unroll
-      for (int n = 0; n < kWarpColumns / 16; ++n) {
-        const uint4 b =
-            ptx::LoadMatricesTransposed(Tile::RowsFirst(tile, lane_, row, first_column_ + 16 * n));
-#pragma unroll
-        for (int m = 0; m < kWarpRows / 16; ++m) {
-          Multiply(sums_[m][2 * n], a[m], b.x, b.y);
-          Multiply(sums_[m][2 * n + 1], a[m], b.z, b.w);
-        }
-      }
+    for (int i = 0; i < kHeadDim / 2; i += 2) {
+      const int row = warp_ * 16 + lane_ / 4 + i / 2 % 2 * 8;
+      const int column = i / 4 * 8 + lane_ % 4 * 2;
+      *reinterpret_cast<float2*>(shared_sums_ + row * kSumColumns + column) =
+          make_float2(sums_[i], sums_[i + 1]);
     }
   }
 
-  static __device__ __forceinline__ void Multiply(float (&d)[4], const uint4& a, uint32_t b0,
-                                                  uint32_t b1) {
+  __device__ __forceinline__ void AddUp() {
+    constexpr int kRows = kHeadDim / kClusterCtas;
+    float* to = launch_.sums + int64_t{blockIdx.y} * kHeadDim * kHeadDim;
+#pragma unroll
+    for (int at = 4 * threadIdx.x; at < kRows * kHeadDim; at += 4 * kThreads) {
+      const int row = rank_ * kRows + at / kHeadDim, column = at % kHeadDim;
+      float4 sum = {};
+#pragma unroll
+      for (int peer = 0; peer < kClusterCtas; ++peer) {
+        const float4 part = *reinterpret_cast<const float4*>(
+            cluster_.map_shared_rank(shared_sums_ + row * kSumColumns + column, peer));
+        sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+      }
+      *reinterpret_cast<float4*>(to + row * kHeadDim + column) = sum;
+    }
+  }
+
+  // One warp a sample and query head.
+  __device__ __forceinline__ void TakeSamples() const {
+    const int num_rows = launch_.samples.num_samples * launch_.kept.group;
+    constexpr int kWarps = kThreads / 32;
+    for (int row = rank_ * kWarps + warp_; row < num_rows; row += kClusterCtas * kWarps) {
+      TakeSample(row);
+    }
+  }
+  __device__ __forceinline__ void TakeSample(int row) const {
+    const KeptQueries& kept = launch_.kept;
+    const int64_t vector =
+        (int64_t{row / kept.group} * kept.num_kv_heads + blockIdx.y) * kept.group +
+        row % kept.group;
+    const uint32_t* from =
+        reinterpret_cast<const uint32_t*>(kept.sample_rows + vector * kHeadDim) + lane_;
+    constexpr int kPairs = kHeadDim / 64;  // of a lane
+    uint32_t pairs[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) pairs[i] = from[32 * i];
+    float scale = launch_.score_scale;
     if constexpr (kIsBfloat16) {
-      ptx::MmaBfloat16(d, a.x, a.y, a.z, a.w, b0, b1);
-    } else {
-      ptx::Mma(d, a.x, a.y, a.z, a.w, b0, b1);
-    }
-  }
-
-  __device__ __forceinline__ void Store(float* out) const {
+      uint32_t largest = 0;
 #pragma unroll
-    for (int m = 0; m < kWarpRows / 16; ++m) {
+      for (int i = 0; i < kPairs; ++i) {
+        largest = max(largest, max(pairs[i] & 0x7fff, pairs[i] >> 16 & 0x7fff));
+      }
+      largest = __reduce_max_sync(~0u, largest);
+      // As LoadQueries() of prefill_attention_kernels.cu.
+      const uint32_t exponent = min(127 + 127 + 14 - (largest >> 7), 127u + 100);
+      const float factor = __uint_as_float(exponent << 23);
+      scale *= __uint_as_float((254 - exponent) << 23);
 #pragma unroll
-      for (int n = 0; n < kWarpColumns / 8; ++n) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int row = first_row_ + 16 * m + lane_ / 4 + 8 * h;
-          const int column = first_column_ + 8 * n + lane_ % 4 * 2;
-          *reinterpret_cast<float2*>(out + row * kHeadDim + column) =
-              make_float2(sums_[m][n][2 * h], sums_[m][n][2 * h + 1]);
-        }
+      for (int i = 0; i < kPairs; ++i) {
+        pairs[i] = ptx::PackHalf2(__uint_as_float(pairs[i] << 16) * factor,
+                                  __uint_as_float(pairs[i] & 0xffff0000) * factor);
       }
     }
-  }
-
-  const MomentRows& rows_;
-  const uint32_t memory_;
-  const int lane_, first_row_, first_column_;
-  float sums_[kWarpRows / 16][kWarpColumns / 8][4] = {};
-};
-
-// Grid: [num_parts, num_kv_heads].
-template <int kHeadDim, bool kIsBfloat16>
-__global__ void __launch_bounds__(kMomentThreads)
-    QueryMomentKernel(const __grid_constant__ MomentRows rows, float* partials) {
-  using Cta = MomentCta<kHeadDim, kIsBfloat16>;
-  __shared__ __align__(16) char memory[kMomentStages * Cta::kTileBytes];
-  const int num_rows = rows.count * rows.queries.group;
-  const int num_tiles = (num_rows + kMomentTileRows - 1) / kMomentTileRows;
-  const int parts = gridDim.x, part = blockIdx.x;
-  const int begin = static_cast<int>(int64_t{num_tiles} * part / parts) * kMomentTileRows;
-  const int end = static_cast<int>(int64_t{num_tiles} * (part + 1) / parts) * kMomentTileRows;
-  Cta(rows, ptx::SharedAddress(memory))
-      .Run(begin, min(end, num_rows),
-           partials + (int64_t{blockIdx.y} * parts + part) * kHeadDim * kHeadDim);
-}
-
-// One thread an element. Grid: [size / threads, num_kv_heads].
-__global__ void AddPartialsKernel(const float* partials, int num_parts, int size, float weight,
-                                  float* sums) {
-  const int at = blockIdx.x * blockDim.x + threadIdx.x;
-  if (at >= size) return;
-  const float* of_head = partials + int64_t{blockIdx.y} * num_parts * size + at;
-  float sum = 0;
-#pragma unroll 8
-  for (int part = 0; part < num_parts; ++part) sum += of_head[int64_t{part} * size];
-  sums[int64_t{blockIdx.y} * size + at] += weight * sum;
-}
-
-// What TakeSamplesKernel() is given.
-struct SampleLaunch {
-  QueryRows rows;
-  QuerySampleRows samples;
-  const float* lse;  // null: not known yet
-  int first_token, begin, end;
-  float score_scale;
-};
-
-// One warp a sample and query head.
-__global__ void TakeSamplesKernel(const __grid_constant__ SampleLaunch launch) {
-  const QueryRows& rows = launch.rows;
-  const int num_qo_heads = rows.num_kv_heads * rows.group;
-  const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32;
-  const int sample = launch.begin + warp / num_qo_heads, head = warp % num_qo_heads;
-  if (sample >= launch.end) return;
-  const int query = launch.samples.positions[sample] - launch.first_token;
-  const uint16_t* from = rows.q + query * rows.q_stride + int64_t{head} * rows.head_dim;
-  const int64_t row = int64_t{head / rows.group} * launch.samples.capacity + sample * rows.group +
-                      head % rows.group;
-  uint16_t* to = launch.samples.q + row * rows.head_dim;
-  float scale = launch.score_scale;
-  uint32_t exponent = 127;
-  if (rows.is_bfloat16) {
-    uint32_t largest = 0;
-    for (int i = lane; i < rows.head_dim; i += 32) largest = max(largest, from[i] & 0x7fffu);
-    largest = __reduce_max_sync(~0u, largest);
-    // As LoadQueries() of prefill_attention_kernels.cu.
-    exponent = min(127 + 127 + 14 - (largest >> 7), 127u + 100);
-    scale *= __uint_as_float((254 - exponent) << 23);
-  }
-  const float factor = __uint_as_float(exponent << 23);
-  for (int i = lane; i < rows.head_dim; i += 32) {
-    uint16_t value = from[i];
-    if (rows.is_bfloat16) {
-      value = static_cast<uint16_t>(
-          ptx::PackHalf2(__uint_as_float(uint32_t{value} << 16) * factor, 0.0f));
+    const int64_t at = int64_t{blockIdx.y} * launch_.samples.capacity + row;
+    uint32_t* to = reinterpret_cast<uint32_t*>(launch_.samples.q + at * kHeadDim) + lane_;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) to[32 * i] = pairs[i];
+    if (lane_ == 0) {
+      const float lse = kept.sample_lse != nullptr ? kept.sample_lse[vector] * kLog2E : 0;
+      launch_.samples.terms[at] = {scale, lse};
     }
-    to[i] = value;
   }
-  if (lane == 0) {
-    const float lse =
-        launch.lse != nullptr ? launch.lse[int64_t{query} * num_qo_heads + head] * kLog2E : 0;
-    launch.samples.terms[row] = {scale, lse};
-  }
+
+  const MomentLaunch& launch_;
+  const uint32_t tiles_;
+  float* const shared_sums_;  // [head_dim][kSumColumns], where the tiles were
+  const cg::cluster_group cluster_;
+  const int rank_, lane_, warp_, num_rows_;
+  float sums_[kHeadDim / 2] = {};
+};
+
+template <int kHeadDim, bool kIsBfloat16>
+__global__ void __launch_bounds__(2 * kHeadDim)
+    QueryMomentKernel(const __grid_constant__ MomentLaunch launch) {
+  extern __shared__ char memory[];
+  MomentCta<kHeadDim, kIsBfloat16>(launch, memory).Run();
 }
 
 // Importance of 128 tokens of a kv head: warp w of 4 has 32 of them, whose keys stay in registers;
@@ -541,34 +578,36 @@ __global__ void __launch_bounds__(kImportanceThreads)
   ImportanceCta<kHeadDim>(launch, memory).Run();
 }
 
-}  // namespace
-
-cudaError_t AddMoments(const MomentRows& rows, int num_parts, float* partials, float* sums,
-                       cudaStream_t stream) {
-  const QueryRows& of = rows.queries;
-  const dim3 grid(num_parts, of.num_kv_heads);
-  if (of.head_dim == 64) {
-    const auto kernel = of.is_bfloat16 ? QueryMomentKernel<64, true> : QueryMomentKernel<64, false>;
-    kernel<<<grid, kMomentThreads, 0, stream>>>(rows, partials);
-  } else {
-    const auto kernel =
-        of.is_bfloat16 ? QueryMomentKernel<128, true> : QueryMomentKernel<128, false>;
-    kernel<<<grid, kMomentThreads, 0, stream>>>(rows, partials);
-  }
-  const int size = of.head_dim * of.head_dim;
-  AddPartialsKernel<<<dim3(size / kMomentThreads, of.num_kv_heads), kMomentThreads, 0, stream>>>(
-      partials, num_parts, size, static_cast<float>(rows.stride), sums);
-  return cudaGetLastError();
+template <int kHeadDim, bool kIsBfloat16>
+cudaError_t LaunchMoments(const MomentLaunch& launch, cudaStream_t stream) {
+  using Cta = MomentCta<kHeadDim, kIsBfloat16>;
+  const auto kernel = QueryMomentKernel<kHeadDim, kIsBfloat16>;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Cta::kSharedBytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
+  cluster.val.clusterDim = {kClusterCtas, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kClusterCtas, launch.kept.num_kv_heads);
+  config.blockDim = dim3(Cta::kThreads);
+  config.dynamicSmemBytes = Cta::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, launch);
 }
 
-cudaError_t TakeSamples(const QueryRows& rows, const float* lse, int first_token, float score_scale,
-                        int begin, int end, const QuerySampleRows& samples, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  const int num_threads = (end - begin) * rows.num_kv_heads * rows.group * 32;
-  if (num_threads == 0) return cudaSuccess;
-  TakeSamplesKernel<<<(num_threads - 1) / kThreads + 1, kThreads, 0, stream>>>(
-      {rows, samples, lse, first_token, begin, end, score_scale});
-  return cudaGetLastError();
+}  // namespace
+
+cudaError_t SumQueries(const KeptQueries& kept, float score_scale, const QuerySampleRows& samples,
+                       float* sums, cudaStream_t stream) {
+  const MomentLaunch launch = {kept, samples, score_scale, sums};
+  if (kept.head_dim == 64) {
+    return kept.is_bfloat16 ? LaunchMoments<64, true>(launch, stream)
+                            : LaunchMoments<64, false>(launch, stream);
+  }
+  return kept.is_bfloat16 ? LaunchMoments<128, true>(launch, stream)
+                          : LaunchMoments<128, false>(launch, stream);
 }
 
 cudaError_t SumScores(const SampledKeys& keys, const QuerySampleRows& samples, int num_kv_heads,

@@ -9,31 +9,14 @@
 
 namespace pkv {
 
-// Row r of a kv head is query r / group, head r % group of its group. Aligned as PrefillAttention
-// asks for.
-struct QueryRows {
-  const uint16_t* q = nullptr;
-  int64_t q_stride = 0;
+// What was kept of the queries of a layer.
+struct KeptQueries {
+  const uint16_t* rows = nullptr;         // [num_queries][num_qo_heads][head_dim]: MomentSample
+  const uint16_t* sample_rows = nullptr;  // [sample][num_qo_heads][head_dim]: QuerySample
+  const float* sample_lse = nullptr;      // [sample][num_qo_heads]; null: not known yet
   int num_queries = 0, num_kv_heads = 0, group = 0, head_dim = 0;
   bool is_bfloat16 = false;
 };
-
-inline constexpr int kMomentTileRows = 32;
-
-// Queries first, first + stride, .. of `queries`, `count` of them. Row r of a kv head is the
-// r / group-th of them.
-struct MomentRows {
-  QueryRows queries;
-  int first = 0, stride = 1, count = 0;
-
-  int num_rows() const { return count * queries.group; }
-};
-
-// Adds `stride` times the sum of q q^T over the rows to sums [kv_head][head_dim][head_dim].
-// `num_parts` CTAs a kv head sum up rows of their own; partials:
-// [kv_head][num_parts][head_dim][head_dim] of scratch.
-cudaError_t AddMoments(const MomentRows& rows, int num_parts, float* partials, float* sums,
-                       cudaStream_t stream);
 
 // Sampled queries as fp16 times a power of two of their own (prefill_attention_kernels.cu), and two
 // numbers each that make an exponent of a product with a key: product * scale - lse, in log2.
@@ -48,10 +31,11 @@ struct QuerySampleRows {
   SampleTerms* terms = nullptr;  // [kv_head][capacity]
 };
 
-// Writes samples [begin, end), which are among `rows`, the first of which stands at first_token.
-// lse: [num_queries][num_qo_heads]; null: SumScores() finds what belongs to the samples.
-cudaError_t TakeSamples(const QueryRows& rows, const float* lse, int first_token, float score_scale,
-                        int begin, int end, const QuerySampleRows& samples, cudaStream_t stream);
+// Writes the weighted sums of q q^T over the kept rows to sums [kv_head][head_dim][head_dim], and
+// the samples; an lse that is not known yet is found by SumScores(). score_scale: of a product with
+// a key, for a score in log2.
+cudaError_t SumQueries(const KeptQueries& kept, float score_scale, const QuerySampleRows& samples,
+                       float* sums, cudaStream_t stream);
 
 // The tokens of K, fp16, [kv_head][num_tokens][head_dim], the first of which stands at first_token.
 struct SampledKeys {

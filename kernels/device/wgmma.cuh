@@ -106,6 +106,55 @@ __device__ __forceinline__ void AddProduct(float (&d)[32], const uint32_t* a, ui
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+// d += a^T b: a 16 rows of 64 columns, b 16 rows of 128 or 64 columns, fp16 or bf16. Panels of both
+// hold those rows one after another; b as V.
+template <bool kIsBfloat16>
+__device__ __forceinline__ void AddProductOfColumns(float (&d)[64], uint64_t a, uint64_t b) {
+#define PKV_PRODUCT(type)                                                                    \
+  asm volatile(                                                                              \
+      "{\n"                                                                                  \
+      ".reg .pred p;\n"                                                                      \
+      "setp.ne.b32 p, 1, 0;\n"                                                               \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                           \
+      " "                                                                                    \
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22, " \
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42, "    \
+      "%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62, "    \
+      "%63}, "                                                                               \
+      "%64, %65, p, 1, 1, 1, 1;\n"                                                           \
+      "}\n"                                                                                  \
+      : PKV_FLOATS_32(d, 0), PKV_FLOATS_32(d, 32)                                            \
+      : "l"(a), "l"(b))
+  if constexpr (kIsBfloat16) {
+    PKV_PRODUCT("bf16");
+  } else {
+    PKV_PRODUCT("f16");
+  }
+#undef PKV_PRODUCT
+}
+template <bool kIsBfloat16>
+__device__ __forceinline__ void AddProductOfColumns(float (&d)[32], uint64_t a, uint64_t b) {
+#define PKV_PRODUCT(type)                                                                    \
+  asm volatile(                                                                              \
+      "{\n"                                                                                  \
+      ".reg .pred p;\n"                                                                      \
+      "setp.ne.b32 p, 1, 0;\n"                                                               \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                            \
+      " "                                                                                    \
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22, " \
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "                                               \
+      "%32, %33, p, 1, 1, 1, 1;\n"                                                           \
+      "}\n"                                                                                  \
+      : PKV_FLOATS_32(d, 0)                                                                  \
+      : "l"(a), "l"(b))
+  if constexpr (kIsBfloat16) {
+    PKV_PRODUCT("bf16");
+  } else {
+    PKV_PRODUCT("f16");
+  }
+#undef PKV_PRODUCT
+}
+
 #undef PKV_FLOATS_32
 #undef PKV_FLOATS_8
 

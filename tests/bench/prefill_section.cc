@@ -106,10 +106,10 @@ class PrefillBench {
 
   // After TimeAttention(), whose lse they read: the chunk is taken for the whole prompt.
   absl::Status TimeStatistics(std::vector<PrefillRow>& rows) {
-    PKV_ASSIGN_OR_RETURN(const auto statistics,
-                         QueryStatistics::Make({1, shape_.num_qo_heads, shape_.num_kv_heads,
-                                                shape_.head_dim, shape_.query_type},
-                                               ctx_));
+    PKV_ASSIGN_OR_RETURN(
+        const auto statistics,
+        QueryStatistics::Make(
+            {shape_.num_qo_heads, shape_.num_kv_heads, shape_.head_dim, shape_.query_type}, ctx_));
     const int64_t row = int64_t{shape_.num_qo_heads} * shape_.head_dim;
     const int first = shape_.num_tokens - shape_.num_queries;
     const double d = shape_.head_dim;
@@ -129,10 +129,10 @@ class PrefillBench {
     PKV_ASSIGN_OR_RETURN(
         rows.emplace_back(),
         Time("importance", 2.0 * static_cast<double>(row) * samples * shape_.num_tokens, [&](int) {
-          return statistics->Importance(0, keys(), 0, importance_.As<float>(), ctx_);
+          return statistics->Importance(keys(), 0, importance_.As<float>(), ctx_);
         }));
     PKV_ASSIGN_OR_RETURN(rows.emplace_back(), Time("feedback", 0, [&](int) {
-                           return statistics->Feedback(0, true, 0.01, ctx_).status();
+                           return statistics->Feedback(true, 0.01, ctx_).status();
                          }));
     return absl::OkStatus();
   }

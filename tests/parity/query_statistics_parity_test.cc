@@ -20,7 +20,6 @@ namespace pkv {
 namespace {
 
 constexpr QueryType kHalf = QueryType::kFloat16, kBfloat = QueryType::kBfloat16;
-constexpr int kLayer = 1;  // of two
 
 struct StatisticsSpec {
   int num_qo_heads, num_kv_heads, head_dim;
@@ -47,7 +46,7 @@ class Prompt {
   }
 
   QueryStatisticsShape shape() const {
-    return {2, spec_.num_qo_heads, spec_.num_kv_heads, spec_.head_dim, spec_.query_type};
+    return {spec_.num_qo_heads, spec_.num_kv_heads, spec_.head_dim, spec_.query_type};
   }
   const StatisticsSpec& spec() const { return spec_; }
   int group() const { return spec_.num_qo_heads / spec_.num_kv_heads; }
@@ -66,8 +65,10 @@ class Prompt {
 
   // What a query weighs in the moments.
   int weight(int query) const {
-    if (query < MomentSample::kAll) return 1;
-    return QuerySample::IsSampled(spec_.first_token + query) ? QuerySample::kStride : 0;
+    int64_t from = MomentSample::kAll, stride = 2;
+    if (query < from) return 1;
+    for (; query >= 2 * from; from *= 2) stride *= 2;
+    return (query + 1) % stride == 0 ? static_cast<int>(stride) : 0;
   }
   // K of tokens [0, end), of which the last are the prompt's own.
   TestTensor AllKeys() const {
@@ -84,16 +85,15 @@ class Prompt {
     return all;
   }
 
-  // All queries, in chunks of odd sizes; returns how many.
-  int AddTo(QueryStatistics& statistics, const ComputeContext& ctx, bool with_lse = true) const {
+  // All queries, in chunks of odd sizes up to `most`.
+  void AddTo(QueryStatistics& statistics, const ComputeContext& ctx, bool with_lse = true,
+             int most = 1013) const {
     DeviceBuffer q = OnDevice(of_.q(), ctx.stream), lse = OnDevice(lse_, ctx.stream);
     PKV_CHECK(statistics.Start(spec_.first_token, end(), ctx).ok());
-    int num_chunks = 0;
-    for (int begin = 0; begin < spec_.num_queries; ++num_chunks) {
-      const int count = std::min(1 + begin % 1013, spec_.num_queries - begin);
+    for (int begin = 0; begin < spec_.num_queries;) {
+      const int count = std::min(1 + begin % most, spec_.num_queries - begin);
       const absl::Status status = statistics.Add(
-          {.layer = kLayer,
-           .first_token = spec_.first_token + begin,
+          {.first_token = spec_.first_token + begin,
            .num_queries = count,
            .q = q.As<uint16_t>() + begin * of_.q_stride(),
            .q_stride = of_.q_stride(),
@@ -102,7 +102,6 @@ class Prompt {
       PKV_CHECK(status.ok(), status.ToString());
       begin += count;
     }
-    return num_chunks;
   }
 
  private:
@@ -131,7 +130,7 @@ class QueryStatisticsTest : public CudaTest {
   }
   std::vector<float> Sums(const Prompt& prompt, const QueryStatistics& statistics) const {
     const StatisticsSpec& spec = prompt.spec();
-    return FromDevice(statistics.moment_sums(kLayer),
+    return FromDevice(statistics.moment_sums(),
                       size_t(spec.num_kv_heads) * spec.head_dim * spec.head_dim);
   }
   // Of the tokens [begin, begin + count) of the prompt's own.
@@ -142,7 +141,7 @@ class QueryStatisticsTest : public CudaTest {
     std::vector<float> importance(size_t(count) * prompt.spec().num_kv_heads, std::nanf(""));
     DeviceBuffer out = OnDevice(importance, stream());
     const absl::Status status = statistics.Importance(
-        kLayer, tokens, int64_t{prompt.spec().first_token} + begin, out.As<float>(), ctx());
+        tokens, int64_t{prompt.spec().first_token} + begin, out.As<float>(), ctx());
     PKV_CHECK(status.ok(), status.ToString());
     return FromDevice(out.As<float>(), importance.size());
   }
@@ -154,16 +153,15 @@ class QueryStatisticsParityTest : public QueryStatisticsTest,
 TEST_P(QueryStatisticsParityTest, SumsProductsOverAllChunksAndTheHeadsOfAGroup) {
   const Prompt prompt(GetParam());
   const auto statistics = Make(prompt);
-  const int num_chunks = prompt.AddTo(*statistics, ctx());
+  prompt.AddTo(*statistics, ctx());
   const int d = prompt.spec().head_dim;
   int num_vectors = 0, weight = 0;
   for (int i = 0; i < prompt.spec().num_queries; ++i) {
     num_vectors += prompt.weight(i) > 0 ? prompt.group() : 0;
     weight += prompt.weight(i) * prompt.group();
   }
-  ASSERT_EQ(statistics->num_vectors(kLayer), num_vectors);
-  ASSERT_EQ(statistics->moment_weight(kLayer), weight);
-  EXPECT_EQ(statistics->num_vectors(0), 0);
+  ASSERT_EQ(statistics->num_vectors(), num_vectors);
+  ASSERT_EQ(statistics->moment_weight(), weight);
   const std::vector<float> sums = Sums(prompt, *statistics);
   for (int head = 0; head < prompt.spec().num_kv_heads; ++head) {
     std::vector<double> wanted(size_t(d) * d), magnitude(size_t(d) * d), row(d);
@@ -178,11 +176,10 @@ TEST_P(QueryStatisticsParityTest, SumsProductsOverAllChunksAndTheHeadsOfAGroup) 
         }
       }
     }
-    // A part has a tile of 32 vectors at least.
-    const int num_sums = num_vectors / 32 + 2 * num_chunks;
+    constexpr int kNumSums = 8;  // of eight parts
     for (size_t i = 0; i < wanted.size(); ++i) {
       ASSERT_NEAR(sums[head * wanted.size() + i], wanted[i],
-                  MomentBound(num_vectors, num_sums, magnitude[i]))
+                  MomentBound(num_vectors, kNumSums, magnitude[i]))
           << "head " << head << " element " << i;
     }
   }
@@ -273,9 +270,9 @@ TEST_P(QueryStatisticsParityTest, FindsTheLseOfSampledQueriesItself) {
   prompt.AddTo(*given, ctx());
   prompt.AddTo(*found, ctx(), /*with_lse=*/false);
   CudaTensor kv(keys, stream());
-  EXPECT_THAT(given->ScoreSamples(kLayer, kv.view(), ctx()),
+  EXPECT_THAT(given->ScoreSamples(kv.view(), ctx()),
               StatusIs(absl::StatusCode::kFailedPrecondition));
-  ASSERT_THAT(found->ScoreSamples(kLayer, kv.view(), ctx()), IsOk());
+  ASSERT_THAT(found->ScoreSamples(kv.view(), ctx()), IsOk());
   const int count = prompt.spec().num_queries;
   const std::vector<float> wanted = Importance(prompt, *given, 0, count);
   const std::vector<float> got = Importance(prompt, *found, 0, count);
@@ -290,9 +287,9 @@ TEST_F(QueryStatisticsTest, HasNoImportanceWithoutLse) {
   prompt.AddTo(*statistics, ctx(), /*with_lse=*/false);
   CudaTensor kv(prompt.AllKeys(), stream());
   DeviceBuffer out = OnDevice(std::vector<float>(40), stream());
-  EXPECT_THAT(statistics->Importance(kLayer, kv.view(), 0, out.As<float>(), ctx()),
+  EXPECT_THAT(statistics->Importance(kv.view(), 0, out.As<float>(), ctx()),
               StatusIs(absl::StatusCode::kFailedPrecondition));
-  EXPECT_THAT(statistics->ScoreSamples(kLayer, KvTensorView(kv.view()).Tokens(0, 39), ctx()),
+  EXPECT_THAT(statistics->ScoreSamples(KvTensorView(kv.view()).Tokens(0, 39), ctx()),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
@@ -301,14 +298,14 @@ TEST_P(QueryStatisticsParityTest, MakesTheFeedbackOfTheCpu) {
   const auto statistics = Make(prompt);
   prompt.AddTo(*statistics, ctx());
   const StatisticsSpec& spec = prompt.spec();
-  const int64_t num_vectors = statistics->num_vectors(kLayer);
+  const int64_t num_vectors = statistics->num_vectors();
   std::vector<float> moments = Sums(prompt, *statistics);
-  for (float& x : moments) x *= 1.0f / static_cast<float>(statistics->moment_weight(kLayer));
+  for (float& x : moments) x *= 1.0f / static_cast<float>(statistics->moment_weight());
   const double damping = 0.01 + static_cast<double>(spec.head_dim) / num_vectors;
   for (const bool is_rotated : {false, true}) {
     if (is_rotated) RotateMoments(moments, spec.head_dim);
     const KeyFeedback wanted = MakeKeyFeedback(moments, spec.head_dim, damping);
-    const auto got = statistics->Feedback(kLayer, is_rotated, damping, ctx());
+    const auto got = statistics->Feedback(is_rotated, damping, ctx());
     ASSERT_THAT(got, IsOk());
     EXPECT_EQ(FromDevice(got->order, wanted.order.size()), wanted.order);
     const std::vector<float> weights = FromDevice(got->weights, wanted.weights.size());
@@ -320,13 +317,13 @@ TEST_P(QueryStatisticsParityTest, MakesTheFeedbackOfTheCpu) {
   }
 }
 
-TEST_P(QueryStatisticsParityTest, GivesTheSameBitsTwice) {
+TEST_P(QueryStatisticsParityTest, GivesTheSameBitsTwiceHoweverThePromptIsCut) {
   const Prompt prompt(GetParam());
   const auto first = Make(prompt), second = Make(prompt);
   prompt.AddTo(*first, ctx());
-  // What a prompt before left behind does not matter.
+  // What a layer before left behind does not matter.
   prompt.AddTo(*second, ctx());
-  prompt.AddTo(*second, ctx());
+  prompt.AddTo(*second, ctx(), /*with_lse=*/true, /*most=*/97);
   EXPECT_EQ(Sums(prompt, *first), Sums(prompt, *second));
   const int count = prompt.spec().num_queries;
   EXPECT_EQ(Importance(prompt, *first, 0, count), Importance(prompt, *second, 0, count));
@@ -348,7 +345,7 @@ TEST_F(QueryStatisticsTest, GivesNoFeedbackOfQueriesThatSayNothing) {
     prompt.numbers().q().assign(prompt.numbers().q().size(), value);
     const auto statistics = Make(prompt);
     prompt.AddTo(*statistics, ctx());
-    const auto got = statistics->Feedback(kLayer, true, 0.01, ctx());
+    const auto got = statistics->Feedback(true, 0.01, ctx());
     ASSERT_THAT(got, IsOk());
     std::vector<uint8_t> natural(64);
     std::iota(natural.begin(), natural.end(), uint8_t{0});
@@ -369,7 +366,7 @@ TEST_F(QueryStatisticsTest, ImportanceStaysFiniteWhateverTheQueriesAre) {
 TEST_F(QueryStatisticsTest, WithoutVectorsThereIsNoFeedback) {
   const Prompt prompt({2, 1, 64, kHalf, 8});
   const auto statistics = Make(prompt);
-  const auto got = statistics->Feedback(0, false, 0.01, ctx());
+  const auto got = statistics->Feedback(false, 0.01, ctx());
   ASSERT_THAT(got, IsOk());
   EXPECT_EQ(got->order, nullptr);
 }
@@ -378,9 +375,19 @@ TEST_F(QueryStatisticsTest, TakesChunksInOrderOnly) {
   const Prompt prompt({2, 1, 64, kHalf, 8});
   const auto statistics = Make(prompt);
   ASSERT_THAT(statistics->Start(4, 12, ctx()), IsOk());
-  EXPECT_THAT(statistics->Add({.layer = 0, .first_token = 5, .num_queries = 1}, ctx()),
+  EXPECT_THAT(statistics->Add({.first_token = 5, .num_queries = 1}, ctx()),
               StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(statistics->Add({.layer = 0, .first_token = 4, .num_queries = 0}, ctx()), IsOk());
+  EXPECT_THAT(statistics->Add({.first_token = 4, .num_queries = 0}, ctx()), IsOk());
+}
+
+TEST_F(QueryStatisticsTest, AnswersWhenAllQueriesAreThere) {
+  const Prompt prompt({2, 1, 64, kHalf, 8});
+  const auto statistics = Make(prompt);
+  ASSERT_THAT(statistics->Start(0, 8, ctx()), IsOk());
+  EXPECT_THAT(statistics->Feedback(false, 0.01, ctx()),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  prompt.AddTo(*statistics, ctx());
+  EXPECT_THAT(statistics->Feedback(false, 0.01, ctx()), IsOk());
 }
 
 }  // namespace

@@ -59,26 +59,25 @@ void QueryRecord::Add(const LayerQkv& qkv, std::span<const float> lse) {
 }
 
 void QueryRecord::AddMoments(const LayerQkv& qkv, Layer& layer) const {
-  if (layer.first_token < 0) layer.first_token = qkv.first_token;
-  const auto runs =
-      MomentSample::Of(layer.first_token, qkv.first_token, qkv.first_token + qkv.num_tokens);
   const int64_t token_elements = int64_t{num_kv_heads_} * group_ * head_dim_;
-  for (const MomentSample::Run& run : {runs.all, runs.rest}) {
-    if (run.count == 0) continue;
+  const int64_t begin = layer.num_queries, end = begin + qkv.num_tokens;
+  for (MomentSample::Run run; run.end < end;) {
+    run = MomentSample::FirstRun(std::max(begin, run.end), end);
     const int num_rows = static_cast<int>(run.count) * group_;
     std::vector<float> rows(size_t(num_rows) * head_dim_);
     for (int head = 0; head < num_kv_heads_; ++head) {
       for (int64_t i = 0; i < run.count; ++i) {
-        const int64_t token = run.first + i * run.stride - qkv.first_token;
+        const int64_t token = run.first + i * run.stride - begin;
         const float* q = qkv.q + token * token_elements + int64_t{head} * group_ * head_dim_;
         std::copy_n(q, group_ * head_dim_, rows.data() + i * group_ * head_dim_);
       }
-      AddOuterProducts(rows, num_rows, head_dim_, static_cast<float>(run.stride),
-                       layer.moment_sums.data() + size_t(head) * head_dim_ * head_dim_);
+      if (run.count > 0) {
+        AddOuterProducts(rows, num_rows, head_dim_, static_cast<float>(run.stride),
+                         layer.moment_sums.data() + size_t(head) * head_dim_ * head_dim_);
+      }
     }
   }
-  layer.num_vectors += runs.count() * group_;
-  layer.moment_weight += runs.weight() * group_;
+  layer.num_queries = end;
 }
 
 void QueryRecord::AddSample(const LayerQkv& qkv, std::span<const float> lse, int token,
@@ -113,7 +112,8 @@ void QueryRecord::ThinOut(Layer& layer) const {
 
 std::vector<float> QueryRecord::Moments(int layer) const {
   std::vector<float> moments = layers_[layer].moment_sums;
-  const float scale = 1.0f / static_cast<float>(std::max<int64_t>(layers_[layer].moment_weight, 1));
+  const int64_t moment_weight = MomentSample::Weight(layers_[layer].num_queries) * group_;
+  const float scale = 1.0f / static_cast<float>(std::max<int64_t>(moment_weight, 1));
   for (float& value : moments) value *= scale;
   return moments;
 }

@@ -28,7 +28,9 @@ class QueryRecord {
   void Add(const LayerQkv& qkv, std::span<const float> lse);
 
   // Query vectors of each kv head so far that count in its moments (MomentSample).
-  int64_t num_vectors(int layer) const { return layers_[layer].num_vectors; }
+  int64_t num_vectors(int layer) const {
+    return MomentSample::Count(layers_[layer].num_queries) * group_;
+  }
   // Mean of q q^T over those of each kv head, by their weights: [kv_head][head_dim][head_dim];
   // zeros without any.
   std::vector<float> Moments(int layer) const;
@@ -40,8 +42,7 @@ class QueryRecord {
  private:
   struct Layer {
     std::vector<float> moment_sums;  // [kv_head][head_dim][head_dim]
-    int64_t first_token = -1;        // of the first query; -1: none yet
-    int64_t num_vectors = 0, moment_weight = 0;
+    int64_t num_queries = 0;
     QuerySample sample;
     std::vector<std::vector<float>> q;    // [kv_head] -> [sample][group][head_dim]
     std::vector<std::vector<float>> lse;  // [kv_head] -> [sample][group]

@@ -70,10 +70,9 @@ absl::Status CudaPrefill::Allocate() {
                          LayerCompressor::Make(config.kv_shape(), params_, options_.max_tokens,
                                                {Device::kCuda, nullptr, compress_stream()}));
     if (params_.feedback_k || params_.encoding.k_fine_tokens > 0) {
-      PKV_ASSIGN_OR_RETURN(statistics_,
-                           QueryStatistics::Make({config.num_layers, config.num_qo_heads,
-                                                  config.num_kv_heads, config.head_dim, type},
-                                                 ctx));
+      PKV_ASSIGN_OR_RETURN(
+          statistics_, QueryStatistics::Make(
+                           {config.num_qo_heads, config.num_kv_heads, config.head_dim, type}, ctx));
     }
   }
   const int64_t kv_bytes =
@@ -129,14 +128,13 @@ absl::Status CudaPrefill::AttendChunk(int layer, int first, int rows) {
     args.lse = lse;
     PKV_RETURN_IF_ERROR(attention_->Run(args, ctx));
   }
-  return wants_statistics() ? SampleChunk(layer, first, rows, lse) : absl::OkStatus();
+  return wants_statistics() ? SampleChunk(first, rows, lse) : absl::OkStatus();
 }
 
-absl::Status CudaPrefill::SampleChunk(int layer, int first, int rows, const float* lse) {
+absl::Status CudaPrefill::SampleChunk(int first, int rows, const float* lse) {
   const ModelConfig& config = model_.config();
   void* queries = streams_.queries.handle();
   QueryChunk chunk;
-  chunk.layer = layer;
   chunk.first_token = first;
   chunk.num_queries = rows;
   chunk.q = pass_->q();
@@ -158,6 +156,10 @@ absl::Status CudaPrefill::ComputeLayer(const PrefillRequest& request, int layer)
     MutableKvTensorView prefix = kv;
     prefix.num_tokens = request.first_token;
     PKV_RETURN_IF_ERROR(request.load_prefix(layer, prefix, stream()));
+  }
+  if (wants_statistics()) {
+    PKV_RETURN_IF_ERROR(statistics_->Start(request.first_token, num_tokens,
+                                           {Device::kCuda, nullptr, streams_.queries.handle()}));
   }
   const bool is_last = layer + 1 == config.num_layers;
   for (int first = request.first_token; first < num_tokens; first += options_.chunk_tokens) {
@@ -186,21 +188,21 @@ absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
   PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(queries));
   // What they said of the layer before is used up.
   PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(queries));
-  const int64_t num_vectors = statistics_->num_vectors(layer);
+  const int64_t num_vectors = statistics_->num_vectors();
   if (params_.feedback_k && num_vectors > 0) {
     const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;
-    PKV_ASSIGN_OR_RETURN(compression.feedback,
-                         statistics_->Feedback(layer, params_.encoding.rotated,
-                                               params_.feedback_damping + shrinkage, ctx));
+    PKV_ASSIGN_OR_RETURN(
+        compression.feedback,
+        statistics_->Feedback(params_.encoding.rotated, params_.feedback_damping + shrinkage, ctx));
   }
   if (params_.encoding.k_fine_tokens > 0) {
     if (layer + 1 == config.num_layers) {  // without attention
-      PKV_RETURN_IF_ERROR(statistics_->ScoreSamples(
-          layer, kv(layer, static_cast<int>(request.tokens.size())), ctx));
+      PKV_RETURN_IF_ERROR(
+          statistics_->ScoreSamples(kv(layer, static_cast<int>(request.tokens.size())), ctx));
     }
     float* importance = importance_.As<float>();
     PKV_RETURN_IF_ERROR(
-        statistics_->Importance(layer, compression.kv, request.first_token, importance, ctx));
+        statistics_->Importance(compression.kv, request.first_token, importance, ctx));
     compression.importance = importance;
   }
   compression.queries_asked = asked_.handle();
@@ -244,11 +246,6 @@ absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
   PKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemsetAsync(not_finite_.data(), 0, sizeof(int32_t), stream), "clear flag"));
   PKV_RETURN_IF_ERROR(pass_->Embed(tokens_.As<int32_t>(), count));
-  if (wants_statistics()) {
-    PKV_RETURN_IF_ERROR(statistics_->Start(request.first_token,
-                                           static_cast<int64_t>(request.tokens.size()),
-                                           {Device::kCuda, nullptr, streams_.queries.handle()}));
-  }
   for (int layer = 0; layer < model_.config().num_layers; ++layer) {
     // At most two layers are enqueued ahead, so that a cancelled request ends soon.
     PKV_RETURN_IF_ERROR(ready_[layer % 2].Synchronize());

@@ -95,7 +95,7 @@ class CudaPrefill {
   absl::Status RunLayers(const PrefillRequest& request);
   absl::Status ComputeLayer(const PrefillRequest& request, int layer);
   absl::Status AttendChunk(int layer, int first, int rows);
-  absl::Status SampleChunk(int layer, int first, int rows, const float* lse);
+  absl::Status SampleChunk(int first, int rows, const float* lse);
   absl::Status CompressLayer(const PrefillRequest& request, int layer);
   // What the queries say to the layer's encoder.
   absl::Status AskQueries(const PrefillRequest& request, int layer, LayerCompression& compression);

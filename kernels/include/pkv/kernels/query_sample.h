@@ -2,6 +2,7 @@
 #define PKV_KERNELS_QUERY_SAMPLE_H_
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -36,30 +37,49 @@ class QuerySample {
   int64_t old_stride_ = 2 * kStride;  // to which older samples are thinned out
 };
 
-// Which queries count in the sums of second moments: the first kAll of those that there are, and
-// behind them, kStride times as much, those at the positions that QuerySample may take. A mean over
-// thousands of vectors changes little when most are left out (kernels/FIDELITY.md), and its cost
-// does.
+// Which queries count in the sums of second moments, by index: 0 is the first query that there is.
+// The first kAll all do. Behind them, the queries [S, 2 S), S a multiple of kAll by a power of two,
+// count at every (2 S / kAll)-th index, and a query that counts weighs so much: each doubling of
+// the prompt adds kAll / 2 of them. A mean over thousands of vectors changes little when the others
+// are left out (kernels/FIDELITY.md); its cost does.
 struct MomentSample {
-  static constexpr int64_t kAll = 2048, kStride = QuerySample::kStride;
+  static constexpr int64_t kAll = 1024;
 
-  // Of the positions [begin, end), all among the first kAll or none: those that count. The i-th is
-  // at first + i * stride.
+  // Queries that count, side by side: the i-th has the index first + i * stride.
   struct Run {
     int64_t first = 0, count = 0;
-    int stride = 1;  // and what each weighs
+    int64_t stride = 1;  // and what each weighs
+    int64_t end = 0;     // what comes next begins here
   };
-  struct Runs {
-    Run all, rest;
-    int64_t count() const { return all.count + rest.count; }
-    int64_t weight() const { return all.count + kStride * rest.count; }
-  };
-  // start: position of the first query that there is; at most `begin`.
-  static Runs Of(int64_t start, int64_t begin, int64_t end) {
-    const int64_t all_end = start + kAll, from = std::max(begin, all_end);
-    const int64_t count = std::max<int64_t>(0, end / kStride - from / kStride);
-    return {{begin, std::max<int64_t>(0, std::min(end, all_end) - begin)},
-            {from / kStride * kStride + kStride - 1, count, static_cast<int>(kStride)}};
+  // Those of [begin, end) up to where the stride grows. REQUIRES: 0 <= begin <= end.
+  static constexpr Run FirstRun(int64_t begin, int64_t end) {
+    if (begin < kAll) {
+      const int64_t run_end = std::min(end, kAll);
+      return {begin, run_end - begin, 1, run_end};
+    }
+    const int64_t widens = Doubling(begin), stride = 2 * widens / kAll;
+    const int64_t run_end = std::min(end, 2 * widens);
+    return {begin / stride * stride + stride - 1, run_end / stride - begin / stride, stride,
+            run_end};
+  }
+
+  // Of the first `num_queries`: how many count, and what they weigh together.
+  static constexpr int64_t Count(int64_t num_queries) {
+    if (num_queries <= kAll) return num_queries;
+    const int64_t from = Doubling(num_queries),
+                  num_doublings = std::countr_zero(static_cast<uint64_t>(from / kAll));
+    return kAll + num_doublings * (kAll / 2) + (num_queries - from) / (2 * from / kAll);
+  }
+  static constexpr int64_t Weight(int64_t num_queries) {
+    if (num_queries <= kAll) return num_queries;
+    const int64_t stride = 2 * Doubling(num_queries) / kAll;
+    return num_queries / stride * stride;
+  }
+
+ private:
+  // The last power of two of at most `index`.
+  static constexpr int64_t Doubling(int64_t index) {
+    return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(index)));
   }
 };
 

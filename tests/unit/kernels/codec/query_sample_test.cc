@@ -45,28 +45,49 @@ TEST(QuerySampleTest, NamesWhatItKeptByIndex) {
   EXPECT_EQ(SampledPositions(0, 40000), mirror);
 }
 
-TEST(MomentSampleTest, CountsTheFirstAndEveryEighthOfTheRest) {
-  for (const int64_t start : {0, 3, 5000}) {
-    const int64_t all_end = start + MomentSample::kAll, last = all_end + 50;
-    for (int64_t begin = all_end - 20; begin < last; ++begin) {
-      for (int64_t end = begin; end < last; ++end) {
-        std::vector<int64_t> wanted, got;
-        int64_t weight = 0;
-        for (int64_t p = begin; p < end; ++p) {
-          if (p >= all_end && !QuerySample::IsSampled(p)) continue;
-          wanted.push_back(p);
-          weight += p < all_end ? 1 : QuerySample::kStride;
+// All of the first, and from each doubling on half as many again, at even distances.
+std::vector<int64_t> MomentWeights(int64_t num_queries) {
+  std::vector<int64_t> weights(num_queries);
+  for (int64_t i = 0, from = MomentSample::kAll, stride = 1; i < num_queries; ++i) {
+    if (i == from) stride *= 2;
+    if (i == 2 * from) stride *= 2, from *= 2;
+    weights[i] = (i + 1) % stride == 0 ? stride : 0;
+  }
+  return weights;
+}
+
+TEST(MomentSampleTest, CountsTheFirstAndFewerOfEachDoubling) {
+  constexpr int64_t kAll = MomentSample::kAll;
+  const std::vector<int64_t> wanted = MomentWeights(9 * kAll);
+  for (const int64_t chunk : {int64_t{1}, int64_t{7}, kAll - 1, 4 * kAll, 9 * kAll}) {
+    std::vector<int64_t> got(wanted.size());
+    const int64_t all = static_cast<int64_t>(wanted.size());
+    for (int64_t begin = 0; begin < all; begin += chunk) {
+      const int64_t end = std::min(begin + chunk, all);
+      for (MomentSample::Run run = {.end = begin}; run.end < end;) {
+        run = MomentSample::FirstRun(run.end, end);
+        for (int64_t i = 0; i < run.count; ++i) {
+          const int64_t index = run.first + i * run.stride;
+          ASSERT_TRUE(index >= begin && index < end) << begin << ".." << end;
+          got[index] += run.stride;
         }
-        const auto runs = MomentSample::Of(start, begin, end);
-        for (const MomentSample::Run& run : {runs.all, runs.rest}) {
-          for (int64_t i = 0; i < run.count; ++i) got.push_back(run.first + i * run.stride);
-        }
-        ASSERT_EQ(got, wanted) << start << ": " << begin << ".." << end;
-        ASSERT_EQ(runs.count(), static_cast<int64_t>(wanted.size()));
-        ASSERT_EQ(runs.weight(), weight);
       }
     }
+    ASSERT_EQ(got, wanted) << "in chunks of " << chunk;
   }
+}
+
+TEST(MomentSampleTest, KnowsHowManyCountAndWhatTheyWeigh) {
+  const std::vector<int64_t> weights = MomentWeights(9 * MomentSample::kAll);
+  int64_t count = 0, weight = 0;
+  for (size_t i = 0; i <= weights.size(); ++i) {
+    ASSERT_EQ(MomentSample::Count(i), count) << i;
+    ASSERT_EQ(MomentSample::Weight(i), weight) << i;
+    if (i == weights.size()) break;
+    count += weights[i] > 0;
+    weight += weights[i];
+  }
+  EXPECT_EQ(MomentSample::Count(32768), 3584);
 }
 
 }  // namespace

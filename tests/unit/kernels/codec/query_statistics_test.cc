@@ -13,8 +13,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr QueryStatisticsShape kShape = {
-    .num_layers = 2, .num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64};
+constexpr QueryStatisticsShape kShape = {.num_qo_heads = 8, .num_kv_heads = 2, .head_dim = 64};
 alignas(16) uint16_t memory[8];
 float lse[1];
 
@@ -29,9 +28,7 @@ TEST(QueryStatisticsTest, RefusesShapesThatAreNone) {
               StatusIs(kInvalid, HasSubstr("head_dim 96")));
 }
 
-TEST(QueryStatisticsTest, RefusesLayersAndSpansOutside) {
-  EXPECT_THAT(CheckQueryLayer(kShape, 1), IsOk());
-  EXPECT_THAT(CheckQueryLayer(kShape, 2), StatusIs(kInvalid, HasSubstr("layer 2 not in 0..1")));
+TEST(QueryStatisticsTest, RefusesSpansOutside) {
   EXPECT_THAT(CheckQuerySpan(3, 3), IsOk());
   EXPECT_THAT(CheckQuerySpan(-1, 3), StatusIs(kInvalid, HasSubstr("-1..3")));
   EXPECT_THAT(CheckQuerySpan(4, 3), StatusIs(kInvalid, HasSubstr("4..3")));

@@ -44,8 +44,8 @@ QueryRecord MakeRecord(int num_layers = 1) {
 void ExpectMoments(const QueryRecord& record, const Queries& queries, int num_tokens,
                    int64_t shift) {
   const auto weight = [&](int token) {
-    if (token < MomentSample::kAll) return 1;
-    return QuerySample::IsSampled(token + shift) ? QuerySample::kStride : 0;
+    const int stride = token < MomentSample::kAll ? 1 : token < 2 * MomentSample::kAll ? 2 : 4;
+    return (token + 1) % stride == 0 ? stride : 0;
   };
   int num_vectors = 0, total = 0;
   for (int token = 0; token < num_tokens; ++token) {
@@ -74,8 +74,7 @@ void ExpectMoments(const QueryRecord& record, const Queries& queries, int num_to
 }
 
 TEST(QueryRecordTest, AveragesProductsOverAllPassesAndTheHeadsOfAGroup) {
-  // Few, wherever they stand; and so many that those behind the first 2,048 count at every 8th
-  // position.
+  // Few, wherever they stand; and so many that every second counts, and every fourth.
   for (const auto& [num_tokens, shift] : {std::pair(37, 0), {37, 5000}, {2100, 0}, {2100, 3}}) {
     const Queries queries(1, num_tokens);
     QueryRecord record = MakeRecord(2);
