@@ -32,10 +32,14 @@ class QueryStatisticsCuda : public QueryStatistics {
       : shape_(shape),
         group_(shape.num_qo_heads / shape.num_kv_heads),
         query_size_(int64_t{shape.num_qo_heads} * shape.head_dim) {
-    samples_.capacity = QuerySample::kMaxSamples * group_;
+    samples_.num_tiles = (QuerySample::kMaxSamples * group_ - 1) / kSampleTileRows + 1;
   }
 
   absl::Status Prepare(void* stream) {
+    int device = 0;
+    PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
+    PKV_RETURN_IF_ERROR(CudaStatus(
+        cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, device), "its SMs"));
     PKV_RETURN_IF_ERROR(
         CudaStatus(PrepareKeyFeedback(shape_.head_dim), "key feedback's shared memory"));
     constexpr size_t kSamples = QuerySample::kMaxSamples;
@@ -45,13 +49,12 @@ class QueryStatisticsCuda : public QueryStatistics {
     PKV_ASSIGN_OR_RETURN(weights_, DeviceBuffer::Make(moments * sizeof(float), stream));
     PKV_ASSIGN_OR_RETURN(kept_samples_, DeviceBuffer::Make(kSamples * query_bytes, stream));
     PKV_ASSIGN_OR_RETURN(kept_lse_, DeviceBuffer::Make(kSamples * heads * sizeof(float), stream));
-    PKV_ASSIGN_OR_RETURN(sample_q_, DeviceBuffer::Make(kSamples * query_bytes, stream));
-    PKV_ASSIGN_OR_RETURN(sample_terms_,
-                         DeviceBuffer::Make(kSamples * heads * sizeof(SampleTerms), stream));
+    const size_t tiles = size_t(shape_.num_kv_heads) * samples_.num_tiles;
+    PKV_ASSIGN_OR_RETURN(tiles_,
+                         DeviceBuffer::Make(tiles * SampleTileBytes(shape_.head_dim), stream));
     PKV_ASSIGN_OR_RETURN(order_,
                          DeviceBuffer::Make(size_t(shape_.num_kv_heads) * shape_.head_dim, stream));
-    samples_.q = sample_q_.As<uint16_t>();
-    samples_.terms = sample_terms_.As<SampleTerms>();
+    samples_.tiles = tiles_.data();
     return absl::OkStatus();
   }
 
@@ -69,7 +72,7 @@ class QueryStatisticsCuda : public QueryStatistics {
     }
     first_token_ = next_token_ = first_token;
     end_ = end;
-    lacks_lse_ = false;
+    lacks_lse_ = is_summed_ = false;
     return absl::OkStatus();
   }
 
@@ -81,7 +84,16 @@ class QueryStatisticsCuda : public QueryStatistics {
     PKV_RETURN_IF_ERROR(KeepSamples(chunk, stream));
     next_token_ += chunk.num_queries;
     if (chunk.lse == nullptr) lacks_lse_ = true;
-    if (next_token_ < end_) return absl::OkStatus();
+    return absl::OkStatus();
+  }
+
+  absl::Status Sum(const ComputeContext& ctx) override {
+    if (next_token_ < end_) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("queries up to ", next_token_, " of ", end_));
+    }
+    is_summed_ = true;
+    if (first_token_ == end_) return absl::OkStatus();
     const KeptQueries kept = {
         .rows = kept_.As<uint16_t>(),
         .sample_rows = kept_samples_.As<uint16_t>(),
@@ -93,9 +105,9 @@ class QueryStatisticsCuda : public QueryStatistics {
         .is_bfloat16 = shape_.query_type == QueryType::kBfloat16};
     // Of q.k, for a score in log2.
     const double scale = 1 / (std::sqrt(static_cast<double>(shape_.head_dim)) * kLn2);
-    return CudaStatus(
-        SumQueries(kept, static_cast<float>(scale), samples_, sums_.As<float>(), stream),
-        "moments of queries");
+    return CudaStatus(SumQueries(kept, static_cast<float>(scale), samples_, sums_.As<float>(),
+                                 static_cast<cudaStream_t>(ctx.stream)),
+                      "moments of queries");
   }
 
   int64_t num_vectors() const override { return MomentSample::Count(end_ - first_token_) * group_; }
@@ -105,7 +117,7 @@ class QueryStatisticsCuda : public QueryStatistics {
   const float* moment_sums() const override { return reinterpret_cast<const float*>(sums_.data()); }
 
   absl::Status ScoreSamples(const KvTensorView& kv, const ComputeContext& ctx) override {
-    PKV_RETURN_IF_ERROR(CheckComplete());
+    PKV_RETURN_IF_ERROR(CheckSummed());
     PKV_RETURN_IF_ERROR(CheckSampledKeys(shape_, kv, 0));
     if (kv.num_tokens < end_) {
       return absl::InvalidArgumentError(
@@ -121,20 +133,20 @@ class QueryStatisticsCuda : public QueryStatistics {
 
   absl::Status Importance(const KvTensorView& kv, int64_t first_token, float* importance,
                           const ComputeContext& ctx) override {
-    PKV_RETURN_IF_ERROR(CheckComplete());
+    PKV_RETURN_IF_ERROR(CheckSummed());
     PKV_RETURN_IF_ERROR(CheckSampledKeys(shape_, kv, first_token));
     PKV_RETURN_IF_ERROR(CheckImportance(kv, importance));
     if (lacks_lse_) return absl::FailedPreconditionError("queries have no lse yet");
     return CudaStatus(
         SumImportance({kv.k, kv.head_stride, kv.num_tokens, static_cast<int>(first_token)},
-                      samples_, shape_.num_kv_heads, group_, shape_.head_dim, importance,
+                      samples_, shape_.num_kv_heads, group_, shape_.head_dim, num_sms_, importance,
                       static_cast<cudaStream_t>(ctx.stream)),
         "importance of tokens");
   }
 
   absl::StatusOr<DeviceKeyFeedback> Feedback(bool is_rotated, double damping,
                                              const ComputeContext& ctx) override {
-    PKV_RETURN_IF_ERROR(CheckComplete());
+    PKV_RETURN_IF_ERROR(CheckSummed());
     if (!(damping > 0)) {
       return absl::InvalidArgumentError(absl::StrCat("damping ", damping, " is not above 0"));
     }
@@ -152,9 +164,9 @@ class QueryStatisticsCuda : public QueryStatistics {
   }
 
  private:
-  absl::Status CheckComplete() const {
-    if (next_token_ == end_) return absl::OkStatus();
-    return absl::FailedPreconditionError(absl::StrCat("queries up to ", next_token_, " of ", end_));
+  absl::Status CheckSummed() const {
+    if (is_summed_) return absl::OkStatus();
+    return absl::FailedPreconditionError("queries were not summed up");
   }
 
   absl::Status KeepMoments(const QueryChunk& chunk, cudaStream_t stream) {
@@ -202,12 +214,14 @@ class QueryStatisticsCuda : public QueryStatistics {
   const QueryStatisticsShape shape_;
   const int group_;
   const int64_t query_size_;  // elements, of all heads
+  int num_sms_ = 1;
   int64_t first_token_ = 0, next_token_ = 0, end_ = 0;
   bool lacks_lse_ = false;  // until ScoreSamples()
+  bool is_summed_ = false;
   QuerySampleRows samples_;
   DeviceBuffer kept_;                     // [MomentSample::Count()][qo_head][head_dim], 16 bits
   DeviceBuffer kept_samples_, kept_lse_;  // [sample][qo_head][head_dim], [sample][qo_head]
-  DeviceBuffer sums_, sample_q_, sample_terms_, weights_, order_;
+  DeviceBuffer sums_, tiles_, weights_, order_;
 };
 
 }  // namespace

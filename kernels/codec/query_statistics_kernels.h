@@ -18,17 +18,31 @@ struct KeptQueries {
   bool is_bfloat16 = false;
 };
 
-// Sampled queries as fp16 times a power of two of their own (prefill_attention_kernels.cu), and two
-// numbers each that make an exponent of a product with a key: product * scale - lse, in log2.
+// Two numbers of a sampled row that make an exponent of its product with a key: product * scale -
+// lse, in log2.
 struct SampleTerms {
   float scale = 0, lse = 0;
 };
+// Sampled rows of a kv head as products take them: fp16 times a power of two of their own
+// (prefill_attention_kernels.cu), in panels of 64 columns (wgmma.cuh). A row is a head of a
+// sample's group; rows are in order of position.
+inline constexpr int kSampleTileRows = 64;
+template <int kHeadDim>
+struct SampleTile {
+  alignas(16) char q[kSampleTileRows * kHeadDim * 2];
+  SampleTerms terms[kSampleTileRows];
+  int32_t positions[kSampleTileRows];
+};
+static_assert(sizeof(SampleTile<128>) == 16384 + 512 + 256);
+constexpr size_t SampleTileBytes(int head_dim) {
+  return head_dim == 64 ? sizeof(SampleTile<64>) : sizeof(SampleTile<128>);
+}
+
 struct QuerySampleRows {
-  int num_samples = 0;  // in position
-  int capacity = 0;     // rows of a kv head: kMaxSamples * group
+  int num_samples = 0;  // in positions
+  int num_tiles = 0;    // of a kv head that there is room for: kMaxSamples * group rows
   int32_t positions[QuerySample::kMaxSamples];
-  uint16_t* q = nullptr;         // [kv_head][capacity][head_dim]; row: sample * group + head
-  SampleTerms* terms = nullptr;  // [kv_head][capacity]
+  void* tiles = nullptr;  // [kv_head][num_tiles], SampleTile
 };
 
 // Writes the weighted sums of q q^T over the kept rows to sums [kv_head][head_dim][head_dim], and
@@ -47,9 +61,10 @@ struct SampledKeys {
 cudaError_t SumScores(const SampledKeys& keys, const QuerySampleRows& samples, int num_kv_heads,
                       int group, int head_dim, cudaStream_t stream);
 
-// importance: [kv_head][num_tokens]
+// importance: [kv_head][num_tokens]. num_sms: of the device.
 cudaError_t SumImportance(const SampledKeys& keys, const QuerySampleRows& samples, int num_kv_heads,
-                          int group, int head_dim, float* importance, cudaStream_t stream);
+                          int group, int head_dim, int num_sms, float* importance,
+                          cudaStream_t stream);
 
 }  // namespace pkv
 

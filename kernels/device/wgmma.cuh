@@ -75,6 +75,22 @@ __device__ __forceinline__ void ProductOfRows128(float (&d)[64], uint64_t a, uin
       : "l"(a), "l"(b), "r"(adds));
 }
 
+// The same with a as Mma() takes it, warp w rows 16 w .., and b 64 rows.
+__device__ __forceinline__ void ProductOfRows64(float (&d)[32], const uint4& a, uint64_t b,
+                                                int adds) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22, "
+      "%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, p, 1, 1, 0;\n"
+      "}\n"
+      : PKV_FLOATS_32(d, 0)
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(adds));
+}
+
 // d += a b: a 64 rows of 16 columns as Mma() takes them, warp w rows 16 w ..; b 16 rows of 128 or
 // 64 columns.
 __device__ __forceinline__ void AddProduct(float (&d)[64], const uint32_t* a, uint64_t b) {
@@ -166,6 +182,17 @@ __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, int
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0],[%1,{%2,%3,%4}],[%5];" ::"r"(to),
       "l"(map), "r"(column), "r"(row), "r"(matrix), "r"(barrier)
+      : "memory");
+}
+
+// Copies `bytes` that stand in global memory as they are to lie; a multiple of 16, as are both
+// addresses.
+__device__ __forceinline__ void CopyTile(uint32_t to, const void* from, uint32_t bytes,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
+          to),
+      "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
 

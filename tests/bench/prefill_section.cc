@@ -123,7 +123,8 @@ class PrefillBench {
         Time("moments", 2.0 * static_cast<double>(row) * shape_.num_queries * d,
              [&](int) -> absl::Status {
                PKV_RETURN_IF_ERROR(statistics->Start(first, shape_.num_tokens, ctx_));
-               return statistics->Add(chunk, ctx_);
+               PKV_RETURN_IF_ERROR(statistics->Add(chunk, ctx_));
+               return statistics->Sum(ctx_);
              }));
     const double samples = static_cast<double>(SampledPositions(first, shape_.num_tokens).size());
     PKV_ASSIGN_OR_RETURN(

@@ -102,6 +102,7 @@ class Prompt {
       PKV_CHECK(status.ok(), status.ToString());
       begin += count;
     }
+    PKV_CHECK(statistics.Sum(ctx).ok());
   }
 
  private:
@@ -335,6 +336,8 @@ INSTANTIATE_TEST_SUITE_P(All, QueryStatisticsParityTest,
                                          StatisticsSpec{7, 1, 128, kBfloat, 331, 777},
                                          StatisticsSpec{8, 1, 64, kBfloat, 500},
                                          StatisticsSpec{4, 4, 64, kHalf, 257, 100},
+                                         // Sampled rows of more than one pass.
+                                         StatisticsSpec{16, 1, 64, kBfloat, 1000},
                                          // More samples than are kept.
                                          StatisticsSpec{2, 1, 64, kHalf, 5000},
                                          StatisticsSpec{1, 1, 128, kBfloat, 4400, 130}));
@@ -366,6 +369,8 @@ TEST_F(QueryStatisticsTest, ImportanceStaysFiniteWhateverTheQueriesAre) {
 TEST_F(QueryStatisticsTest, WithoutVectorsThereIsNoFeedback) {
   const Prompt prompt({2, 1, 64, kHalf, 8});
   const auto statistics = Make(prompt);
+  ASSERT_THAT(statistics->Start(5, 5, ctx()), IsOk());
+  ASSERT_THAT(statistics->Sum(ctx()), IsOk());
   const auto got = statistics->Feedback(false, 0.01, ctx());
   ASSERT_THAT(got, IsOk());
   EXPECT_EQ(got->order, nullptr);
@@ -380,10 +385,11 @@ TEST_F(QueryStatisticsTest, TakesChunksInOrderOnly) {
   EXPECT_THAT(statistics->Add({.first_token = 4, .num_queries = 0}, ctx()), IsOk());
 }
 
-TEST_F(QueryStatisticsTest, AnswersWhenAllQueriesAreThere) {
+TEST_F(QueryStatisticsTest, AnswersWhenAllQueriesAreSummedUp) {
   const Prompt prompt({2, 1, 64, kHalf, 8});
   const auto statistics = Make(prompt);
   ASSERT_THAT(statistics->Start(0, 8, ctx()), IsOk());
+  EXPECT_THAT(statistics->Sum(ctx()), StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(statistics->Feedback(false, 0.01, ctx()),
               StatusIs(absl::StatusCode::kFailedPrecondition));
   prompt.AddTo(*statistics, ctx());

@@ -86,6 +86,8 @@ TESTED_ELSEWHERE = {
     "worker/prefill/cpu_prefill_executor": "tests/unit/worker/prefill/prefill_worker_test",
     # Instances of a kernel's template.
     "kernels/attention/decode_kernels_": "tests/parity/decode_attention_",
+    # Half of what query_statistics.h has.
+    "kernels/codec/query_importance_": "tests/parity/query_statistics_",
 }
 
 

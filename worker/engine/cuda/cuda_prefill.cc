@@ -188,6 +188,7 @@ absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
   PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(queries));
   // What they said of the layer before is used up.
   PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(queries));
+  PKV_RETURN_IF_ERROR(statistics_->Sum(ctx));
   const int64_t num_vectors = statistics_->num_vectors();
   if (params_.feedback_k && num_vectors > 0) {
     const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;

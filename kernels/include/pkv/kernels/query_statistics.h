@@ -38,9 +38,8 @@ struct QueryChunk {
 // query_sample.h.
 //
 // Nothing waits for the host: calls enqueue on ctx.stream and return, and equal prompts give equal
-// bits, however they are cut into chunks. A chunk costs copies alone, which take no multiprocessor;
-// the last one of a layer launches what works on them. Owns its results and scratch.
-// Thread-compatible. Calls must follow each other on one stream.
+// bits, however they are cut into chunks. Owns its results and scratch. Thread-compatible. Calls
+// must follow each other on one stream.
 class QueryStatistics {
  public:
   virtual ~QueryStatistics() = default;
@@ -59,21 +58,24 @@ class QueryStatistics {
   virtual absl::Status Start(int64_t first_token, int64_t end, const ComputeContext& ctx) = 0;
 
   // Takes the queries of one chunk, which may be overwritten when the stream has passed this call.
-  // Chunks come in order, without gaps. The last one has the moments summed up.
+  // Chunks come in order, without gaps. Copies alone, which take no multiprocessor.
   //   InvalidArgument  not what comes next, a missing or misaligned pointer, a stride that is too
   //                    short
-  //   Internal         a copy or the launch failed
+  //   Internal         a copy failed
   virtual absl::Status Add(const QueryChunk& chunk, const ComputeContext& ctx) = 0;
+
+  // Works on what was taken, in one launch. What follows needs it: FailedPrecondition before.
+  //   FailedPrecondition  a chunk is missing
+  //   Internal            the launch failed
+  virtual absl::Status Sum(const ComputeContext& ctx) = 0;
 
   // Query vectors of each kv head that count in the moments (MomentSample).
   virtual int64_t num_vectors() const = 0;
   // What they weigh together.
   virtual int64_t moment_weight() const = 0;
-  // [kv_head][head_dim][head_dim]: weighted sums of q q^T over those. Valid from the last chunk's
-  // Add() to the next one's.
+  // [kv_head][head_dim][head_dim]: weighted sums of q q^T over those. Valid from Sum() to the next
+  // one.
   virtual const float* moment_sums() const = 0;
-
-  // What follows needs all chunks of the layer: FailedPrecondition before.
 
   // Where a chunk came without lse: finds that of the sampled queries. kv holds the tokens from
   // position 0 to the last query, K neither rotated nor arranged; V is not read.
