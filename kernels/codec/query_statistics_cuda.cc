@@ -47,7 +47,10 @@ class QueryStatisticsCuda : public QueryStatistics {
         DeviceBuffer::Make(layers * sample_rows_ * shape_.head_dim * sizeof(uint16_t), stream));
     PKV_ASSIGN_OR_RETURN(sample_terms_,
                          DeviceBuffer::Make(layers * sample_rows_ * sizeof(SampleTerms), stream));
-    PKV_ASSIGN_OR_RETURN(weights_, DeviceBuffer::Make(moment_size_ * floats, stream));
+    PKV_ASSIGN_OR_RETURN(weights_, DeviceBuffer::Make(moment_size_, stream));
+    PKV_ASSIGN_OR_RETURN(
+        scales_,
+        DeviceBuffer::Make(size_t(shape_.num_kv_heads) * shape_.head_dim * floats, stream));
     PKV_ASSIGN_OR_RETURN(order_,
                          DeviceBuffer::Make(size_t(shape_.num_kv_heads) * shape_.head_dim, stream));
     return absl::OkStatus();
@@ -151,11 +154,12 @@ class QueryStatisticsCuda : public QueryStatistics {
         .is_rotated = is_rotated,
         .damping = damping,
         .order = order_.As<uint8_t>(),
-        .weights = weights_.As<float>()};
+        .weights = weights_.As<int8_t>(),
+        .scales = scales_.As<float>()};
     PKV_RETURN_IF_ERROR(CudaStatus(EnqueueKeyFeedback(launch, shape_.num_kv_heads, shape_.head_dim,
                                                       static_cast<cudaStream_t>(ctx.stream)),
                                    "key feedback"));
-    return DeviceKeyFeedback{launch.order, launch.weights};
+    return DeviceKeyFeedback{launch.order, launch.weights, launch.scales};
   }
 
  private:
@@ -192,7 +196,7 @@ class QueryStatisticsCuda : public QueryStatistics {
   std::vector<int64_t> next_token_;  // [layer]
   std::vector<bool> lacks_lse_;      // [layer]: until ScoreSamples()
   QuerySampleRows samples_;          // positions alone
-  DeviceBuffer sums_, partials_, sample_q_, sample_terms_, weights_, order_;
+  DeviceBuffer sums_, partials_, sample_q_, sample_terms_, weights_, scales_, order_;
 };
 
 }  // namespace
