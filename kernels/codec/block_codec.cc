@@ -88,6 +88,8 @@ absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
       CheckEqual("feedback steps", static_cast<int64_t>(feedback.order.size()), num_steps));
   PKV_RETURN_IF_ERROR(CheckEqual("feedback weights", static_cast<int64_t>(feedback.weights.size()),
                                  num_steps * shape.head_dim));
+  PKV_RETURN_IF_ERROR(
+      CheckEqual("feedback scales", static_cast<int64_t>(feedback.scales.size()), num_steps));
   for (size_t i = 0; i < feedback.order.size(); ++i) {
     if (feedback.order[i] < shape.head_dim) continue;
     return absl::InvalidArgumentError(

@@ -20,7 +20,8 @@ constexpr unsigned long long kAllFinite = std::numeric_limits<unsigned long long
 // has passed, so the codec synchronizes before they go.
 struct CallBuffers {
   std::vector<uint16_t> k_patterns, v_patterns;
-  DeviceBuffer k_patterns_device, v_patterns_device, k_ids, v_ids, k_order, k_weights, residuals;
+  DeviceBuffer k_patterns_device, v_patterns_device, k_ids, v_ids, k_order, k_weights, k_scales,
+      k_columns;
 };
 
 template <typename T>
@@ -53,6 +54,13 @@ absl::Status UploadAssignment(const PatternAssignment& assignment, const Codeboo
     args.v_patterns = buffers.v_patterns_device.As<uint16_t>();
     args.k_bank_head_stride = int64_t{codebook.num_k()} * codebook.head_dim();
     args.v_bank_head_stride = int64_t{codebook.num_v()} * codebook.head_dim();
+    const auto& layout = args.layout;
+    PKV_ASSIGN_OR_RETURN(
+        buffers.k_columns,
+        DeviceBuffer::Make(KeySearchBytes(codebook.num_k(), layout.num_kv_heads, layout.head_dim),
+                           stream));
+    args.num_k_patterns = codebook.num_k();
+    args.k_pattern_columns = buffers.k_columns.As<float>();
     args.k_ids = buffers.k_ids.As<uint8_t>();
     args.v_ids = buffers.v_ids.As<uint8_t>();
     args.ids_head_stride = kBlockTokens;
@@ -61,8 +69,10 @@ absl::Status UploadAssignment(const PatternAssignment& assignment, const Codeboo
   const KeyFeedback& feedback = *assignment.feedback;
   PKV_ASSIGN_OR_RETURN(buffers.k_order, DeviceBuffer::CopyOf(Bytes(feedback.order), stream));
   PKV_ASSIGN_OR_RETURN(buffers.k_weights, DeviceBuffer::CopyOf(Bytes(feedback.weights), stream));
+  PKV_ASSIGN_OR_RETURN(buffers.k_scales, DeviceBuffer::CopyOf(Bytes(feedback.scales), stream));
   args.k_order = buffers.k_order.As<uint8_t>();
-  args.k_weights = buffers.k_weights.As<float>();
+  args.k_weights = buffers.k_weights.As<int8_t>();
+  args.k_weight_scales = buffers.k_scales.As<float>();
   return absl::OkStatus();
 }
 
@@ -139,10 +149,6 @@ class BlockCodecCuda final : public BlockCodec {
     args.pages = frame.data();
     args.sinks = reinterpret_cast<uint16_t*>(frame.data() + PayloadLayout::Of(header).sinks);
     PKV_RETURN_IF_ERROR(UploadAssignment(assignment, codebook, stream, buffers, args));
-    PKV_ASSIGN_OR_RETURN(
-        buffers.residuals,
-        DeviceBuffer::Make(KeySearchBytes(1, shape_.num_kv_heads, shape_.head_dim), stream));
-    args.residuals = buffers.residuals.As<float>();
     PKV_RETURN_IF_ERROR(CudaStatus(LaunchLayerEncode(args, stream), "launch encode"));
     PKV_RETURN_IF_ERROR(CopyAppended(header, codebook, buffers, frame.data(), stream));
     return CudaStatus(cudaStreamSynchronize(stream), "encode");

@@ -11,9 +11,11 @@
 #include "kernels/codec/codec_math.h"
 #include "kernels/codec/group_lanes_math.h"
 #include "kernels/codec/head_sections.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "kernels/codec/key_fit_math.h"
 #include "kernels/codec/layer_encode.h"
 #include "kernels/pattern/pattern_math.h"
+#include "pkv/kernels/key_feedback.h"
 #include "proto/block/fragment_order.h"
 
 namespace pkv {
@@ -53,16 +55,33 @@ struct ThisCta {
   }
 };
 
-// The sum, in order of steps, of what the errors of this slot's earlier channels weigh.
-__device__ float FeedbackSum(const float* weights, const float* errors, int step) {
-  float sum = 0;
-  for (int j = 0; j < step; ++j) sum = FusedMultiplyAdd(weights[j], errors[j * kThreads], sum);
+// What the counted errors of this slot's earlier channels weigh.
+__device__ int FeedbackSum(const int8_t* weights, const int16_t* errors, int num_earlier) {
+  int sum = 0;
+  for (int j = 0; j < num_earlier; ++j) sum += weights[j] * errors[j * kThreads];
   return sum;
 }
 
-// A thread owns a slot, and its column of the errors [step][slot]; without feedback there are none.
+// ErrorUnit() of the group of this thread's slot. Leaves nothing in `shared`.
+__device__ ErrorUnit UnitOfGroup(const SlotRows& k, const KeyFitThread& thread, int group_tokens,
+                                 KeyFitShared& shared) {
+  const int slot = static_cast<int>(threadIdx.x), begin = slot / group_tokens * group_tokens;
+  float largest = 0;
+  for (int channel = 0; thread.is_coded() && channel < k.head_dim; ++channel) {
+    largest = fmaxf(largest, fabsf(k.Residual(slot, channel)));
+  }
+  shared.targets[slot] = largest;
+  __syncthreads();
+  for (int i = begin; i < begin + group_tokens; ++i) largest = fmaxf(largest, shared.targets[i]);
+  __syncthreads();
+  return ErrorUnitFor(ToStored(largest));
+}
+
+// A thread owns a slot, and its column of the counted errors [step][slot]; without feedback there
+// are none.
 __device__ void EncodeK(const SlotRows& k, const LayerEncodeArgs& args, int block, int head,
-                        const HeadSections<std::byte>& frame, KeyFitShared& shared, float* errors) {
+                        const HeadSections<std::byte>& frame, KeyFitShared& shared,
+                        int16_t* errors) {
   const Encoding& encoding = args.layout.encoding;
   const int slot = static_cast<int>(threadIdx.x), d = k.head_dim, bits = encoding.bits_k;
   const bool has_feedback = args.k_order != nullptr;
@@ -74,12 +93,16 @@ __device__ void EncodeK(const SlotRows& k, const LayerEncodeArgs& args, int bloc
                            encoding.k_fine_tokens,  bits,
                            args.num_ratios_k,       args.unbiased_k};
   KeyFitThread thread(rule, slot, shared);
+  ErrorUnit unit;
+  if (has_feedback) unit = UnitOfGroup(k, thread, encoding.k_group_tokens, shared);
   for (int step = 0; step < d; ++step) {
     const int channel = has_feedback ? args.k_order[feedback_at + step] : step;
     const float original = thread.is_coded() ? k.Residual(slot, channel) : 0.0f;
     float target = original;
     if (has_feedback && thread.is_coded()) {
-      target = target - FeedbackSum(args.k_weights + (feedback_at + step) * d, errors + slot, step);
+      const int sum = FeedbackSum(args.k_weights + (feedback_at + step) * d, errors + slot,
+                                  step / kFeedbackRun * kFeedbackRun);
+      target = FeedbackTarget(target, unit.value * args.k_weight_scales[feedback_at + step], sum);
     }
     thread.PutTarget(target);
     __syncthreads();
@@ -91,7 +114,10 @@ __device__ void EncodeK(const SlotRows& k, const LayerEncodeArgs& args, int bloc
     }
     if (!thread.is_coded()) continue;
     const KeyFitThread::Coded coded = thread.Code();
-    if (has_feedback) errors[step * kThreads + slot] = coded.value - original;
+    if (has_feedback) {
+      errors[step * kThreads + slot] =
+          static_cast<int16_t>(CountedError(coded.value - original, unit));
+    }
     // Every word of a code matrix belongs to one row: no other thread writes it.
     if (thread.is_fine()) {
       const int row = slot - (kBlockTokens - kFineTokens);
@@ -205,7 +231,7 @@ __device__ void Clear(std::byte* head, int64_t begin, int64_t end) {
 
 // Grid: kv heads x blocks. Dynamic shared memory: with feedback, KeyErrorBytes(head_dim).
 __global__ void __launch_bounds__(kThreads) PlainKeysKernel(LayerEncodeArgs args) {
-  extern __shared__ float key_errors[];
+  extern __shared__ int16_t key_errors[];
   __shared__ KeyFitShared key_fit;
   const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
   const PayloadLayout& layout = args.layout;
@@ -266,9 +292,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// fp32 [head_dim][128]: 64 KiB for head_dim 128, more than a kernel gets without asking.
+// [head_dim][128]; beside KeyFitShared more than a kernel gets without asking.
 constexpr int KeyErrorBytes(int head_dim) {
-  return head_dim * kThreads * static_cast<int>(sizeof(float));
+  return head_dim * kThreads * static_cast<int>(sizeof(int16_t));
 }
 
 }  // namespace

@@ -61,27 +61,6 @@ PKV_HOST_DEVICE inline CodeSteps MakeCodeSteps(float scale, float zero, int bits
 #endif
 }
 
-// Float16ToFloat() of a number, and ToFiniteFloat16(): a GPU converts in one instruction.
-PKV_HOST_DEVICE inline float StoredToFloat(Float16Bits stored) {
-#ifdef __CUDA_ARCH__
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored));
-  return value;
-#else
-  return Float16ToFloat(stored);
-#endif
-}
-PKV_HOST_DEVICE inline Float16Bits ToStored(float value) {
-#ifdef __CUDA_ARCH__
-  Float16Bits stored;
-  const float finite = fminf(fmaxf(value, -kFloat16Max), kFloat16Max);
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored) : "f"(finite));
-  return stored;
-#else
-  return ToFiniteFloat16(value);
-#endif
-}
-
 // MakeGroupParams() without a division: the quotient by the largest code, corrected once by its
 // exact remainder, is the rounded one, since 1 / max code is rounded to nearest (Markstein).
 template <int kBits>
@@ -106,6 +85,14 @@ PKV_HOST_DEVICE inline GroupParams ShrunkParamsOf(float min, float max, int rati
   const float middle = (min + max) * 0.5f;
   const float reach = ((max - min) * 0.5f) * ratio;
   return GroupParamsOf<kBits>(middle - reach, middle + reach);
+}
+
+// sum / count for a count of 1 to 128, by its rounded inverse: Markstein's correction again. It is
+// exact where the remainder is, for all but tiny sums (checked for every mantissa and count).
+PKV_HOST_DEVICE inline float MeanOf(float sum, float count, float inverse) {
+  if (sum != 0.0f && std::fabs(sum) < 0x1p-90f) return sum / count;
+  const float quotient = sum * inverse;
+  return FusedMultiplyAdd(FusedMultiplyAdd(-count, quotient, sum), inverse, quotient);
 }
 
 // MakeFineGrid() of a stored scale without a division: Markstein's correction again.

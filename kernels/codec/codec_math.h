@@ -30,6 +30,27 @@ PKV_HOST_DEVICE inline Float16Bits ToFiniteFloat16(float value) {
   return FloatToFloat16(value);
 }
 
+// Float16ToFloat() of a number, and ToFiniteFloat16(): a GPU converts in one instruction.
+PKV_HOST_DEVICE inline float StoredToFloat(Float16Bits stored) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored));
+  return value;
+#else
+  return Float16ToFloat(stored);
+#endif
+}
+PKV_HOST_DEVICE inline Float16Bits ToStored(float value) {
+#ifdef __CUDA_ARCH__
+  Float16Bits stored;
+  const float finite = fminf(fmaxf(value, -kFloat16Max), kFloat16Max);
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(stored) : "f"(finite));
+  return stored;
+#else
+  return ToFiniteFloat16(value);
+#endif
+}
+
 // scale = fp16((max - min) / max code), zero point = fp16(min). A scale that would be zero or
 // subnormal in fp16 is stored as zero: such a group decodes to its zero point.
 PKV_HOST_DEVICE inline GroupParams MakeGroupParams(float min, float max, int bits) {
@@ -93,12 +114,12 @@ PKV_HOST_DEVICE inline GroupParams UnbiasedParams(GroupParams searched, float me
                                                   float mean_value, float covariance,
                                                   float variance) {
   if (!(covariance > 0.0f)) return searched;
-  const float scale = Float16ToFloat(searched.scale), corrected = variance / covariance;
+  const float scale = StoredToFloat(searched.scale), corrected = variance / covariance;
   if (!(corrected >= scale * 0.5f) || !(corrected <= scale * 2.0f)) return searched;
-  const Float16Bits stored = ToFiniteFloat16(corrected);
+  const Float16Bits stored = ToStored(corrected);
   constexpr Float16Bits kSmallestNormal = 0x0400;
   if (stored < kSmallestNormal) return searched;
-  return {stored, ToFiniteFloat16(mean_value - Float16ToFloat(stored) * mean_code)};
+  return {stored, ToStored(mean_value - StoredToFloat(stored) * mean_code)};
 }
 
 // Sums over a group run in this many interleaved partial sums (element i in sum i mod 16), then

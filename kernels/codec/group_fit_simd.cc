@@ -9,6 +9,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/codec/group_fit_simd.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "pkv/block/kv_shape.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -332,39 +333,62 @@ void DecodedErrorsOn(const uint8_t* codes, const float* originals, int count, fl
   }
 }
 
-// a * b + c with one rounding, on any instruction set.
-HWY_INLINE V FusedMultiplyAdd(V a, V b, V c) {
-#if HWY_NATIVE_FMA
-  return hn::MulAdd(a, b, c);
-#else
+void CountErrorsOn(const float* errors, float inverse_unit, int step, ErrorPair* counted) {
   const Floats d;
-  alignas(64) float x[kLanes], y[kLanes], z[kLanes];
-  hn::Store(a, d, x);
-  hn::Store(b, d, y);
-  hn::Store(c, d, z);
-  for (int i = 0; i < kLanes; ++i) z[i] = std::fma(x[i], y[i], z[i]);
-  return hn::Load(d, z);
+  const hn::RebindToSigned<Floats> integers;
+  const V limit = hn::Set(d, static_cast<float>(kMaxCountedError));
+  const V inverse = hn::Set(d, inverse_unit);
+  for (int i = 0; i < kBlockTokens; i += kLanes) {
+    const V units = hn::Mul(hn::LoadU(d, errors + i), inverse);
+    // As CountedError() rounds: in the low bits of a sum.
+    const V rounded =
+        hn::Add(hn::Max(hn::Min(units, limit), hn::Neg(limit)), hn::Set(d, 0x1.8p+23f));
+    const auto count = hn::And(hn::BitCast(integers, rounded), hn::Set(integers, 0xffff));
+    int32_t* pairs = counted + i;
+    hn::StoreU(step % 2 == 0 ? count : hn::Or(hn::LoadU(integers, pairs), hn::ShiftLeft<16>(count)),
+               integers, pairs);
+  }
+}
+
+// Adds the products of a pair of errors, one lane each, with a pair of weights.
+using Sums = hn::RebindToSigned<Floats>;
+HWY_INLINE hn::Vec<Sums> AddProducts(hn::Vec<Sums> sum, hn::Vec<Sums> errors,
+                                     hn::Vec<Sums> weights) {
+#if HWY_TARGET == HWY_SCALAR
+  const int32_t e = hn::GetLane(errors), w = hn::GetLane(weights);
+  const int of_pair = static_cast<int16_t>(e) * static_cast<int16_t>(w) + (e >> 16) * (w >> 16);
+  return hn::Add(sum, hn::Set(Sums(), of_pair));
+#else
+  const hn::Repartition<int16_t, Sums> halves;
+  const Sums d;
+  auto rest = hn::Zero(d);
+  sum = hn::ReorderWidenMulAccumulate(d, hn::BitCast(halves, errors), hn::BitCast(halves, weights),
+                                      sum, rest);
+  return hn::RearrangeToOddPlusEven(sum, rest);
 #endif
 }
 
-void SubtractFeedbackOn(const float* x, const float* weights, const float* errors, int step,
-                        float* target) {
-  // As many sums at a time as registers hold, next to the weight.
+void SubtractFeedbackOn(const float* x, const int8_t* weights, const ErrorPair* counted,
+                        int num_earlier, float factor, float* target) {
+  // As many sums at a time as registers hold, next to the weights.
   constexpr int kSums = kBlockTokens / kLanes < 8 ? kBlockTokens / kLanes : 8;
   const Floats d;
+  const Sums integers;
   for (int first = 0; first < kBlockTokens; first += kSums * kLanes) {
-    V sums[kSums];
-    for (V& sum : sums) sum = hn::Zero(d);
-    for (int j = 0; j < step; ++j) {
-      const V weight = hn::Set(d, weights[j]);
-      const float* error = errors + j * kBlockTokens + first;
+    hn::Vec<Sums> sums[kSums];
+    for (auto& sum : sums) sum = hn::Zero(integers);
+    for (int pair = 0; pair < num_earlier / 2; ++pair) {
+      const auto both = hn::Set(integers, (weights[2 * pair] & 0xffff) |
+                                              (static_cast<uint32_t>(weights[2 * pair + 1]) << 16));
+      const ErrorPair* errors = counted + pair * kBlockTokens + first;
       for (int i = 0; i < kSums; ++i) {
-        sums[i] = FusedMultiplyAdd(weight, hn::LoadU(d, error + i * kLanes), sums[i]);
+        sums[i] = AddProducts(sums[i], hn::LoadU(integers, errors + i * kLanes), both);
       }
     }
     for (int i = 0; i < kSums; ++i) {
       const int at = first + i * kLanes;
-      hn::StoreU(hn::Sub(hn::LoadU(d, x + at), sums[i]), d, target + at);
+      const V feedback = hn::Mul(hn::Set(d, factor), hn::ConvertTo(d, sums[i]));
+      hn::StoreU(hn::Sub(hn::LoadU(d, x + at), feedback), d, target + at);
     }
   }
 }
@@ -381,6 +405,7 @@ namespace {
 HWY_EXPORT(FitOn);
 HWY_EXPORT(QuantizeFineOn);
 HWY_EXPORT(DecodedErrorsOn);
+HWY_EXPORT(CountErrorsOn);
 HWY_EXPORT(SubtractFeedbackOn);
 
 }  // namespace
@@ -408,9 +433,14 @@ void DecodedErrors(const uint8_t* codes, const float* originals, int count, floa
   HWY_DYNAMIC_DISPATCH(DecodedErrorsOn)(codes, originals, count, scale, zero, errors);
 }
 
-void SubtractFeedback(const float* x, const float* weights, const float* errors, int step,
-                      float* target) {
-  HWY_DYNAMIC_DISPATCH(SubtractFeedbackOn)(x, weights, errors, step, target);
+void CountErrors(const float* errors, float inverse_unit, int step, ErrorPair* counted) {
+  HWY_DYNAMIC_DISPATCH(CountErrorsOn)
+  (errors, inverse_unit, step, counted + step / 2 * kBlockTokens);
+}
+
+void SubtractFeedback(const float* x, const int8_t* weights, const ErrorPair* counted,
+                      int num_earlier, float factor, float* target) {
+  HWY_DYNAMIC_DISPATCH(SubtractFeedbackOn)(x, weights, counted, num_earlier, factor, target);
 }
 
 }  // namespace pkv

@@ -41,11 +41,15 @@ void QuantizeFine(const float* values, FineGrid grid, uint8_t* codes);
 void DecodedErrors(const uint8_t* codes, const float* originals, int count, float scale, float zero,
                    float* errors);
 
-// target[i] = x[i] - sum over j < step, in order, of weights[j] * errors[j][i], each
-// added with one rounding, for 128 places i.
-// errors: [step][128].
-void SubtractFeedback(const float* x, const float* weights, const float* errors, int step,
-                      float* target);
+// The counted errors of one slot in two steps, of the even one in the low half.
+using ErrorPair = int32_t;
+
+// Puts CountedError() of 128 errors of step `step` into `counted`, [step / 2][128].
+void CountErrors(const float* errors, float inverse_unit, int step, ErrorPair* counted);
+
+// FeedbackTarget() in 128 places, from the first `num_earlier` steps, an even number, of `counted`.
+void SubtractFeedback(const float* x, const int8_t* weights, const ErrorPair* counted,
+                      int num_earlier, float factor, float* target);
 
 }  // namespace pkv
 

@@ -1,12 +1,14 @@
 #include "kernels/codec/head_encoder_simd.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "kernels/codec/byte_order.h"
 #include "kernels/codec/code_pack_simd.h"
 #include "kernels/codec/group_fit_simd.h"
 #include "kernels/codec/key_encoder.h"
+#include "kernels/codec/key_feedback_math.h"
 
 namespace pkv {
 namespace {
@@ -59,15 +61,23 @@ void EncodeKeyGroupSimd(const KeyGroupPlace& place, int head_dim, const CodecPar
     }
     return;
   }
-  std::vector<float> errors(static_cast<size_t>(head_dim) * kBlockTokens);
-  float target[kBlockTokens];
+  const int num_slots = place.group.num_slots();
+  float largest = 0;
+  for (int channel = 0; channel < head_dim; ++channel) {
+    const float* x = place.residuals + channel * kBlockTokens;
+    for (int i = 0; i < num_slots; ++i) largest = std::max(largest, std::abs(x[i]));
+  }
+  const ErrorUnit unit = ErrorUnitFor(ToFiniteFloat16(largest));
+  std::vector<ErrorPair> counted(static_cast<size_t>(head_dim) / 2 * kBlockTokens);
+  float target[kBlockTokens], errors[kBlockTokens] = {};
   for (int step = 0; step < head_dim; ++step) {
     const int channel = feedback->order_of(kv_head)[step];
     SubtractFeedback(place.residuals + channel * kBlockTokens,
-                     feedback->weights_of(kv_head).data() + step * head_dim, errors.data(), step,
-                     target);
-    out[channel] =
-        EncodeChannel(place, channel, target, params, errors.data() + step * kBlockTokens);
+                     feedback->weights_of(kv_head).data() + step * head_dim, counted.data(),
+                     step / kFeedbackRun * kFeedbackRun,
+                     unit.value * feedback->scales_of(kv_head)[step], target);
+    out[channel] = EncodeChannel(place, channel, target, params, errors);
+    CountErrors(errors, unit.inverse, step, counted.data());
   }
 }
 

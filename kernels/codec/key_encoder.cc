@@ -5,23 +5,29 @@
 #include <span>
 
 #include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "kernels/device/cpu_clones.h"
 #include "pkv/block/kv_shape.h"
 
 namespace pkv {
 namespace {
 
-// target[i] = x[i] - sum over j < step, in order, of weights[j] errors[j][i], each added with one
-// rounding.
-PKV_CPU_CLONES void SubtractFeedback(const float* x, const float* weights, const float* errors,
-                                     int step, int num_slots, float* target) {
-  float sums[kBlockTokens] = {};
-  for (int j = 0; j < step; ++j) {
-    const float weight = weights[j];
-    const float* error = errors + j * num_slots;
-    for (int i = 0; i < num_slots; ++i) sums[i] = std::fma(weight, error[i], sums[i]);
+float LargestMagnitude(const std::vector<float>& values) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::abs(value));
+  return largest;
+}
+
+// FeedbackTarget() of each slot, from `num_earlier` steps: errors [step][num_slots], counted.
+PKV_CPU_CLONES void SubtractFeedback(const float* x, const int8_t* weights, const int16_t* errors,
+                                     int num_earlier, int num_slots, float factor, float* target) {
+  int sums[kBlockTokens] = {};
+  for (int j = 0; j < num_earlier; ++j) {
+    const int weight = weights[j];
+    const int16_t* error = errors + j * num_slots;
+    for (int i = 0; i < num_slots; ++i) sums[i] += weight * error[i];
   }
-  for (int i = 0; i < num_slots; ++i) target[i] = x[i] - sums[i];
+  for (int i = 0; i < num_slots; ++i) target[i] = FeedbackTarget(x[i], factor, sums[i]);
 }
 
 // The codes of `count` values on one grid, and what they decode to.
@@ -72,19 +78,24 @@ KeyGroupCodes EncodeKeyGroup(const std::vector<float>& residuals, int head_dim, 
   KeyGroupCodes out;
   out.params.resize(head_dim);
   out.codes.resize(size_t(head_dim) * num_slots);
-  std::vector<float> errors(size_t(head_dim) * num_slots), target(num_slots);
+  const ErrorUnit unit = ErrorUnitFor(ToFiniteFloat16(LargestMagnitude(residuals)));
+  std::vector<int16_t> counted(size_t(head_dim) * num_slots);
+  std::vector<float> errors(num_slots), target(num_slots);
   for (int step = 0; step < head_dim; ++step) {
     const int channel = feedback == nullptr ? step : feedback->order_of(kv_head)[step];
     const float* x = residuals.data() + size_t(channel) * num_slots;
     const float* targets = x;
     if (feedback != nullptr) {
       SubtractFeedback(x, feedback->weights_of(kv_head).data() + size_t(step) * head_dim,
-                       errors.data(), step, num_slots, target.data());
+                       counted.data(), step / kFeedbackRun * kFeedbackRun, num_slots,
+                       unit.value * feedback->scales_of(kv_head)[step], target.data());
       targets = target.data();
     }
-    out.params[channel] =
-        EncodeChannel(targets, x, group, params, out.codes.data() + size_t(channel) * num_slots,
-                      errors.data() + size_t(step) * num_slots);
+    out.params[channel] = EncodeChannel(
+        targets, x, group, params, out.codes.data() + size_t(channel) * num_slots, errors.data());
+    for (int i = 0; i < num_slots; ++i) {
+      counted[size_t(step) * num_slots + i] = static_cast<int16_t>(CountedError(errors[i], unit));
+    }
   }
   return out;
 }

@@ -1,26 +1,31 @@
 // Order and weights of error feedback from the queries' second moments: key_feedback.cc on the
-// device. One CTA a kv head; four lanes a row of the matrix.
+// device. One CTA a kv head.
 //
-// Rotation, order, trace and damping are key_feedback.cc's, operation by operation. The factor is
-// in binary64 too, its sums in another order: weights differ by a few units of 2^-53 times the
-// matrix's condition, which damping keeps below head_dim / damping.
+// Rotation, order, trace and damping are key_feedback.cc's, operation by operation. Elimination is
+// in binary64 too, its sums in another order: before they are rounded to bytes, weights differ by a
+// few units of 2^-53 times the matrix's condition, which damping keeps below head_dim / damping.
 
 #include "kernels/codec/key_feedback_kernels.h"
+#include "kernels/codec/key_feedback_math.h"
+#include "pkv/kernels/key_feedback.h"
 
 #include <cmath>
 
 namespace pkv {
 namespace {
 
-constexpr int kRowLanes = 4;
+constexpr int kRun = kFeedbackRun;
+constexpr int kTile = 4;  // rows and columns of the moment that a thread changes at a time
 
 template <int kHeadDim>
 struct FeedbackMemory {
-  // The four lanes of four rows, which a half warp reads together, start in different banks.
+  // Rows start in different banks.
   static constexpr int kStride = kHeadDim + 4;
-  double factor[kHeadDim * kStride];        // in step order
+  double damped[kHeadDim * kStride];  // in step order; what is left of it
+  double weights[kRun][kHeadDim];     // of the run that is eliminated, by earlier step
+  double inverse[kRun][kRun];
   float moment[kHeadDim * (kHeadDim + 1)];  // in channel order
-  double damped, inverse_pivot;
+  double damping;
   int order[kHeadDim];
   int is_unusable;
 };
@@ -28,16 +33,11 @@ struct FeedbackMemory {
 template <int kHeadDim>
 class FeedbackCta {
  public:
-  static constexpr int kThreads = kRowLanes * kHeadDim;
+  static constexpr int kThreads = 4 * kHeadDim;
   using Memory = FeedbackMemory<kHeadDim>;
 
   __device__ FeedbackCta(const KeyFeedbackLaunch& launch, float norm, Memory& memory)
-      : launch_(launch),
-        norm_(norm),
-        memory_(memory),
-        thread_(threadIdx.x),
-        row_(threadIdx.x / kRowLanes),
-        lane_(threadIdx.x % kRowLanes) {}
+      : launch_(launch), norm_(norm), memory_(memory), thread_(threadIdx.x) {}
 
   __device__ void Run() {
     if (thread_ == 0) memory_.is_unusable = 0;
@@ -50,8 +50,8 @@ class FeedbackCta {
     CheckFinite();
     SortChannels();
     Damp();
-    if (memory_.is_unusable == 0) Factor();
-    Write();
+    if (memory_.is_unusable == 0) FindWeights();
+    if (memory_.is_unusable != 0) WriteNone();
   }
 
  private:
@@ -66,23 +66,35 @@ class FeedbackCta {
     __syncthreads();
   }
 
-  // RotateRow() of vectors whose elements are `step` apart, and which start `next` apart.
+  // RotateRow() of vectors whose elements are `step` apart, and which start `next` apart: the same
+  // operations, three or four stages of the butterfly at a time in registers.
   __device__ void RotateAlong(int step, int next) {
-    constexpr int kPairs = kHeadDim * kHeadDim / 2;
-    for (int half = 1; half < kHeadDim; half *= 2) {
-      for (int i = thread_; i < kPairs; i += kThreads) {
-        const int pair = i % (kHeadDim / 2), vector = i / (kHeadDim / 2);
-        const int first = pair / half * 2 * half + pair % half;
-        float* at = memory_.moment + vector * next + first * step;
-        const float a = at[0], b = at[half * step];
-        at[0] = __fadd_rn(a, b);
-        at[half * step] = __fsub_rn(a, b);
+    RotateStages<8, 1>(step, next, 1.0f);
+    RotateStages<kHeadDim / 8, 8>(step, next, norm_);
+  }
+
+  // The stages of which kCount elements, kApart from one another, know nothing of the rest.
+  template <int kCount, int kApart>
+  __device__ void RotateStages(int step, int next, float norm) {
+    for (int i = thread_; i < kHeadDim * kHeadDim / kCount; i += kThreads) {
+      const int part = i % (kHeadDim / kCount), vector = i / (kHeadDim / kCount);
+      const int first = kApart == 1 ? part * kCount : part;
+      float* at = memory_.moment + vector * next + first * step;
+      float x[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) x[j] = at[j * kApart * step];
+#pragma unroll
+      for (int half = 1; half < kCount; half *= 2) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) {
+          if ((j & half) != 0) continue;
+          const float a = x[j], b = x[j + half];
+          x[j] = __fadd_rn(a, b);
+          x[j + half] = __fsub_rn(a, b);
+        }
       }
-      __syncthreads();
-    }
-    for (int i = thread_; i < kHeadDim * kHeadDim; i += kThreads) {
-      float& x = memory_.moment[i / kHeadDim * kMomentStride + i % kHeadDim];
-      x = __fmul_rn(x, norm_);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) at[j * kApart * step] = __fmul_rn(x[j], norm);
     }
     __syncthreads();
   }
@@ -111,7 +123,7 @@ class FeedbackCta {
     } else if (thread_ == kHeadDim) {
       double trace = 0;
       for (int i = 0; i < kHeadDim; ++i) trace += Diagonal(i);
-      memory_.damped = __ddiv_rn(__dmul_rn(launch_.damping, trace), kHeadDim);
+      memory_.damping = __ddiv_rn(__dmul_rn(launch_.damping, trace), kHeadDim);
       if (!(trace > 0)) memory_.is_unusable = 1;
     }
     __syncthreads();
@@ -122,59 +134,141 @@ class FeedbackCta {
     for (int i = thread_; i < kHeadDim * kHeadDim; i += kThreads) {
       const int row = i / kHeadDim, column = i % kHeadDim;
       double value = memory_.moment[memory_.order[row] * kMomentStride + memory_.order[column]];
-      if (row == column) value = __dadd_rn(value, memory_.damped);
-      memory_.factor[row * Memory::kStride + column] = value;
+      if (row == column) value = __dadd_rn(value, memory_.damping);
+      Damped(row, column) = value;
     }
     __syncthreads();
   }
 
-  // FactorFromTheEnd(): column by column, each row's sum by its four lanes; one reciprocal square
-  // root a column stands for its root and its quotients.
-  __device__ void Factor() {
-    double* own = memory_.factor + row_ * Memory::kStride;
-    for (int k = kHeadDim - 1; k >= 0; --k) {
-      const double* pivot_row = memory_.factor + k * Memory::kStride;
-      double sum = 0;
-      if (row_ <= k) {
-#pragma unroll 8
-        for (int m = k + 1 + lane_; m < kHeadDim; m += kRowLanes) sum += own[m] * pivot_row[m];
-      }
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      sum = own[k] - sum;
-      if (row_ == k && lane_ == 0) {
-        if (!(sum > 0)) memory_.is_unusable = 1;
-        memory_.inverse_pivot = rsqrt(sum);
-      }
+  // FindWeights(), run by run from the last; each run's weights are written as they are found.
+  __device__ void FindWeights() {
+    for (int run = kHeadDim - kRun; run >= 0; run -= kRun) {
+      if (thread_ < 32) InvertRun(run);
       __syncthreads();
       if (memory_.is_unusable != 0) return;
-      if (row_ <= k && lane_ == 0) own[k] = sum * memory_.inverse_pivot;
+      const int step = thread_ / 32 % kRun;
+      for (int earlier = thread_ / (32 * kRun) * 32 + thread_ % 32; earlier < run;
+           earlier += kThreads / kRun) {
+        double sum = 0;
+#pragma unroll
+        for (int m = 0; m < kRun; ++m) {
+          sum += memory_.inverse[step][m] * Damped(run + m, earlier);
+        }
+        memory_.weights[step][earlier] = sum;
+      }
+      __syncthreads();
+      Eliminate(run);
+      if (thread_ / 32 < kRun) WriteStep(run + thread_ / 32, run);
       __syncthreads();
     }
   }
 
-  __device__ void Write() const {
-    const bool is_usable = memory_.is_unusable == 0;
-    if (thread_ < kHeadDim) {
-      launch_.order[int64_t{blockIdx.x} * kHeadDim + thread_] =
-          static_cast<uint8_t>(is_usable ? memory_.order[thread_] : thread_);
+  // Invert() by a warp: a lane has two columns of a row.
+  __device__ void InvertRun(int run) {
+    const int row = thread_ / 4, column = thread_ % 4 * 2;
+    double x[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      x[j] = Damped(run + max(row, column + j), run + min(row, column + j));
     }
-    float* weights = launch_.weights + int64_t{blockIdx.x} * kHeadDim * kHeadDim;
-    for (int i = thread_; i < kHeadDim * kHeadDim; i += kThreads) {
-      const int step = i / kHeadDim, earlier = i % kHeadDim;
-      float weight = 0;
-      if (is_usable && earlier < step) {
-        weight = static_cast<float>(memory_.factor[earlier * Memory::kStride + step] /
-                                    memory_.factor[step * (Memory::kStride + 1)]);
+    bool is_definite = true;
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      const double pivot = __shfl_sync(~0u, x[k % 2], k * 4 + k / 2);
+      const double factor = __shfl_sync(~0u, x[k % 2], row * 4 + k / 2);
+      is_definite = is_definite && pivot > 0;
+      const double inverse = 1 / pivot;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const bool is_pivots = column + j == k;
+        const double in_row = __shfl_sync(~0u, x[j], k * 4 + thread_ % 4);
+        const double of_row = is_pivots ? inverse : in_row * inverse;
+        const double own = is_pivots ? 0 : x[j];
+        x[j] = row == k ? of_row : own - factor * of_row;
       }
-      weights[i] = weight;
     }
+    memory_.inverse[row][column] = x[0];
+    memory_.inverse[row][column + 1] = x[1];
+    if (!is_definite) memory_.is_unusable = 1;
+  }
+
+  // Takes what the run explains away from the steps before it: 4 x 4 elements a thread, those of
+  // the lower half and of the tiles on the diagonal.
+  __device__ void Eliminate(int run) {
+    const int tiles = run / kTile, count = tiles * (tiles + 1) / 2;
+    for (int i = thread_; i < count; i += kThreads) {
+      int tile_row = static_cast<int>((sqrtf(8.0f * static_cast<float>(i) + 1) - 1) / 2);
+      while (tile_row * (tile_row + 1) / 2 > i) --tile_row;
+      while ((tile_row + 1) * (tile_row + 2) / 2 <= i) ++tile_row;
+      const int first_row = tile_row * kTile;
+      const int first_column = (i - tile_row * (tile_row + 1) / 2) * kTile;
+      double sums[kTile][kTile] = {};
+#pragma unroll 2
+      for (int m = 0; m < kRun; ++m) {
+        double of_row[kTile], of_column[kTile];
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) {
+          of_row[j] = Damped(run + m, first_row + j);
+          of_column[j] = memory_.weights[m][first_column + j];
+        }
+#pragma unroll
+        for (int a = 0; a < kTile; ++a) {
+#pragma unroll
+          for (int b = 0; b < kTile; ++b) sums[a][b] += of_row[a] * of_column[b];
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kTile; ++a) {
+#pragma unroll
+        for (int b = 0; b < kTile; ++b) Damped(first_row + a, first_column + b) -= sums[a][b];
+      }
+    }
+  }
+
+  // The weights of a step as KeyFeedback has them, by a warp; of the first `num_earlier` steps.
+  __device__ void WriteStep(int step, int num_earlier) {
+    const int lane = thread_ % 32;
+    double largest = 0;
+    for (int j = lane; j < num_earlier; j += 32) {
+      largest = fmax(largest, fabs(memory_.weights[step % kRun][j]));
+    }
+#pragma unroll
+    for (int half = 16; half >= 1; half /= 2) {
+      largest = fmax(largest, __shfl_xor_sync(~0u, largest, half));
+    }
+    const float scale = static_cast<float>(largest / kMaxFeedbackWeight);
+    const int64_t at = int64_t{blockIdx.x} * kHeadDim + step;
+    for (int j = lane; j < kHeadDim; j += 32) {
+      int weight = 0;
+      if (j < num_earlier && scale > 0) {
+        weight = __double2int_rn(memory_.weights[step % kRun][j] / scale);
+      }
+      launch_.weights[at * kHeadDim + j] = static_cast<int8_t>(weight);
+    }
+    if (lane != 0) return;
+    launch_.scales[at] = scale > 0 ? scale : 0.0f;
+    launch_.order[at] = static_cast<uint8_t>(memory_.order[step]);
+  }
+
+  __device__ void WriteNone() const {
+    const int64_t first = int64_t{blockIdx.x} * kHeadDim;
+    for (int i = thread_; i < kHeadDim * kHeadDim; i += kThreads) {
+      launch_.weights[first * kHeadDim + i] = 0;
+    }
+    if (thread_ >= kHeadDim) return;
+    launch_.scales[first + thread_] = 0;
+    launch_.order[first + thread_] = static_cast<uint8_t>(thread_);
+  }
+
+  // Row `row`, column `column` of the lower half of what is left of the damped moment.
+  __device__ double& Damped(int row, int column) {
+    return memory_.damped[row * Memory::kStride + column];
   }
 
   const KeyFeedbackLaunch& launch_;
   const float norm_;
   Memory& memory_;
-  const int thread_, row_, lane_;
+  const int thread_;
 };
 
 template <int kHeadDim>

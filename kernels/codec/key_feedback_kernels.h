@@ -13,8 +13,9 @@ struct KeyFeedbackLaunch {
   float inverse_weight = 0;            // 1 / what the sums weigh
   bool is_rotated = false;
   double damping = 0;
-  uint8_t* order = nullptr;  // [kv_head][step]
-  float* weights = nullptr;  // [kv_head][step][earlier step]
+  uint8_t* order = nullptr;   // [kv_head][step]
+  int8_t* weights = nullptr;  // [kv_head][step][earlier step]
+  float* scales = nullptr;    // [kv_head][step]
 };
 
 // Lets the kernel use the shared memory that it needs on the current device.

@@ -42,7 +42,8 @@ absl::Status CheckPointer(absl::string_view name, const void* pointer, uintptr_t
 
 absl::Status CheckFeedback(const DeviceKeyFeedback& feedback) {
   if (feedback.order == nullptr) return absl::OkStatus();
-  return CheckPointer("feedback weights", feedback.weights, kRowAlignment);
+  PKV_RETURN_IF_ERROR(CheckPointer("feedback weights", feedback.weights, kRowAlignment));
+  return CheckPointer("feedback scales", feedback.scales, alignof(float));
 }
 
 absl::Status CheckBank(const CodecParams& params, const DeviceBank* bank, int needed) {

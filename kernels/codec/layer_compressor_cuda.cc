@@ -20,7 +20,7 @@ struct ScratchSizes {
   size_t rotated = 0;  // K, and V the same
   size_t ids = 0;      // of K, and of V the same
   size_t slots = 0;
-  size_t residuals = 0;
+  size_t columns = 0;  // of K patterns, for its search
   size_t mining = 0;
 };
 
@@ -49,8 +49,8 @@ ScratchSizes SizesFor(const KvShape& shape, const CodecParams& params, int max_t
   }
   if (params.encoding.k_fine_tokens > 0) sizes.slots = RoundUp(rows);
   // The direct encoder needs none, but any variant may be given feedback.
-  if (!params.encoding.is_fp16()) {
-    sizes.residuals = KeySearchBytes(max_tokens / kBlockTokens, shape.num_kv_heads, shape.head_dim);
+  if (params.encoding.has_patterns) {
+    sizes.columns = RoundUp(KeySearchBytes(kMaxPatterns, shape.num_kv_heads, shape.head_dim));
   }
   return sizes;
 }
@@ -80,7 +80,7 @@ class LayerCompressorCuda final : public LayerCompressor {
 
   static size_t ScratchBytes(const KvShape& shape, const CodecParams& params, int max_tokens) {
     const ScratchSizes sizes = SizesFor(shape, params, max_tokens);
-    return kFlagBytes + 2 * sizes.rotated + 2 * sizes.ids + sizes.slots + sizes.residuals +
+    return kFlagBytes + 2 * sizes.rotated + 2 * sizes.ids + sizes.slots + sizes.columns +
            sizes.mining;
   }
 
@@ -141,8 +141,8 @@ class LayerCompressorCuda final : public LayerCompressor {
     return reinterpret_cast<uint8_t*>(part(2 * sizes_.rotated + (is_v ? sizes_.ids : 0)));
   }
   uint8_t* slots() { return reinterpret_cast<uint8_t*>(part(2 * sizes_.rotated + 2 * sizes_.ids)); }
-  std::byte* residuals() { return part(2 * sizes_.rotated + 2 * sizes_.ids + sizes_.slots); }
-  std::byte* mining() { return residuals() + sizes_.residuals; }
+  std::byte* columns() { return part(2 * sizes_.rotated + 2 * sizes_.ids + sizes_.slots); }
+  std::byte* mining() { return columns() + sizes_.columns; }
   // Elements from K of a bank to its V.
   int64_t BankTensor(const DeviceBank& bank) const {
     return int64_t{shape_.num_kv_heads} * bank.capacity * shape_.head_dim;
@@ -247,6 +247,8 @@ class LayerCompressorCuda final : public LayerCompressor {
       args.v_patterns = job.bank->patterns + BankTensor(*job.bank);
       args.k_bank_head_stride = args.v_bank_head_stride =
           int64_t{job.bank->capacity} * shape_.head_dim;
+      args.num_k_patterns = job.bank->num_k;
+      args.k_pattern_columns = reinterpret_cast<float*>(columns());
       args.k_ids = job.ids.k;
       args.v_ids = job.ids.v;
       args.ids_block_stride = kBlockTokens;
@@ -261,8 +263,8 @@ class LayerCompressorCuda final : public LayerCompressor {
     if (!args.layout.encoding.is_fp16()) {
       args.k_order = job.feedback.order;
       args.k_weights = job.feedback.weights;
+      args.k_weight_scales = job.feedback.scales;
     }
-    args.residuals = reinterpret_cast<float*>(residuals());
     args.has_non_finite = non_finite();
     return CudaStatus(LaunchLayerEncode(args, stream), "launch encoder");
   }

@@ -49,12 +49,16 @@ struct LayerEncodeArgs {
   const uint8_t* v_ids = nullptr;
   int64_t ids_block_stride = 0, ids_head_stride = 0;
 
-  // KeyFeedback: [kv_head][step], [kv_head][step][earlier step]; null without.
+  // KeyFeedback: [kv_head][step], [kv_head][step][earlier step], [kv_head][step]; null without.
   const uint8_t* k_order = nullptr;
-  const float* k_weights = nullptr;
+  const int8_t* k_weights = nullptr;
+  const float* k_weight_scales = nullptr;
 
-  // For the search of K: KeySearchBytes() of device memory.
-  float* residuals = nullptr;
+  // For the search of K with patterns: how many there are, KeySearchBytes() of device memory, and
+  // what LaunchKeySearch() makes of them.
+  int num_k_patterns = 0;
+  float* k_pattern_columns = nullptr;
+  int k_column_stride = 0;
 
   // The heads of block b go to pages + page * page_stride, page = page_ids[b], or b without them.
   std::byte* pages = nullptr;
@@ -140,8 +144,10 @@ cudaError_t LaunchPlainValues(const LayerEncodeArgs& args, cudaStream_t stream);
 bool ValueSearchCovers(const LayerEncodeArgs& args);
 cudaError_t LaunchValueSearch(const LayerEncodeArgs& args, cudaStream_t stream);
 bool KeySearchCovers(const LayerEncodeArgs& args);
-inline size_t KeySearchBytes(int num_blocks, int num_kv_heads, int head_dim) {
-  return sizeof(float) * num_blocks * num_kv_heads * head_dim * kBlockTokens;
+// From one channel's patterns to the next one's; a zero stands behind them.
+constexpr int KeyColumnStride(int num_patterns) { return (num_patterns / 8 + 1) * 8; }
+inline size_t KeySearchBytes(int num_patterns, int num_kv_heads, int head_dim) {
+  return sizeof(float) * num_kv_heads * head_dim * KeyColumnStride(num_patterns);
 }
 cudaError_t LaunchKeySearch(const LayerEncodeArgs& args, cudaStream_t stream);
 // The fp16 rows: sinks, or the whole of fp16 blocks.

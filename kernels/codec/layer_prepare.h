@@ -34,21 +34,6 @@ struct SlotKernelArgs {
 };
 cudaError_t LaunchArrangeSlots(const SlotKernelArgs& args, cudaStream_t stream);
 
-// Element i of a group (slot first_slot + i) adds to partial sum i mod 16 (FoldErrorSums), and
-// stands in that lane. A step's row holds, four slots a lane at a time, elements s + 16 n, n = 0..3
-// of all lanes s, then n = 4..7.
-PKV_HOST_DEVICE constexpr int ElementAt(int position) {
-  const int vector = position / 4, q = position % 4;
-  return vector % 16 + 16 * (4 * (vector / 16) + q);
-}
-PKV_HOST_DEVICE constexpr int ElementPosition(int element) {
-  return 4 * (element % 16 + 16 * (element / 64)) + element / 16 % 4;
-}
-
-// Residuals of K of all blocks to args.residuals, [block][kv_head][step][position] in fp32, 0 where
-// sinks are, and the pattern ids of K to the pages.
-cudaError_t LaunchArrangeKeys(const LayerEncodeArgs& args, cudaStream_t stream);
-
 }  // namespace pkv
 
 #endif  // PKV_KERNELS_CODEC_LAYER_PREPARE_H_

@@ -1,4 +1,4 @@
-// Rotation, finite check, slots and residuals of a layer. Compiled with --fmad=false: equal bits to
+// Rotation, finite check and slots of a layer. Compiled with --fmad=false: equal bits to
 // the CPU.
 
 #include <cmath>
@@ -117,75 +117,6 @@ __global__ void __launch_bounds__(kBlockTokens) ArrangeSlotsKernel(SlotKernelArg
   args.slots[at + slot] = static_cast<uint8_t>(token);
 }
 
-// Residuals of all blocks' K, [block][kv_head][step][position], 0 where sinks are, and the pattern
-// ids of K of the pages. Grid: (block, kv head); 32 channels at a time go through shared memory.
-// Reads 2 bytes a value, writes 4.
-constexpr int kChannels = 32;  // at a time
-constexpr int kRowThreads = kChannels / kOctet;
-constexpr int kMaxHeadDim = 128;
-
-// Row r of the tile is position 4 (r % 32) + r / 32: neighbours in another bank both ways.
-__device__ int PositionOf(int row) { return 4 * (row % 32) + row / 32; }
-
-struct TileShared {
-  float values[kBlockTokens][kChannels + 1];
-  uint8_t step_of[kMaxHeadDim];
-};
-
-__device__ void LoadTile(const SlotRows& source, int first_slot, int channel, TileShared& shared) {
-  for (int i = static_cast<int>(threadIdx.x); i < kBlockTokens * kRowThreads; i += kThreads) {
-    const int row = i / kRowThreads, at = i % kRowThreads * kOctet;
-    const int slot = first_slot + ElementAt(PositionOf(row));
-    float* out = shared.values[row] + at;
-    if (slot >= kBlockTokens) {
-      for (int j = 0; j < kOctet; ++j) out[j] = 0.0f;
-      continue;
-    }
-    const uint4 raw = *reinterpret_cast<const uint4*>(source.Row(slot) + channel + at);
-    const int id = source.Id(slot);
-    uint4 pattern = {};
-    if (id != kRawPatternId) {
-      pattern =
-          *reinterpret_cast<const uint4*>(source.patterns + id * source.head_dim + channel + at);
-    }
-    const auto* x = reinterpret_cast<const __half*>(&raw);
-    const auto* p = reinterpret_cast<const __half*>(&pattern);
-#pragma unroll
-    for (int j = 0; j < kOctet; ++j) {
-      // Without a pattern +0 is taken away, which changes nothing, not even -0.
-      out[j] = __half2float(x[j]) - __half2float(p[j]);
-    }
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    ArrangeKeysKernel(const __grid_constant__ LayerEncodeArgs args, float4* residuals) {
-  __shared__ TileShared shared;
-  const int block = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int d = args.head_dim(), first_slot = args.FirstSlot(block);
-  const SlotRows source = SlotRows::Keys(args, block, head);
-  if (thread < d) {
-    const int channel = args.k_order == nullptr ? thread : args.k_order[head * d + thread];
-    shared.step_of[channel] = static_cast<uint8_t>(thread);
-  }
-  if (source.ids != nullptr && thread < kBlockTokens) {
-    auto* ids = reinterpret_cast<uint8_t*>(args.HeadOf(block, head) + args.layout.k_ids);
-    ids[RowPosition(thread, kBlockTokens)] = static_cast<uint8_t>(source.Id(thread));
-  }
-  float4* out = residuals + int64_t{args.ChainOf(block, head)} * d * 32;
-  for (int channel = 0; channel < d; channel += kChannels) {
-    LoadTile(source, first_slot, channel, shared);
-    __syncthreads();
-    for (int i = thread / 32; i < kChannels; i += kThreads / 32) {
-      const float4 of_lane = make_float4(shared.values[lane][i], shared.values[32 + lane][i],
-                                         shared.values[64 + lane][i], shared.values[96 + lane][i]);
-      out[shared.step_of[channel + i] * 32 + lane] = of_lane;
-    }
-    __syncthreads();
-  }
-}
-
 // Enough CTAs to fill the device, at most one octet a thread.
 dim3 RowGrid(const KvTensorView& kv) {
   int device = 0, num_sms = 0;
@@ -225,12 +156,6 @@ cudaError_t LaunchArrangeSlots(const SlotKernelArgs& args, cudaStream_t stream) 
   if (args.num_blocks == 0) return cudaSuccess;
   const dim3 grid(args.num_kv_heads, args.num_blocks);
   ArrangeSlotsKernel<<<grid, kBlockTokens, 0, stream>>>(args);
-  return cudaGetLastError();
-}
-
-cudaError_t LaunchArrangeKeys(const LayerEncodeArgs& args, cudaStream_t stream) {
-  const dim3 grid(args.num_blocks, args.num_kv_heads());
-  ArrangeKeysKernel<<<grid, kThreads, 0, stream>>>(args, reinterpret_cast<float4*>(args.residuals));
   return cudaGetLastError();
 }
 

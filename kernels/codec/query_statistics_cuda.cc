@@ -46,14 +46,15 @@ class QueryStatisticsCuda : public QueryStatistics {
     const size_t heads = shape_.num_qo_heads, query_bytes = query_size_ * sizeof(uint16_t);
     const size_t moments = size_t(shape_.num_kv_heads) * shape_.head_dim * shape_.head_dim;
     PKV_ASSIGN_OR_RETURN(sums_, DeviceBuffer::Make(moments * sizeof(float), stream));
-    PKV_ASSIGN_OR_RETURN(weights_, DeviceBuffer::Make(moments * sizeof(float), stream));
+    PKV_ASSIGN_OR_RETURN(weights_, DeviceBuffer::Make(moments, stream));
     PKV_ASSIGN_OR_RETURN(kept_samples_, DeviceBuffer::Make(kSamples * query_bytes, stream));
     PKV_ASSIGN_OR_RETURN(kept_lse_, DeviceBuffer::Make(kSamples * heads * sizeof(float), stream));
     const size_t tiles = size_t(shape_.num_kv_heads) * samples_.num_tiles;
     PKV_ASSIGN_OR_RETURN(tiles_,
                          DeviceBuffer::Make(tiles * SampleTileBytes(shape_.head_dim), stream));
-    PKV_ASSIGN_OR_RETURN(order_,
-                         DeviceBuffer::Make(size_t(shape_.num_kv_heads) * shape_.head_dim, stream));
+    const size_t channels = size_t(shape_.num_kv_heads) * shape_.head_dim;
+    PKV_ASSIGN_OR_RETURN(scales_, DeviceBuffer::Make(channels * sizeof(float), stream));
+    PKV_ASSIGN_OR_RETURN(order_, DeviceBuffer::Make(channels, stream));
     samples_.tiles = tiles_.data();
     return absl::OkStatus();
   }
@@ -156,11 +157,12 @@ class QueryStatisticsCuda : public QueryStatistics {
                                       .is_rotated = is_rotated,
                                       .damping = damping,
                                       .order = order_.As<uint8_t>(),
-                                      .weights = weights_.As<float>()};
+                                      .weights = weights_.As<int8_t>(),
+                                      .scales = scales_.As<float>()};
     PKV_RETURN_IF_ERROR(CudaStatus(EnqueueKeyFeedback(launch, shape_.num_kv_heads, shape_.head_dim,
                                                       static_cast<cudaStream_t>(ctx.stream)),
                                    "key feedback"));
-    return DeviceKeyFeedback{launch.order, launch.weights};
+    return DeviceKeyFeedback{launch.order, launch.weights, launch.scales};
   }
 
  private:
@@ -221,7 +223,7 @@ class QueryStatisticsCuda : public QueryStatistics {
   QuerySampleRows samples_;
   DeviceBuffer kept_;                     // [MomentSample::Count()][qo_head][head_dim], 16 bits
   DeviceBuffer kept_samples_, kept_lse_;  // [sample][qo_head][head_dim], [sample][qo_head]
-  DeviceBuffer sums_, tiles_, weights_, order_;
+  DeviceBuffer sums_, tiles_, weights_, scales_, order_;
 };
 
 }  // namespace

@@ -37,6 +37,15 @@ __device__ __forceinline__ void MmaBytes(int (&d)[4], uint32_t a0, uint32_t a1, 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same of signed bytes.
+__device__ __forceinline__ void MmaSignedBytes(int (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                               uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
+      "{%0,%1,%2,%3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 // Transposes the 8 x 8 matrix of fp16 whose row g, columns 2 q and 2 q + 1 this lane holds.
 __device__ __forceinline__ uint32_t Transpose(uint32_t a) {
   uint32_t d;

@@ -120,6 +120,7 @@ class CompressionBench {
       const KeyFeedback feedback = RandomKeyFeedback(kSeed, heads_, head_dim_);
       PKV_ASSIGN_OR_RETURN(order_, Upload(feedback.order));
       PKV_ASSIGN_OR_RETURN(weights_, Upload(feedback.weights));
+      PKV_ASSIGN_OR_RETURN(scales_, Upload(feedback.scales));
       TestRandom random(kSeed);
       std::vector<float> importance(size_t(heads_) * timing_.num_tokens);
       for (float& x : importance) x = static_cast<float>(random.Uniform());
@@ -169,7 +170,7 @@ class CompressionBench {
         layer.ids = {k_ids_.As<uint8_t>(), v_ids_.As<uint8_t>(), timing_.num_tokens};
       }
       if (stage.feedback) {
-        layer.feedback = {order_.As<uint8_t>(), weights_.As<float>()};
+        layer.feedback = {order_.As<uint8_t>(), weights_.As<int8_t>(), scales_.As<float>()};
         layer.importance = importance_.As<float>();
       }
       layer.pages = copy.pages.data();
@@ -239,7 +240,7 @@ class CompressionBench {
   int64_t page_stride_ = 0, moved_bytes_ = 0;
   std::unique_ptr<LayerCompressor> compressor_;
   std::vector<LayerBuffers> copies_;
-  DeviceBuffer k_ids_, v_ids_, order_, weights_, importance_;
+  DeviceBuffer k_ids_, v_ids_, order_, weights_, scales_, importance_;
 };
 
 }  // namespace

@@ -143,7 +143,7 @@ double MedianUs(void* handle, const std::function<void(int)>& call) {
 // The layers that the calls rotate over, and everything else a call reads.
 struct Layers {
   std::vector<DeviceBuffer> k, v;
-  DeviceBuffer bank_rows, k_ids, v_ids, order, weights, pages, sinks;
+  DeviceBuffer bank_rows, k_ids, v_ids, order, weights, scales, pages, sinks;
   DeviceBank bank;
 
   explicit Layers(void* stream) {
@@ -165,6 +165,7 @@ struct Layers {
     v_ids = OnDevice(ids, stream);
     order = OnDevice(feedback.order, stream);
     weights = OnDevice(feedback.weights, stream);
+    scales = OnDevice(feedback.scales, stream);
     pages = Value(DeviceBuffer::Make(size_t{kTokens} * kHeads * 160, stream));
     sinks = Value(DeviceBuffer::Make(size_t{1} << 20, stream));
     bank = {bank_rows.As<uint16_t>(), kCapacity, 32, 32};
@@ -180,7 +181,9 @@ double TimePreset(const CodecParams& params, bool all, bool feedback, Layers& la
   layer.mine = all;
   layer.bank = &layers.bank;
   if (!all) layer.ids = {layers.k_ids.As<uint8_t>(), layers.v_ids.As<uint8_t>(), kTokens};
-  if (feedback) layer.feedback = {layers.order.As<uint8_t>(), layers.weights.As<float>()};
+  if (feedback)
+    layer.feedback = {layers.order.As<uint8_t>(), layers.weights.As<int8_t>(),
+                      layers.scales.As<float>()};
   layer.pages = layers.pages.data();
   layer.page_stride = PayloadLayout::OfBlock(kShape, params.encoding).page_bytes;
   layer.sinks = layers.sinks.As<uint16_t>();

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/codec/key_feedback_math.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/coded_head.h"
 #include "tests/support/error_bound.h"
@@ -15,7 +16,7 @@
 namespace pkv {
 
 // K or V of one kv head of a block, behind its sinks. A target is the value less its pattern and,
-// for K with error feedback, less the weighted errors of the channels before: recomputed in fp64
+// for K with error feedback, less the weighted errors of the runs before: recomputed in fp64
 // from what the frame decodes to. `slack`: how far the encoder's own binary32 sum may be from that.
 struct CodedTargets {
   int head_dim = 0;
@@ -44,20 +45,31 @@ inline CodedTargets TargetsOf(const EncodedBlock& block, const KvTensorView& kv,
   const KeyFeedback* feedback = block.assignment.feedback.get();
   if (!is_k || feedback == nullptr) return out;
   const auto order = feedback->order_of(head);
-  const auto weights = feedback->weights_of(head);
-  for (int slot = block.header.num_sinks; slot < kBlockTokens; ++slot) {
-    for (int step = 0; step < d; ++step) {
-      const size_t at = out.At(slot, order[step]);
-      double sum = 0, magnitude = 0;
-      for (int earlier = 0; earlier < step; ++earlier) {
-        const size_t from = out.At(slot, order[earlier]);
-        const double weight = weights[size_t(step) * d + earlier];
-        sum += weight * (out.decoded[from] - out.original[from]);
-        magnitude +=
-            std::abs(weight) * (std::abs(out.decoded[from]) + std::abs(out.original[from]));
+  const int group_tokens = block.header.encoding().k_group_tokens;
+  for (int begin = 0; begin < kBlockTokens; begin += group_tokens) {
+    const int first = std::max<int>(begin, block.header.num_sinks), end = begin + group_tokens;
+    double largest = 0;
+    for (int slot = first; slot < end; ++slot) {
+      for (int j = 0; j < d; ++j) {
+        largest = std::max(largest, std::abs(out.original[out.At(slot, j)]));
       }
-      out.target[at] -= sum;
-      out.slack[at] = SumBound(step + 4, magnitude + std::abs(out.original[at]));
+    }
+    const ErrorUnit unit = ErrorUnitFor(ToFiniteFloat16(static_cast<float>(largest)));
+    for (int slot = first; slot < end; ++slot) {
+      for (int step = 0; step < d; ++step) {
+        const auto weights = feedback->weights_of(head).subspan(size_t(step) * d, d);
+        double sum = 0;
+        for (int earlier = 0; earlier < step; ++earlier) {
+          const size_t from = out.At(slot, order[earlier]);
+          const auto error = static_cast<float>(out.decoded[from] - out.original[from]);
+          sum += weights[earlier] * CountedError(error, unit);
+        }
+        sum *= double{unit.value} * feedback->scales_of(head)[step];
+        const size_t at = out.At(slot, order[step]);
+        out.target[at] -= sum;
+        // Factor, sum, product and difference round once each.
+        out.slack[at] = kFloatUnit * (4 * std::abs(sum) + 2 * std::abs(out.original[at]));
+      }
     }
   }
   return out;

@@ -225,15 +225,14 @@ inline double SampledWeightBound(double weight, double score, double lse, double
   return weight * (std::expm1(exponent) + PrefillArithmetic::kExponential) + 0x1.0p-126;
 }
 
-// How far apart the weights of two factorisations of the same damped moment may be, in binary64
-// with sums in different orders. Each is exact for a matrix that is off by head_dim units of its
-// norm (Higham, 10.1), which moves weights by that times the condition, (head_dim + damping) /
-// damping at most, and by a weight's largest, the root of the same. Then each is rounded to
-// binary32.
-inline double FeedbackWeightBound(double weight, int head_dim, double damping) {
+// How far apart the weights of two eliminations of the same damped moment may be, in binary64
+// with sums in different orders, before they are rounded to bytes. Each is exact for a matrix that
+// is off by head_dim units of its norm (Higham, 10.1), which moves weights by that times the
+// condition, (head_dim + damping) / damping at most, and by a weight's largest, the root of the
+// same.
+inline double FeedbackWeightBound(int head_dim, double damping) {
   const double condition = (head_dim + damping) / damping;
-  return 2 * kFloatUnit * std::abs(weight) +
-         4 * head_dim * 0x1.0p-53 * condition * std::sqrt(condition);
+  return 4 * head_dim * 0x1.0p-53 * condition * std::sqrt(condition);
 }
 
 // The relative error, in the Frobenius norm, that prefill attention is to keep with fp16 output on

@@ -3,6 +3,7 @@
 
 // Second moments of queries, and error feedback by elimination in fp64.
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -57,13 +58,17 @@ inline std::vector<double> DampedReference(std::span<const float> moment, int di
   return h;
 }
 
-// What is left of step i when all later steps have made up for it as well as they can: the last row
-// of H's Schur complement on steps [0, i], row i of the result. Its diagonal is v[i]^2; divided by
-// that, it holds the weights.
-inline std::vector<double> ConditionalRows(std::vector<double> h, int dim) {
+// H's Schur complements: of the steps up to the end of run R when all later steps have made up for
+// theirs as well as they can, the rows of R, in the rows of R of the result.
+inline std::vector<double> RunComplements(std::vector<double> h, int dim) {
   std::vector<double> rows(h.size());
   for (int i = dim - 1; i >= 0; --i) {
-    for (int j = 0; j <= i; ++j) rows[size_t(i) * dim + j] = h[size_t(i) * dim + j];
+    const int run = i / kFeedbackRun * kFeedbackRun, end = std::min(run + kFeedbackRun, dim);
+    if (i == end - 1) {
+      for (int row = run; row < end; ++row) {
+        std::copy_n(h.begin() + size_t(row) * dim, end, rows.begin() + size_t(row) * dim);
+      }
+    }
     for (int a = 0; a < i; ++a) {
       const double factor = h[size_t(a) * dim + i] / h[size_t(i) * dim + i];
       for (int b = 0; b < i; ++b) h[size_t(a) * dim + b] -= factor * h[size_t(i) * dim + b];

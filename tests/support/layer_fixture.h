@@ -168,10 +168,11 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
     DeviceBuffer bank_device = OnDevice(bank_rows, stream());
     DeviceBuffer k_ids_device = OnDevice(k_ids, stream()), v_ids_device = OnDevice(v_ids, stream());
     DeviceBuffer importance_device = OnDevice(importance_, stream());
-    DeviceBuffer order, weights;
+    DeviceBuffer order, weights, scales;
     if (feedback_ != nullptr) {
       order = OnDevice(feedback_->order, stream());
       weights = OnDevice(feedback_->weights, stream());
+      scales = OnDevice(feedback_->scales, stream());
     }
 
     DeviceBank device_bank = {bank_device.As<uint16_t>(), kCapacity, bank.num_k(), bank.num_v()};
@@ -180,7 +181,7 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
     layer.mine = false;
     layer.bank = &device_bank;
     layer.ids = {k_ids_device.As<uint8_t>(), v_ids_device.As<uint8_t>(), c.num_tokens};
-    layer.feedback = {order.As<uint8_t>(), weights.As<float>()};
+    layer.feedback = {order.As<uint8_t>(), weights.As<int8_t>(), scales.As<float>()};
     layer.importance = importance_device.As<float>();
     layer.pages = pages_device.data();
     layer.page_stride = stride;

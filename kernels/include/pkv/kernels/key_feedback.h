@@ -8,33 +8,42 @@
 
 namespace pkv {
 
+// Channels that are coded side by side: none hears of the others' errors.
+inline constexpr int kFeedbackRun = 8;
+
 // How the rounding errors of the K channels of one layer make up for one another, so that what
 // queries see of them is small: error feedback as in GPTQ (arXiv:2210.17323), with the second
-// moment of the queries in place of that of a layer's input.
+// moment of the queries in place of that of a layer's input, and in place of a weight's columns
+// runs of kFeedbackRun channels.
 //
-// Channels are coded one after another. Step i codes channel order[i], less the errors e of the
-// steps before it times their weights: target = x - sum over j < i of weights[i][j] e[j]. For an
-// error e of all channels, in step order, e^T H e = sum over i of v[i]^2 (coded[i] - target[i])^2
-// with v[i] > 0: each step's own rounding is all that is left. Readers know nothing of it.
+// Runs are coded one after another. Step i codes channel order[i], less the errors e of the runs
+// before it times their weights: target = x - sum over j of scales[i] weights[i][j] e[j]. For an
+// error e of all channels, in step order, e^T H e = sum over runs R of |V_R^T (coded - target)_R|^2
+// with triangular V_R, but for the weights' rounding to bytes: each run's own rounding is all that
+// is left. Readers know nothing of it.
 struct KeyFeedback {
   int head_dim = 0;
-  std::vector<uint8_t> order;  // [kv_head][step]: a permutation of the channels
-  std::vector<float> weights;  // [kv_head][step][earlier step], head_dim a row; 0 from the step on
+  std::vector<uint8_t> order;   // [kv_head][step]: a permutation of the channels
+  std::vector<int8_t> weights;  // [kv_head][step][earlier step], head_dim a row; 0 from the run on
+  std::vector<float> scales;    // [kv_head][step]
 
   std::span<const uint8_t> order_of(int kv_head) const {
     return std::span(order).subspan(size_t(kv_head) * head_dim, head_dim);
   }
-  std::span<const float> weights_of(int kv_head) const {
+  std::span<const int8_t> weights_of(int kv_head) const {
     const size_t size = size_t(head_dim) * head_dim;
     return std::span(weights).subspan(kv_head * size, size);
+  }
+  std::span<const float> scales_of(int kv_head) const {
+    return std::span(scales).subspan(size_t(kv_head) * head_dim, head_dim);
   }
 };
 
 // From H = mean of q q^T over the query vectors of each kv head, after RoPE and, for a rotated
 // encoding, rotation: [kv_head][head_dim][head_dim]. `damping` times the mean of H's diagonal is
 // added to the diagonal. Loudest channel first. A head whose H is zero, not finite or
-// not positive definite with that gets no feedback: natural order, all weights 0. REQUIRES: damping
-// > 0.
+// not positive definite with that gets no feedback: natural order, all weights and scales 0.
+// REQUIRES: damping > 0.
 KeyFeedback MakeKeyFeedback(std::span<const float> moments, int head_dim, double damping);
 
 // H of rotated queries from H of the queries: R H R. moments: [count][head_dim][head_dim], in

@@ -25,10 +25,12 @@ struct DeviceBank {
 };
 
 // KeyFeedback (key_feedback.h) on the device: order [kv_head][step], weights [kv_head][step]
-// [earlier step], aligned to 16 bytes. Null: every channel is rounded by itself.
+// [earlier step], aligned to 16 bytes, scales [kv_head][step]. Null: every channel is rounded by
+// itself.
 struct DeviceKeyFeedback {
   const uint8_t* order = nullptr;
-  const float* weights = nullptr;
+  const int8_t* weights = nullptr;
+  const float* scales = nullptr;
 };
 
 // Ids chosen elsewhere, [kv_head][token] on the device, kv heads `head_stride` bytes apart: used as

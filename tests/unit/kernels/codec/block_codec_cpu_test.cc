@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/codec/head_frame.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "pkv/block/object_view.h"
 #include "pkv/kernels/block_codec.h"
 #include "proto/base/thread_pool.h"
@@ -329,37 +330,47 @@ TEST(BlockCodecCpuGainTest, DecodingKeepsGainAndMeanOfEveryGroup) {
   }
 }
 
-// e^T Hd e of one slot in step order, and what the steps leave of it: sum of v^2 (coded -
-// target)^2, with the error that the weights' rounding to binary32 makes between them.
+// e^T Hd e of one slot in step order, and what the runs leave of it: sum over runs R of l^T S l, l
+// the run's coded less target and S its complement; with the error that rounding the weights to
+// bytes and the errors to units makes between them.
 struct SeenError {
   double seen = 0, left = 0, slack = 0;
 };
-SeenError SeenErrorOf(const CodedTargets& t, int slot, const KeyFeedback& feedback,
-                      const std::vector<double>& damped, const std::vector<double>& conditional) {
+SeenError SeenErrorOf(const CodedTargets& t, int slot, const KeyFeedback& feedback, double unit,
+                      const std::vector<double>& damped, const std::vector<double>& complements) {
   const int d = t.head_dim;
   const auto order = feedback.order_of(0);
-  std::vector<double> e(d);
+  std::vector<double> e(d), left(d), off(d);
+  double magnitude = 0;  // of the errors of the runs before
   for (int i = 0; i < d; ++i) {
     const size_t at = t.At(slot, order[i]);
     e[i] = t.decoded[at] - t.original[at];
+    left[i] = t.decoded[at] - t.target[at];
+    if (i % kFeedbackRun == 0) {
+      magnitude = 0;
+      for (int j = 0; j < i; ++j) magnitude += std::abs(e[j]);
+    }
+    const double scale = feedback.scales_of(0)[i];
+    off[i] = scale / 2 * magnitude;
+    for (const int8_t weight : feedback.weights_of(0).subspan(size_t(i) * d, d)) {
+      off[i] += std::abs(weight * scale) * unit / 2;
+    }
   }
   SeenError sum;
   for (int i = 0; i < d; ++i) {
-    for (int j = 0; j < d; ++j) sum.seen += e[i] * damped[size_t(i) * d + j] * e[j];
-    const double v2 = conditional[size_t(i) * d + i];
-    const size_t at = t.At(slot, order[i]);
-    const double left = t.decoded[at] - t.target[at];
-    double slack = 0;
-    for (int j = 0; j < i; ++j) {
-      slack += kFloatUnit * std::abs(feedback.weights_of(0)[size_t(i) * d + j] * e[j]);
+    for (int j = 0; j < d; ++j) {
+      sum.seen += e[i] * damped[size_t(i) * d + j] * e[j];
+      if (i / kFeedbackRun != j / kFeedbackRun) continue;
+      const double s = complements[size_t(i) * d + j];
+      sum.left += left[i] * s * left[j];
+      sum.slack +=
+          std::abs(s) * (off[i] * std::abs(left[j]) + std::abs(left[i]) * off[j] + off[i] * off[j]);
     }
-    sum.left += v2 * left * left;
-    sum.slack += 2 * v2 * (2 * std::abs(left) + slack) * slack;
   }
   return sum;
 }
 
-TEST(BlockCodecCpuFeedbackTest, LeavesOfTheErrorThatQueriesSeeOnlyEachStepsOwn) {
+TEST(BlockCodecCpuFeedbackTest, LeavesOfTheErrorThatQueriesSeeOnlyEachRunsOwn) {
   for (const int d : {64, 128}) {
     const TestTensor tensor = RandomTensor(13, 1, kBlockTokens, d);
     const KvShape shape = {1, 1, d};
@@ -367,19 +378,22 @@ TEST(BlockCodecCpuFeedbackTest, LeavesOfTheErrorThatQueriesSeeOnlyEachStepsOwn) 
     const std::vector<float> moments = RandomMoments(14, 1, d, 1000);
     const auto feedback = FeedbackFrom(moments, d);
     const std::vector<double> damped = DampedReference(moments, d, 0.01, feedback->order_of(0));
-    const std::vector<double> conditional = ConditionalRows(damped, d);
+    const std::vector<double> complements = RunComplements(damped, d);
     const Codebook bank = *MinePatterns(tensor.view(), params, {});
     const auto with =
         EncodeBlock(shape, params, tensor.view(), bank, Phase::kPrefill, 1, {}, feedback);
     const auto without = EncodeBlock(shape, params, tensor.view(), bank, Phase::kPrefill, 1);
     const CodedTargets t = TargetsOf(with, tensor.view(), 0, true);
     const CodedTargets plain = TargetsOf(without, tensor.view(), 0, true);
+    double largest = 0;
+    for (const double x : t.original) largest = std::max(largest, std::abs(x));
+    const double unit = ErrorUnitFor(ToFiniteFloat16(static_cast<float>(largest))).value;
     double seen_with = 0, seen_without = 0;
     for (int slot = 0; slot < kBlockTokens; ++slot) {
-      const SeenError own = SeenErrorOf(t, slot, *feedback, damped, conditional);
+      const SeenError own = SeenErrorOf(t, slot, *feedback, unit, damped, complements);
       ASSERT_LE(std::abs(own.seen - own.left), own.slack) << "slot " << slot;
       seen_with += own.seen;
-      seen_without += SeenErrorOf(plain, slot, *feedback, damped, conditional).seen;
+      seen_without += SeenErrorOf(plain, slot, *feedback, unit, damped, complements).seen;
     }
     EXPECT_LT(seen_with, seen_without / 4) << "head_dim " << d;
     RecordProperty("seen_d" + std::to_string(d), std::to_string(seen_with / seen_without));

@@ -114,6 +114,14 @@ TEST_F(BlockCodecTest, RefusesFeedbackForAnotherShape) {
                                  HasSubstr("feedback steps 64 is not 128")));
 }
 
+TEST_F(BlockCodecTest, RefusesFeedbackWithoutAScaleForEachStep) {
+  KeyFeedback feedback = MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01);
+  feedback.scales.pop_back();
+  assignment_.feedback = std::make_shared<KeyFeedback>(feedback);
+  EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,
+                                 HasSubstr("feedback scales 127 is not 128")));
+}
+
 TEST_F(BlockCodecTest, RefusesFeedbackForAChannelThatIsNotThere) {
   KeyFeedback feedback = MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01);
   feedback.order[64 + 3] = 64;

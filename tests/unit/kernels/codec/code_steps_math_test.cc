@@ -9,6 +9,7 @@
 #include <limits>
 #include <utility>
 
+#include "pkv/block/kv_shape.h"
 #include "tests/support/tensor_gen.h"
 
 namespace pkv {
@@ -125,6 +126,22 @@ TEST(CodeStepsMathTest, GivesTheParametersOfRandomRanges) {
       const GroupParams wanted = ShrunkGroupParams(low, high, ratio, bits);
       ASSERT_EQ(shrunk.scale, wanted.scale) << low << " .. " << high << " ratio " << ratio;
       ASSERT_EQ(shrunk.zero, wanted.zero) << low << " .. " << high << " ratio " << ratio;
+    }
+  }
+}
+
+TEST(CodeStepsMathTest, MeansAreTheRoundedQuotients) {
+  std::vector<float> sums = {0.0f, 1.0f, 0x1p-149f, 0x1p-91f, 0x1p-90f, 0x1p+100f, 0x1.fffffep+0f};
+  TestRandom random(20261130);
+  for (int i = 0; i < 100000; ++i) {
+    sums.push_back(std::ldexp(static_cast<float>(1 + random.Uniform()), i % 140 - 120));
+  }
+  for (int count = 1; count <= kBlockTokens; ++count) {
+    const auto divisor = static_cast<float>(count);
+    const float inverse = 1.0f / divisor;
+    for (const float sum : sums) {
+      ASSERT_EQ(MeanOf(sum, divisor, inverse), sum / divisor) << sum << " / " << count;
+      ASSERT_EQ(MeanOf(-sum, divisor, inverse), -sum / divisor) << sum << " / " << count;
     }
   }
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/codec/group_quantizer.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "tests/support/simd_targets.h"
 #include "tests/support/tensor_gen.h"
 
@@ -177,26 +178,31 @@ TEST(GroupFitSimdEdgeTest, DecodedErrorsAreDecodedLessOriginal) {
   });
 }
 
-TEST(GroupFitSimdEdgeTest, FeedbackAddsUpInTheOrderOfSteps) {
-  constexpr int kSteps = 37;
+TEST(GroupFitSimdEdgeTest, FeedbackIsTheSumOfCountedErrors) {
+  constexpr int kSteps = 38;
+  constexpr float kUnit = 0x1p-7f, kFactor = 0.013f;
   TestRandom random(75);
-  const auto normals = [&](int count) {
-    std::vector<float> values(count);
-    for (float& v : values) v = static_cast<float>(random.Normal());
-    return values;
-  };
-  const auto x = normals(kBlockTokens), weights = normals(kSteps);
-  const auto errors = normals(kSteps * kBlockTokens);
-  for (const int step : {0, 1, kSteps}) {
+  std::vector<float> x(kBlockTokens), errors(kSteps * kBlockTokens);
+  for (float& v : x) v = static_cast<float>(random.Normal());
+  for (float& v : errors) v = static_cast<float>(8 * random.Normal());  // some beyond the clamp
+  std::vector<int8_t> weights(kSteps);
+  for (int8_t& w : weights) w = static_cast<int8_t>(random.Below(255) - 127);
+  weights[0] = weights[1] = -127;
+  for (const int num_earlier : {0, 2, kSteps}) {
     ForEachSimdTarget([&] {
+      std::vector<ErrorPair> counted(kSteps / 2 * kBlockTokens, -1);
+      for (int step = 0; step < kSteps; ++step) {
+        CountErrors(errors.data() + step * kBlockTokens, 1 / kUnit, step, counted.data());
+      }
       std::vector<float> target(kBlockTokens);
-      SubtractFeedback(x.data(), weights.data(), errors.data(), step, target.data());
+      SubtractFeedback(x.data(), weights.data(), counted.data(), num_earlier, kFactor,
+                       target.data());
       for (int i = 0; i < kBlockTokens; ++i) {
-        float sum = 0;
-        for (int j = 0; j < step; ++j) {
-          sum = std::fma(weights[j], errors[j * kBlockTokens + i], sum);
+        int sum = 0;
+        for (int j = 0; j < num_earlier; ++j) {
+          sum += weights[j] * CountedError(errors[j * kBlockTokens + i], {kUnit, 1 / kUnit});
         }
-        ASSERT_EQ(target[i], x[i] - sum) << step << " " << i;
+        ASSERT_EQ(target[i], FeedbackTarget(x[i], kFactor, sum)) << num_earlier << " " << i;
       }
     });
   }

@@ -51,6 +51,14 @@ PlainChannel PlainCodes(const std::vector<float>& targets, KeyGroup group, int b
   return out;
 }
 
+// Of the group's largest residual, as fp16 has it, the power of two below it is 512.
+double PlainUnit(const std::vector<float>& residuals) {
+  float largest = 0;
+  for (const float x : residuals) largest = std::max(largest, std::abs(x));
+  const float rounded = Float16ToFloat(ToFiniteFloat16(largest));
+  return rounded == 0 ? 1 : std::ldexp(1.0, std::ilogb(rounded) - 9);
+}
+
 // Search and correction have tests of their own (group_quantizer_test.cc); everything else plainly.
 KeyGroupCodes PlainGroup(const std::vector<float>& residuals, KeyGroup group,
                          const CodecParams& params, int num_ratios, const KeyFeedback* feedback) {
@@ -58,17 +66,20 @@ KeyGroupCodes PlainGroup(const std::vector<float>& residuals, KeyGroup group,
   KeyGroupCodes out;
   out.params.resize(kDim);
   out.codes.resize(residuals.size());
-  std::vector<std::vector<float>> errors;
+  std::vector<std::vector<double>> counted;
+  const double unit = PlainUnit(residuals);
   for (int step = 0; step < kDim; ++step) {
     const int channel = feedback == nullptr ? step : feedback->order_of(0)[step];
     const float* x = residuals.data() + size_t(channel) * n;
     std::vector<float> targets(x, x + n);
     for (int i = 0; i < n && feedback != nullptr; ++i) {
-      float sum = 0;
+      double sum = 0;
       for (int j = 0; j < step; ++j) {
-        sum = std::fma(feedback->weights_of(0)[size_t(step) * kDim + j], errors[j][i], sum);
+        sum += feedback->weights_of(0)[size_t(step) * kDim + j] * counted[j][i];
       }
-      targets[i] = x[i] - sum;
+      const volatile float product =
+          static_cast<float>(unit * feedback->scales_of(0)[step]) * static_cast<float>(sum);
+      targets[i] = x[i] - product;
     }
     const GroupValues coarse = {targets.data(), group.num_coarse, bits};
     const auto [min, max] =
@@ -78,8 +89,11 @@ KeyGroupCodes PlainGroup(const std::vector<float>& residuals, KeyGroup group,
     out.params[channel] = params.unbiased_k ? CorrectGain(coarse, searched) : searched;
     const PlainChannel plain = PlainCodes(targets, group, bits, searched, out.params[channel]);
     std::copy(plain.codes.begin(), plain.codes.end(), out.codes.begin() + size_t(channel) * n);
-    errors.emplace_back(n);
-    for (int i = 0; i < n; ++i) errors.back()[i] = plain.decoded[i] - x[i];
+    counted.emplace_back(n);
+    for (int i = 0; i < n; ++i) {
+      const float error = plain.decoded[i] - x[i];
+      counted.back()[i] = std::clamp(std::nearbyint(error / unit), -2047.0, 2047.0);
+    }
   }
   return out;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/codec/key_encoder.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "tests/support/block_fixture.h"
 
 namespace pkv {
@@ -44,6 +45,23 @@ struct Encoded {
   std::vector<Float16Bits> zeros = scales;
 };
 
+// ErrorUnitFor() of each slot's group.
+std::vector<ErrorUnit> Units(const Tile& tile, const KeyFitRule& rule) {
+  std::vector<ErrorUnit> units(kBlockTokens);
+  for (int slot = 0; slot < kBlockTokens; ++slot) {
+    const int begin = slot / rule.group_tokens * rule.group_tokens;
+    float largest = 0;
+    for (int channel = 0; channel < kHeadDim; ++channel) {
+      for (int other = std::max(begin, rule.num_sinks); other < begin + rule.group_tokens;
+           ++other) {
+        largest = std::max(largest, std::abs(tile[size_t(channel) * kBlockTokens + other]));
+      }
+    }
+    units[slot] = ErrorUnitFor(ToFiniteFloat16(largest));
+  }
+  return units;
+}
+
 Encoded ByThreads(const Tile& tile, const KeyFitRule& rule, const KeyFeedback* feedback) {
   const auto shared = std::make_unique<KeyFitShared>();
   std::vector<KeyFitThread> threads;
@@ -51,18 +69,19 @@ Encoded ByThreads(const Tile& tile, const KeyFitRule& rule, const KeyFeedback* f
   const auto run_all = [&](const auto& phase) {
     std::for_each(threads.begin(), threads.end(), phase);
   };
-  Tile errors(tile.size());
+  std::vector<int> counted(tile.size());
+  const std::vector<ErrorUnit> units = Units(tile, rule);
   Encoded out;
   for (int step = 0; step < kHeadDim; ++step) {
     const int channel = feedback == nullptr ? step : feedback->order[step];
     const float* x = tile.data() + size_t(channel) * kBlockTokens;
     for (int slot = 0; slot < kBlockTokens; ++slot) {
-      float sum = 0;
+      int sum = 0;
       for (int j = 0; feedback != nullptr && j < step; ++j) {
-        sum =
-            std::fma(feedback->weights[step * kHeadDim + j], errors[j * kBlockTokens + slot], sum);
+        sum += feedback->weights[step * kHeadDim + j] * counted[j * kBlockTokens + slot];
       }
-      threads[slot].PutTarget(feedback == nullptr ? x[slot] : x[slot] - sum);
+      const float factor = feedback == nullptr ? 0 : units[slot].value * feedback->scales[step];
+      threads[slot].PutTarget(FeedbackTarget(x[slot], factor, sum));
     }
     FitKeys(rule, run_all);
     for (int slot = 0; slot < kBlockTokens; ++slot) {
@@ -73,7 +92,7 @@ Encoded ByThreads(const Tile& tile, const KeyFitRule& rule, const KeyFeedback* f
       }
       if (!thread.is_coded()) continue;
       const KeyFitThread::Coded coded = thread.Code();
-      errors[step * kBlockTokens + slot] = coded.value - x[slot];
+      counted[step * kBlockTokens + slot] = CountedError(coded.value - x[slot], units[slot]);
       out.codes[size_t(channel) * kBlockTokens + slot] = static_cast<uint8_t>(coded.code);
     }
   }

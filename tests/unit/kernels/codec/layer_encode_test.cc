@@ -38,9 +38,12 @@ TEST(LayerEncodeTest, SearchesCoverTheDefaults) {
   for (const char* name : {"default", "default4"}) {
     LayerEncodeArgs args = EncodeArgsFor(kShape, PresetFor(name, kShape));
     EXPECT_TRUE(ValueSearchCovers(args)) << name;
-    EXPECT_FALSE(KeySearchCovers(args)) << name << " without memory for residuals";
-    float residuals = 0;
-    args.residuals = &residuals;
+    EXPECT_TRUE(KeySearchCovers(args)) << name << " without patterns";
+    const uint8_t id = 0;
+    args.k_ids = &id;
+    EXPECT_FALSE(KeySearchCovers(args)) << name << " without memory for patterns by channel";
+    float column = 0;
+    args.k_pattern_columns = &column;
     EXPECT_TRUE(KeySearchCovers(args)) << name;
   }
 }
