@@ -149,7 +149,7 @@ class BlockCodecCuda final : public BlockCodec {
     args.pages = frame.data();
     args.sinks = reinterpret_cast<uint16_t*>(frame.data() + PayloadLayout::Of(header).sinks);
     PKV_RETURN_IF_ERROR(UploadAssignment(assignment, codebook, stream, buffers, args));
-    PKV_RETURN_IF_ERROR(CudaStatus(LaunchLayerEncode(args, stream), "launch encode"));
+    PKV_RETURN_IF_ERROR(CudaStatus(LaunchLayerEncode(args, stream, stream), "launch encode"));
     PKV_RETURN_IF_ERROR(CopyAppended(header, codebook, buffers, frame.data(), stream));
     return CudaStatus(cudaStreamSynchronize(stream), "encode");
   }

@@ -11,7 +11,7 @@
 //     steps from h: rounding the quotient never reaches h.
 // So any approximation of d / scale that is exact in a tie and errs by less than 2^-13 of a step
 // elsewhere gives the same code. That is d * inverse + d * residue, fused, where inverse + residue
-// is 1 / scale to 2^-46: it rounds once, to nearest. Else the codec fuses in error feedback alone.
+// is 1 / scale to 2^-46: it rounds once, to nearest.
 
 #include <bit>
 #include <cmath>

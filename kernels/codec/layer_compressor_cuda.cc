@@ -6,6 +6,8 @@
 #include "kernels/codec/layer_prepare.h"
 #include "kernels/device/cuda_status.h"
 #include "kernels/device/device_buffer.h"
+#include "kernels/device/event.h"
+#include "kernels/device/stream.h"
 #include "kernels/pattern/assign_kernels.h"
 #include "kernels/pattern/kmeans_kernels.h"
 #include "pkv/block/object_header.h"
@@ -68,15 +70,45 @@ struct Job {
   LayerEncodeArgs encode;
 };
 
+// A second stream, for what the caller's need not wait for at once.
+class SideStream {
+ public:
+  static absl::StatusOr<SideStream> Make() {
+    PKV_ASSIGN_OR_RETURN(Stream stream, Stream::Make());
+    PKV_ASSIGN_OR_RETURN(Event forked, Event::Make());
+    PKV_ASSIGN_OR_RETURN(Event joined, Event::Make());
+    return SideStream(std::move(stream), std::move(forked), std::move(joined));
+  }
+
+  cudaStream_t handle() const { return static_cast<cudaStream_t>(stream_.handle()); }
+  // What it is given from now on follows what `stream` has been given.
+  absl::Status Fork(cudaStream_t stream) const {
+    PKV_RETURN_IF_ERROR(forked_.Record(stream));
+    return forked_.MakeWait(handle());
+  }
+  // What `stream` is given from now on follows what this one has been given.
+  absl::Status Join(cudaStream_t stream) const {
+    PKV_RETURN_IF_ERROR(joined_.Record(handle()));
+    return joined_.MakeWait(stream);
+  }
+
+ private:
+  SideStream(Stream stream, Event forked, Event joined)
+      : stream_(std::move(stream)), forked_(std::move(forked)), joined_(std::move(joined)) {}
+  Stream stream_;
+  Event forked_, joined_;
+};
+
 class LayerCompressorCuda final : public LayerCompressor {
  public:
   LayerCompressorCuda(const KvShape& shape, const CodecParams& params, int max_tokens,
-                      DeviceBuffer scratch)
+                      DeviceBuffer scratch, SideStream side)
       : shape_(shape),
         params_(params),
         max_tokens_(max_tokens),
         sizes_(SizesFor(shape, params, max_tokens)),
-        scratch_(std::move(scratch)) {}
+        scratch_(std::move(scratch)),
+        side_(std::move(side)) {}
 
   static size_t ScratchBytes(const KvShape& shape, const CodecParams& params, int max_tokens) {
     const ScratchSizes sizes = SizesFor(shape, params, max_tokens);
@@ -266,7 +298,14 @@ class LayerCompressorCuda final : public LayerCompressor {
       args.k_weight_scales = job.feedback.scales;
     }
     args.has_non_finite = non_finite();
-    return CudaStatus(LaunchLayerEncode(args, stream), "launch encoder");
+    if (phase == Phase::kDecode || DirectEncodeCovers(args)) {
+      return CudaStatus(LaunchLayerEncode(args, stream, stream), "launch encoder");
+    }
+    // V fills what the last blocks of K leave.
+    PKV_RETURN_IF_ERROR(side_.Fork(stream));
+    PKV_RETURN_IF_ERROR(
+        CudaStatus(LaunchLayerEncode(args, stream, side_.handle()), "launch encoder"));
+    return side_.Join(stream);
   }
 
   absl::Status FlushOne(WindowFlush& flush, cudaStream_t stream) {
@@ -331,6 +370,7 @@ class LayerCompressorCuda final : public LayerCompressor {
   const int max_tokens_;
   const ScratchSizes sizes_;
   DeviceBuffer scratch_;
+  SideStream side_;
 };
 
 }  // namespace
@@ -346,7 +386,9 @@ absl::StatusOr<std::unique_ptr<LayerCompressor>> MakeLayerCompressorCuda(
   PKV_RETURN_IF_ERROR(CudaStatus(cudaMemsetAsync(scratch.data(), 0, LayerCompressorCuda::kFlagBytes,
                                                  static_cast<cudaStream_t>(ctx.stream)),
                                  "clear finite flag"));
-  return std::make_unique<LayerCompressorCuda>(shape, params, max_tokens, std::move(scratch));
+  PKV_ASSIGN_OR_RETURN(SideStream side, SideStream::Make());
+  return std::make_unique<LayerCompressorCuda>(shape, params, max_tokens, std::move(scratch),
+                                               std::move(side));
 }
 
 }  // namespace pkv

@@ -14,7 +14,8 @@ LayerEncodeArgs EncodeArgsFor(const KvShape& shape, const CodecParams& params) {
   return args;
 }
 
-cudaError_t LaunchLayerEncode(const LayerEncodeArgs& args, cudaStream_t stream) {
+cudaError_t LaunchLayerEncode(const LayerEncodeArgs& args, cudaStream_t stream,
+                              cudaStream_t stream_of_v) {
   if (args.num_blocks == 0) return cudaSuccess;
   if (args.layout.encoding.is_fp16()) return LaunchRowCopy(args, stream);
   if (args.num_sinks > 0) {
@@ -24,8 +25,8 @@ cudaError_t LaunchLayerEncode(const LayerEncodeArgs& args, cudaStream_t stream) 
   const cudaError_t error =
       KeySearchCovers(args) ? LaunchKeySearch(args, stream) : LaunchPlainKeys(args, stream);
   if (error != cudaSuccess) return error;
-  return ValueSearchCovers(args) ? LaunchValueSearch(args, stream)
-                                 : LaunchPlainValues(args, stream);
+  return ValueSearchCovers(args) ? LaunchValueSearch(args, stream_of_v)
+                                 : LaunchPlainValues(args, stream_of_v);
 }
 
 }  // namespace pkv

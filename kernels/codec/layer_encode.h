@@ -130,9 +130,11 @@ struct SlotRows {
 // The part of the arguments that depends on the variant alone, without a gate.
 LayerEncodeArgs EncodeArgsFor(const KvShape& shape, const CodecParams& params);
 
-// Encodes all blocks: the heads of every page, and the sinks. Chooses the kernel that covers the
-// variant.
-cudaError_t LaunchLayerEncode(const LayerEncodeArgs& args, cudaStream_t stream);
+// Encodes all blocks: the heads of every page, and the sinks. Chooses the kernels that cover the
+// variant. V may be given to another stream than K: then the caller has either wait for what it
+// reads, and waits for both.
+cudaError_t LaunchLayerEncode(const LayerEncodeArgs& args, cudaStream_t stream,
+                              cudaStream_t stream_of_v);
 
 // Its parts. Direct: scale and zero point from minimum and maximum, coarse codes only. Plain: every
 // variant.

@@ -95,24 +95,33 @@ __global__ void __launch_bounds__(kThreads)
 // Grid: kv heads x blocks, a thread a token. A token's rank is the number of those that come before
 // it by importance; its slot that of those of its kind that stand before it.
 __global__ void __launch_bounds__(kBlockTokens) ArrangeSlotsKernel(SlotKernelArgs args) {
-  __shared__ float importance[kBlockTokens];
-  __shared__ bool is_fine[kBlockTokens];
+  __shared__ __align__(16) float importance[kBlockTokens];
+  __shared__ uint32_t fine_tokens[kBlockTokens / 32];
   const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
-  const int token = static_cast<int>(threadIdx.x);
-  const int num_sinks = block == 0 ? args.num_sinks : 0;
-  importance[token] =
+  const int token = static_cast<int>(threadIdx.x), warp = token / 32;
+  const bool is_sink = block == 0 && token < args.num_sinks;
+  const float own =
       args.importance[head * args.head_stride + static_cast<int64_t>(block) * kBlockTokens + token];
+  // A sink comes before nobody.
+  importance[token] = is_sink ? NAN : own;
   __syncthreads();
   int rank = 0;
-  for (int other = num_sinks; other < kBlockTokens; ++other) {
-    const bool is_before = importance[other] > importance[token] ||
-                           (importance[other] == importance[token] && other < token);
-    rank += is_before ? 1 : 0;
+#pragma unroll 8
+  for (int first = 0; first < kBlockTokens; first += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(importance + first);
+    const float others[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      rank += others[i] > own || (others[i] == own && first + i < token) ? 1 : 0;
+    }
   }
-  is_fine[token] = token >= num_sinks && rank < args.num_fine;
+  const bool is_fine = !is_sink && rank < args.num_fine;
+  const uint32_t of_warp = __ballot_sync(~0u, is_fine);
+  if (token % 32 == 0) fine_tokens[warp] = of_warp;
   __syncthreads();
-  int slot = is_fine[token] ? kBlockTokens - args.num_fine : 0;
-  for (int other = 0; other < token; ++other) slot += is_fine[other] == is_fine[token] ? 1 : 0;
+  int fine_before = __popc(of_warp & ((1u << token % 32) - 1));
+  for (int other = 0; other < warp; ++other) fine_before += __popc(fine_tokens[other]);
+  const int slot = is_fine ? kBlockTokens - args.num_fine + fine_before : token - fine_before;
   const int64_t at = (static_cast<int64_t>(block) * args.num_kv_heads + head) * kBlockTokens;
   args.slots[at + slot] = static_cast<uint8_t>(token);
 }
