@@ -1,7 +1,11 @@
 #include "pkv/kernels/block_codec.h"
 
+#include <cmath>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/codec/block_codec_backends.h"
+#include "kernels/codec/key_feedback_math.h"
 #include "pkv/block/aligned_buffer.h"
 #include "proto/base/status_macros.h"
 #include "proto/block/payload_layout.h"
@@ -81,6 +85,44 @@ absl::Status CheckIds(absl::string_view what, const std::vector<uint8_t>& ids, i
   return absl::OkStatus();
 }
 
+absl::Status CheckFeedbackOrder(const KeyFeedback& feedback, int head) {
+  const auto order = feedback.order_of(head);
+  std::vector<bool> is_taken(feedback.head_dim);
+  for (int step = 0; step < feedback.head_dim; ++step) {
+    const int channel = order[step];
+    const bool is_channel = channel < feedback.head_dim;
+    if (!is_channel || is_taken[channel]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("feedback channel ", channel, " at kv head ", head, ", step ", step,
+                       is_channel ? " came before"
+                                  : absl::StrCat(" is not below head_dim ", feedback.head_dim)));
+    }
+    is_taken[channel] = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckFeedbackWeights(const KeyFeedback& feedback, int head) {
+  const int d = feedback.head_dim;
+  const auto weights = feedback.weights_of(head);
+  for (int step = 0; step < d; ++step) {
+    const float scale = feedback.scales_of(head)[step];
+    if (!std::isfinite(scale)) {
+      return absl::InvalidArgumentError(absl::StrCat("feedback scale ", scale, " at kv head ", head,
+                                                     ", step ", step, " is not finite"));
+    }
+    for (int earlier = 0; earlier < d; ++earlier) {
+      const int weight = weights[static_cast<size_t>(step) * d + earlier];
+      const bool looks_ahead = earlier >= step / kFeedbackRun * kFeedbackRun && weight != 0;
+      if (!looks_ahead && weight >= -kMaxFeedbackWeight) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          "feedback weight ", weight, " at kv head ", head, ", step ", step, ", earlier step ",
+          earlier, looks_ahead ? " is not of a run before" : " is below -127"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
   const int64_t num_steps = int64_t{shape.num_kv_heads} * shape.head_dim;
   PKV_RETURN_IF_ERROR(CheckEqual("feedback head_dim", feedback.head_dim, shape.head_dim));
@@ -90,11 +132,9 @@ absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
                                  num_steps * shape.head_dim));
   PKV_RETURN_IF_ERROR(
       CheckEqual("feedback scales", static_cast<int64_t>(feedback.scales.size()), num_steps));
-  for (size_t i = 0; i < feedback.order.size(); ++i) {
-    if (feedback.order[i] < shape.head_dim) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("feedback channel ", feedback.order[i], " at kv head ", i / shape.head_dim,
-                     ", step ", i % shape.head_dim, " is not below head_dim ", shape.head_dim));
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    PKV_RETURN_IF_ERROR(CheckFeedbackOrder(feedback, head));
+    PKV_RETURN_IF_ERROR(CheckFeedbackWeights(feedback, head));
   }
   return absl::OkStatus();
 }

@@ -55,14 +55,14 @@ struct ThisCta {
   }
 };
 
-// What the counted errors of this slot's earlier channels weigh.
+// What the counted errors of the runs before weigh in this slot.
 __device__ int FeedbackSum(const int8_t* weights, const int16_t* errors, int num_earlier) {
   int sum = 0;
   for (int j = 0; j < num_earlier; ++j) sum += weights[j] * errors[j * kThreads];
   return sum;
 }
 
-// ErrorUnit() of the group of this thread's slot. Leaves nothing in `shared`.
+// ErrorUnitFor() the group of this thread's slot. Uses the targets' place.
 __device__ ErrorUnit UnitOfGroup(const SlotRows& k, const KeyFitThread& thread, int group_tokens,
                                  KeyFitShared& shared) {
   const int slot = static_cast<int>(threadIdx.x), begin = slot / group_tokens * group_tokens;
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// [head_dim][128]; beside KeyFitShared more than a kernel gets without asking.
+// [head_dim][128].
 constexpr int KeyErrorBytes(int head_dim) {
   return head_dim * kThreads * static_cast<int>(sizeof(int16_t));
 }
@@ -306,14 +306,7 @@ cudaError_t LaunchFiniteCheck(const KvTensorView& kv, unsigned long long* place,
 }
 
 cudaError_t LaunchPlainKeys(const LayerEncodeArgs& args, cudaStream_t stream) {
-  int shared_bytes = 0;
-  if (args.k_order != nullptr) {
-    shared_bytes = KeyErrorBytes(args.head_dim());
-    // The limit is one for all threads of the process, so every call sets the same.
-    const cudaError_t error = cudaFuncSetAttribute(
-        PlainKeysKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, KeyErrorBytes(kMaxHeadDim));
-    if (error != cudaSuccess) return error;
-  }
+  const int shared_bytes = args.k_order == nullptr ? 0 : KeyErrorBytes(args.head_dim());
   const dim3 grid(args.num_kv_heads(), args.num_blocks);
   PlainKeysKernel<<<grid, kThreads, shared_bytes, stream>>>(args);
   return cudaGetLastError();

@@ -350,21 +350,26 @@ void CountErrorsOn(const float* errors, float inverse_unit, int step, ErrorPair*
   }
 }
 
-// Adds the products of a pair of errors, one lane each, with a pair of weights.
+// Adds the products of a pair of errors in each lane with a pair of weights. Only the two sums
+// together have a meaning.
 using Sums = hn::RebindToSigned<Floats>;
-HWY_INLINE hn::Vec<Sums> AddProducts(hn::Vec<Sums> sum, hn::Vec<Sums> errors,
-                                     hn::Vec<Sums> weights) {
+HWY_INLINE void AddProducts(hn::Vec<Sums> errors, hn::Vec<Sums> weights, hn::Vec<Sums>& first,
+                            hn::Vec<Sums>& second) {
 #if HWY_TARGET == HWY_SCALAR
   const int32_t e = hn::GetLane(errors), w = hn::GetLane(weights);
   const int of_pair = static_cast<int16_t>(e) * static_cast<int16_t>(w) + (e >> 16) * (w >> 16);
-  return hn::Add(sum, hn::Set(Sums(), of_pair));
+  first = hn::Add(first, hn::Set(Sums(), of_pair));
 #else
   const hn::Repartition<int16_t, Sums> halves;
-  const Sums d;
-  auto rest = hn::Zero(d);
-  sum = hn::ReorderWidenMulAccumulate(d, hn::BitCast(halves, errors), hn::BitCast(halves, weights),
-                                      sum, rest);
-  return hn::RearrangeToOddPlusEven(sum, rest);
+  first = hn::ReorderWidenMulAccumulate(Sums(), hn::BitCast(halves, errors),
+                                        hn::BitCast(halves, weights), first, second);
+#endif
+}
+HWY_INLINE hn::Vec<Sums> Total(hn::Vec<Sums> first, hn::Vec<Sums> second) {
+#if HWY_TARGET == HWY_SCALAR
+  return first;
+#else
+  return hn::RearrangeToOddPlusEven(first, second);
 #endif
 }
 
@@ -374,20 +379,21 @@ void SubtractFeedbackOn(const float* x, const int8_t* weights, const ErrorPair* 
   constexpr int kSums = kBlockTokens / kLanes < 8 ? kBlockTokens / kLanes : 8;
   const Floats d;
   const Sums integers;
-  for (int first = 0; first < kBlockTokens; first += kSums * kLanes) {
-    hn::Vec<Sums> sums[kSums];
-    for (auto& sum : sums) sum = hn::Zero(integers);
+  for (int begin = 0; begin < kBlockTokens; begin += kSums * kLanes) {
+    hn::Vec<Sums> first[kSums], second[kSums];
+    for (int i = 0; i < kSums; ++i) first[i] = second[i] = hn::Zero(integers);
     for (int pair = 0; pair < num_earlier / 2; ++pair) {
       const auto both = hn::Set(integers, (weights[2 * pair] & 0xffff) |
                                               (static_cast<uint32_t>(weights[2 * pair + 1]) << 16));
-      const ErrorPair* errors = counted + pair * kBlockTokens + first;
+      const ErrorPair* errors = counted + pair * kBlockTokens + begin;
       for (int i = 0; i < kSums; ++i) {
-        sums[i] = AddProducts(sums[i], hn::LoadU(integers, errors + i * kLanes), both);
+        AddProducts(hn::LoadU(integers, errors + i * kLanes), both, first[i], second[i]);
       }
     }
     for (int i = 0; i < kSums; ++i) {
-      const int at = first + i * kLanes;
-      const V feedback = hn::Mul(hn::Set(d, factor), hn::ConvertTo(d, sums[i]));
+      const int at = begin + i * kLanes;
+      const V sum = hn::ConvertTo(d, Total(first[i], second[i]));
+      const V feedback = hn::Mul(hn::Set(d, factor), sum);
       hn::StoreU(hn::Sub(hn::LoadU(d, x + at), feedback), d, target + at);
     }
   }

@@ -93,7 +93,7 @@ KeyGroupCodes EncodeKeyGroup(const std::vector<float>& residuals, int head_dim, 
     }
     out.params[channel] = EncodeChannel(
         targets, x, group, params, out.codes.data() + size_t(channel) * num_slots, errors.data());
-    for (int i = 0; i < num_slots; ++i) {
+    for (int i = 0; feedback != nullptr && i < num_slots; ++i) {
       counted[size_t(step) * num_slots + i] = static_cast<int16_t>(CountedError(errors[i], unit));
     }
   }

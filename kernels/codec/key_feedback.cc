@@ -90,12 +90,12 @@ bool FindWeights(std::vector<double>& h, int n) {
 }
 
 // Rounds a step's weights to multiples of what is returned, which makes the largest
-// kMaxFeedbackWeight.
+// kMaxFeedbackWeight. Weights that are nothing beside an error become 0.
 float QuantizeWeights(std::span<const double> weights, int8_t* quantized) {
   double largest = 0;
   for (const double weight : weights) largest = std::max(largest, std::abs(weight));
   const auto scale = static_cast<float>(largest / kMaxFeedbackWeight);
-  if (!(scale > 0)) return 0;
+  if (!(scale >= kLeastFeedbackScale)) return 0;
   for (size_t j = 0; j < weights.size(); ++j) {
     quantized[j] = static_cast<int8_t>(std::nearbyint(weights[j] / scale));
   }

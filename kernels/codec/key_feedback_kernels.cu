@@ -50,7 +50,9 @@ class FeedbackCta {
     CheckFinite();
     SortChannels();
     Damp();
-    if (memory_.is_unusable == 0) FindWeights();
+    const bool is_usable = memory_.is_unusable == 0;
+    __syncthreads();  // FindWeights() may write it
+    if (is_usable) FindWeights();
     if (memory_.is_unusable != 0) WriteNone();
   }
 
@@ -236,7 +238,8 @@ class FeedbackCta {
     for (int half = 16; half >= 1; half /= 2) {
       largest = fmax(largest, __shfl_xor_sync(~0u, largest, half));
     }
-    const float scale = static_cast<float>(largest / kMaxFeedbackWeight);
+    const float wanted = static_cast<float>(largest / kMaxFeedbackWeight);
+    const float scale = wanted >= kLeastFeedbackScale ? wanted : 0.0f;
     const int64_t at = int64_t{blockIdx.x} * kHeadDim + step;
     for (int j = lane; j < kHeadDim; j += 32) {
       int weight = 0;
@@ -246,7 +249,7 @@ class FeedbackCta {
       launch_.weights[at * kHeadDim + j] = static_cast<int8_t>(weight);
     }
     if (lane != 0) return;
-    launch_.scales[at] = scale > 0 ? scale : 0.0f;
+    launch_.scales[at] = scale;
     launch_.order[at] = static_cast<uint8_t>(memory_.order[step]);
   }
 

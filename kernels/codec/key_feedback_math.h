@@ -14,9 +14,11 @@ namespace pkv {
 
 // Weights are at most this many times their step's scale, and errors this many units: twelve bits,
 // so that a code fits beside them in sixteen. Sixteen times the sum of the products of the 120
-// steps that may stand before one is below 2^29.
+// steps that may stand before one is below 2^29. With this scale and more, its product with a unit,
+// and a sixteenth of that, is a normal number; less is nothing beside an error, and becomes 0.
 inline constexpr int kMaxFeedbackWeight = 127;
 inline constexpr int kMaxCountedError = 2047;
+inline constexpr float kLeastFeedbackScale = 0x1p-60f;
 
 // What the errors of a group are counted in: a power of two, and its inverse.
 struct ErrorUnit {

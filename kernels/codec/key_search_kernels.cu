@@ -149,8 +149,8 @@ __device__ void CodeChannels(const LayerEncodeArgs& args, const SlotRows& source
                              int head, ErrorUnit unit, CtaShared<kHeadDim>& shared) {
   ChannelCoder<kHeadDim, kBits, kCoarse> coder(args, source, block, head, unit, shared);
   const bool has_feedback = args.k_order != nullptr;
-  FeedbackSums<kHeadDim> feedback(
-      has_feedback ? args.k_weights + int64_t{head} * kHeadDim * kHeadDim : nullptr, shared);
+  const int64_t weights_at = has_feedback ? int64_t{head} * kHeadDim * kHeadDim : 0;
+  FeedbackSums<kHeadDim> feedback(args.k_weights, weights_at, shared);
 #pragma unroll 1
   for (int run = 0; run < kHeadDim / kFeedbackRun; ++run) {
     const int step = run * kFeedbackRun + ChannelOfRun();
@@ -193,8 +193,7 @@ __device__ ErrorUnit Prepare(const LayerEncodeArgs& args, const SlotRows& source
 template <int kHeadDim, int kBits>
 __global__ void __launch_bounds__(kThreads, 6)
     KeySearchKernel(const __grid_constant__ LayerEncodeArgs args) {
-  extern __shared__ __align__(16) std::byte dynamic_shared[];
-  auto& shared = *reinterpret_cast<CtaShared<kHeadDim>*>(dynamic_shared);
+  __shared__ CtaShared<kHeadDim> shared;
   const int block = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const SlotRows source = SlotRows::Keys(args, block, head);
   const ErrorUnit unit = Prepare(args, source, block, head, shared);
@@ -230,12 +229,8 @@ __global__ void PatternColumnsKernel(const __grid_constant__ LayerEncodeArgs arg
 
 template <int kHeadDim, int kBits>
 cudaError_t Launch(const LayerEncodeArgs& args, cudaStream_t stream) {
-  constexpr int kSharedBytes = sizeof(CtaShared<kHeadDim>);
-  const cudaError_t error = cudaFuncSetAttribute(
-      KeySearchKernel<kHeadDim, kBits>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (error != cudaSuccess) return error;
   const dim3 grid(args.num_blocks, args.num_kv_heads());
-  KeySearchKernel<kHeadDim, kBits><<<grid, kThreads, kSharedBytes, stream>>>(args);
+  KeySearchKernel<kHeadDim, kBits><<<grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -138,9 +138,11 @@ class TileLoader {
 template <int kHeadDim>
 class FeedbackSums {
  public:
-  // weights: [step][earlier step].
-  __device__ FeedbackSums(const int8_t* weights, CtaShared<kHeadDim>& shared)
-      : weights_(weights + WarpLane() / 4 * kHeadDim + WarpLane() % 4 * 4), shared_(shared) {
+  // weights: [step][earlier step] from `weights_at` on; unread unless Put() is called.
+  __device__ FeedbackSums(const int8_t* weights, int64_t weights_at, CtaShared<kHeadDim>& shared)
+      : weights_(weights),
+        weights_at_(weights_at + WarpLane() / 4 * kHeadDim + WarpLane() % 4 * 4),
+        shared_(shared) {
     // The lane's row of the matrices that it addresses: of sixteen steps those whose errors the
     // lanes of column q hold together, 4 q to 4 q + 3.
     const int row = WarpLane() % 8, matrix = WarpLane() / 8;
@@ -151,7 +153,7 @@ class FeedbackSums {
   // Puts 2^kCodeBits times the sums of `run`, above 0, into shared.sums: 32 positions a warp.
   __device__ void Put(int run) {
     int low[2][4] = {}, high[2][4] = {};
-    const int8_t* weights = weights_ + run * kFeedbackRun * kHeadDim;
+    const int8_t* weights = weights_ + weights_at_ + run * kFeedbackRun * kHeadDim;
     const int num_chunks = (run + 1) / 2;
 #pragma unroll 2
     for (int chunk = 0; chunk < num_chunks; ++chunk) {
@@ -189,6 +191,7 @@ class FeedbackSums {
     return ptx::SharedAddress(&shared_.Piece(step, piece));
   }
   const int8_t* weights_;
+  int64_t weights_at_;  // of the lane
   CtaShared<kHeadDim>& shared_;
   int step_, piece_;
 };

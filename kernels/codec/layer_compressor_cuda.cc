@@ -303,9 +303,11 @@ class LayerCompressorCuda final : public LayerCompressor {
     }
     // V fills what the last blocks of K leave.
     PKV_RETURN_IF_ERROR(side_.Fork(stream));
-    PKV_RETURN_IF_ERROR(
-        CudaStatus(LaunchLayerEncode(args, stream, side_.handle()), "launch encoder"));
-    return side_.Join(stream);
+    const absl::Status status =
+        CudaStatus(LaunchLayerEncode(args, stream, side_.handle()), "launch encoder");
+    // Also behind a failure: what was enqueued reads what the caller may free.
+    PKV_RETURN_IF_ERROR(side_.Join(stream));
+    return status;
   }
 
   absl::Status FlushOne(WindowFlush& flush, cudaStream_t stream) {

@@ -79,7 +79,6 @@ struct LayerEncodeArgs {
   PKV_HOST_DEVICE int64_t RowsAt(int block, int head) const {
     return block * block_stride + head * head_stride;
   }
-  PKV_HOST_DEVICE int ChainOf(int block, int head) const { return block * num_kv_heads() + head; }
   PKV_HOST_DEVICE std::byte* HeadOf(int block, int head) const {
     const int64_t page = page_ids == nullptr ? block : page_ids[block];
     return pages + page * page_stride + head * layout.head_bytes;

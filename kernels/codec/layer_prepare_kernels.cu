@@ -100,8 +100,10 @@ __global__ void __launch_bounds__(kBlockTokens) ArrangeSlotsKernel(SlotKernelArg
   const int head = static_cast<int>(blockIdx.x), block = static_cast<int>(blockIdx.y);
   const int token = static_cast<int>(threadIdx.x), warp = token / 32;
   const bool is_sink = block == 0 && token < args.num_sinks;
-  const float own =
+  float own =
       args.importance[head * args.head_stride + static_cast<int64_t>(block) * kBlockTokens + token];
+  // Of K or queries that are not finite: every token still needs a slot of its own.
+  if (!(own == own)) own = -INFINITY;
   // A sink comes before nobody.
   importance[token] = is_sink ? NAN : own;
   __syncthreads();

@@ -25,6 +25,12 @@ std::vector<LayerCase> Cases() {
       }
     }
   }
+  // As many patterns as there are ids.
+  for (const int head_dim : {64, 128}) {
+    LayerCase c = {"default", head_dim, 3, 2 * kBlockTokens + 40, 4, true, true};
+    c.num_patterns = kMaxPatterns;
+    cases.push_back(c);
+  }
   // Feedback alone.
   for (const char* preset : {"kivi2", "pkv4"}) {
     for (const int head_dim : {64, 128}) {

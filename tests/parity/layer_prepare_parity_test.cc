@@ -1,6 +1,7 @@
 // Rotation and slots on a GPU have the bits of the CPU's.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 #include "kernels/codec/layer_prepare.h"
@@ -50,8 +51,15 @@ TEST_F(LayerPrepareParityTest, ArrangesSlotsAsTheCpuDoes) {
   for (const int num_sinks : {0, 4, 16, 64}) {
     std::vector<float> importance(size_t{kHeads} * kStride);
     for (float& x : importance) x = static_cast<float>(random.Below(30) - 10);
+    // NaN counts as -infinity.
+    std::vector<float> given = importance;
+    for (size_t i = 0; i < given.size(); i += 3) {
+      if (i % 2 == 0) given[i] = NAN;
+      importance[i] = -INFINITY;
+      if (i % 2 != 0) given[i] = -INFINITY;
+    }
     std::vector<uint8_t> got(size_t{kBlocks} * kHeads * kBlockTokens, 0xee);
-    DeviceBuffer importance_device = OnDevice(importance, stream());
+    DeviceBuffer importance_device = OnDevice(given, stream());
     DeviceBuffer slots_device = OnDevice(got, stream());
     SlotKernelArgs args;
     args.importance = importance_device.As<float>();

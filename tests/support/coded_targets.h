@@ -61,7 +61,9 @@ inline CodedTargets TargetsOf(const EncodedBlock& block, const KvTensorView& kv,
         double sum = 0;
         for (int earlier = 0; earlier < step; ++earlier) {
           const size_t from = out.At(slot, order[earlier]);
-          const auto error = static_cast<float>(out.decoded[from] - out.original[from]);
+          // Both are binary32, and so is what the encoder takes from one another.
+          const float error =
+              static_cast<float>(out.decoded[from]) - static_cast<float>(out.original[from]);
           sum += weights[earlier] * CountedError(error, unit);
         }
         sum *= double{unit.value} * feedback->scales_of(head)[step];

@@ -35,13 +35,14 @@ struct LayerCase {
   bool has_importance = false;
   int group = 0;  // of the preset
   int bits_k = 0, bits_v = 0;
+  int num_patterns = 0;  // of the preset
 };
 
 inline std::ostream& operator<<(std::ostream& os, const LayerCase& c) {
   return os << c.preset << " K" << c.bits_k << "V" << c.bits_v << " group " << c.group
             << " head_dim " << c.head_dim << " heads " << c.num_heads << " tokens " << c.num_tokens
             << " sinks " << c.num_sinks << (c.has_feedback ? " feedback" : "")
-            << (c.has_importance ? " importance" : "");
+            << (c.has_importance ? " importance" : "") << " patterns " << c.num_patterns;
 }
 
 // Heads like a model's, one constant, one of fp16's ends and zeros, and one whose residuals are
@@ -72,6 +73,7 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
     RecordProperty("seed", static_cast<int>(kSeed));
     const LayerCase& c = GetParam();
     if (c.num_sinks >= 0) params_.num_sinks = c.num_sinks;
+    if (c.num_patterns > 0) params_.num_patterns_k = params_.num_patterns_v = c.num_patterns;
     if (c.bits_k > 0) SetBits(c.bits_k, c.bits_v, params_);
     if (c.group > 0) {
       params_.encoding.k_group_tokens = c.group;
@@ -146,7 +148,7 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
   // Compresses the layer, pages in reverse order with poison between them, and compares all of it.
   void ExpectFramesOfTheCpu() {
     const LayerCase& c = GetParam();
-    constexpr int kCapacity = 77;
+    const int capacity = std::max(77, c.num_patterns);
     const int first = std::min(params_.num_sinks, c.num_tokens);
     const Codebook bank = *MinePatterns(
         KvTensorView(rotated_.view()).Tokens(first, c.num_tokens - first), params_, {});
@@ -160,7 +162,7 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
     for (int b = num_blocks() - 1; b >= 0; --b) page_ids.push_back(b);
     const size_t sink_bytes = size_t{4} * c.num_heads * params_.num_sinks * c.head_dim;
     std::vector<std::byte> pages(num_blocks() * stride, kPoison), sinks(sink_bytes + 128, kPoison);
-    const std::vector<uint16_t> bank_rows = BankOf(bank, kCapacity);
+    const std::vector<uint16_t> bank_rows = BankOf(bank, capacity);
     const std::vector<uint8_t> k_ids(ids.k.begin(), ids.k.end()), v_ids(ids.v.begin(), ids.v.end());
     CudaTensor device(tensor_, stream());
     DeviceBuffer pages_device = OnDevice(pages, stream()), sinks_device = OnDevice(sinks, stream());
@@ -175,7 +177,7 @@ class LayerParityTest : public CudaTest, public testing::WithParamInterface<Laye
       scales = OnDevice(feedback_->scales, stream());
     }
 
-    DeviceBank device_bank = {bank_device.As<uint16_t>(), kCapacity, bank.num_k(), bank.num_v()};
+    DeviceBank device_bank = {bank_device.As<uint16_t>(), capacity, bank.num_k(), bank.num_v()};
     LayerCompression layer;
     layer.kv = device.view();
     layer.mine = false;

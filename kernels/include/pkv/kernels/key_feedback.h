@@ -19,13 +19,15 @@ inline constexpr int kFeedbackRun = 8;
 // Runs are coded one after another. Step i codes channel order[i], less the errors e of the runs
 // before it times their weights: target = x - sum over j of scales[i] weights[i][j] e[j]. For an
 // error e of all channels, in step order, e^T H e = sum over runs R of |V_R^T (coded - target)_R|^2
-// with triangular V_R, but for the weights' rounding to bytes: each run's own rounding is all that
-// is left. Readers know nothing of it.
+// with triangular V_R, but for what rounding weights to bytes and errors to units of their group
+// (kernels/README.md, "Error feedback") does to it: each run's own rounding is all that is left.
+// Readers know nothing of it.
 struct KeyFeedback {
   int head_dim = 0;
-  std::vector<uint8_t> order;   // [kv_head][step]: a permutation of the channels
-  std::vector<int8_t> weights;  // [kv_head][step][earlier step], head_dim a row; 0 from the run on
-  std::vector<float> scales;    // [kv_head][step]
+  std::vector<uint8_t> order;  // [kv_head][step]: a permutation of the channels
+  // [kv_head][step][earlier step], head_dim a row, -127..127; 0 from the step's own run on
+  std::vector<int8_t> weights;
+  std::vector<float> scales;  // [kv_head][step]
 
   std::span<const uint8_t> order_of(int kv_head) const {
     return std::span(order).subspan(size_t(kv_head) * head_dim, head_dim);

@@ -55,7 +55,8 @@ struct LayerCompression {
   DevicePatternIds ids;
   DeviceKeyFeedback feedback;
   // What the tokens received of attention, [kv_head][num_tokens] fp32 on the device: decides which
-  // have fine codes (block_slots.h). Null: the last of each block. Unread without fine codes.
+  // have fine codes (block_slots.h); NaN counts as -infinity. Null: the last of each block. Unread
+  // without fine codes.
   const float* importance = nullptr;
   // Optional, a cudaEvent_t: feedback and importance are there when it has passed. The stream waits
   // for it, no sooner than it needs them: mining and assigning need neither.

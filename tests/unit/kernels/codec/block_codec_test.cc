@@ -130,6 +130,27 @@ TEST_F(BlockCodecTest, RefusesFeedbackForAChannelThatIsNotThere) {
                                  HasSubstr("feedback channel 64 at kv head 1, step 3")));
 }
 
+// What a GPU's encoder could not take back: it codes a run's channels at once.
+TEST_F(BlockCodecTest, RefusesFeedbackThatIsNone) {
+  const KeyFeedback valid = MakeKeyFeedback(std::vector<float>(2 * 64 * 64), kShape.head_dim, 0.01);
+  const auto message = [&](const auto& change) {
+    KeyFeedback feedback = valid;
+    change(feedback);
+    assignment_.feedback = std::make_shared<KeyFeedback>(feedback);
+    const absl::Status status = Encode();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(message([](KeyFeedback& f) { f.order[64 + 3] = f.order[64 + 1]; }),
+              HasSubstr("feedback channel 1 at kv head 1, step 3 came before"));
+  EXPECT_THAT(message([](KeyFeedback& f) { f.weights[64 * 64 + 9 * 64 + 8] = 5; }),
+              HasSubstr("feedback weight 5 at kv head 1, step 9, earlier step 8 is not of a run"));
+  EXPECT_THAT(message([](KeyFeedback& f) { f.weights[9 * 64 + 7] = -128; }),
+              HasSubstr("feedback weight -128 at kv head 0, step 9, earlier step 7 is below -127"));
+  EXPECT_THAT(message([](KeyFeedback& f) { f.scales[70] = INFINITY; }),
+              HasSubstr("feedback scale inf at kv head 1, step 6 is not finite"));
+}
+
 TEST_F(BlockCodecTest, NamesThePlaceOfAnInfinity) {
   tensor_.v[(kBlockTokens + 7) * kShape.head_dim + 9] = 0xfc00;
   EXPECT_THAT(Encode(), StatusIs(absl::StatusCode::kInvalidArgument,

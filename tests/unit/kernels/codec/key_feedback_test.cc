@@ -115,6 +115,18 @@ TEST(KeyFeedbackTest, GivesNoFeedbackWithoutAUsableMoment) {
       << "other heads do not suffer";
 }
 
+TEST(KeyFeedbackTest, DropsWeightsThatAreNothing) {
+  constexpr int kDim = 64;
+  for (const float off_diagonal : {0x1.64p-142f, 1e-20f}) {  // the first has no 127th part
+    std::vector<float> moments(kDim * kDim);
+    for (int i = 0; i < kDim; ++i) moments[i * kDim + i] = 1;
+    moments[40] = moments[40 * kDim] = off_diagonal;
+    const KeyFeedback feedback = MakeKeyFeedback(moments, kDim, kDamping);
+    for (const int8_t weight : feedback.weights) ASSERT_EQ(weight, 0);
+    for (const float scale : feedback.scales) ASSERT_EQ(scale, 0);
+  }
+}
+
 TEST(KeyFeedbackTest, DampingBoundsTheWeights) {
   // With V V^T the factor of Hd, weights are V_R^-T times a part of V: of its row j, no longer than
   // the root of Hd[j][j], and V_R V_R^T is no less than the damping's share.
