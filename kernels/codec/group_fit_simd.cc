@@ -9,6 +9,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/codec/group_fit_simd.h"
+#include "kernels/codec/group_quantizer.h"
 #include "kernels/codec/key_feedback_math.h"
 #include "pkv/block/kv_shape.h"
 
@@ -156,7 +157,7 @@ HWY_INLINE void MakeGrids(MinMax range, const GroupRule& rule, Grids* grids) {
   const V max_code = hn::Set(d, MaxCode(kBits));
   const float middle = (range.min + range.max) * 0.5f, reach = (range.max - range.min) * 0.5f;
   for (int i = 0; i < rule.num_ratios; i += kLanes) {
-    const V part = hn::Mul(hn::Set(d, reach), hn::Load(d, kRatios[rule.ratio_step - 1] + i));
+    const V part = hn::Mul(hn::Set(d, reach), hn::Load(d, kRatios[rule.is_value ? 1 : 0] + i));
     V low = hn::Sub(hn::Set(d, middle), part), high = hn::Add(hn::Set(d, middle), part);
     if (i == 0) {
       const auto whole = hn::FirstN(d, 1);
@@ -226,13 +227,13 @@ struct Quantizer<4> {
   HWY_INLINE V Decoded(V value) const { return hn::Add(hn::Mul(Code(value), scale), zero); }
 };
 
-// The ratio of the smallest squared error.
+// The ratio of the smallest squared error, of those from `begin` to `end`.
 template <int kBits>
-HWY_INLINE int Search(const float* values, int count, int num_ratios, const Grids& grids,
+HWY_INLINE int Search(const float* values, int count, int begin, int end, const Grids& grids,
                       float* least) {
   const Floats d;
   alignas(64) float sums[kMaxRatios][4];
-  int ratio = 0;
+  int ratio = begin;
   do {
     const Quantizer<kBits> quantizer(grids, ratio);
     V squares[kParts];
@@ -243,10 +244,10 @@ HWY_INLINE int Search(const float* values, int count, int num_ratios, const Grid
       squares[part] = hn::Add(squares[part], hn::IfThenElseZero(inside, hn::Mul(error, error)));
     });
     FoldToFour(squares, sums[ratio]);
-  } while (++ratio < num_ratios);
-  int best = 0;
-  *least = FoldFour(sums[0]);
-  for (int i = 1; i < num_ratios; ++i) {
+  } while (++ratio < end);
+  int best = begin;
+  *least = FoldFour(sums[begin]);
+  for (int i = begin + 1; i < end; ++i) {
     const float error = FoldFour(sums[i]);
     best = error < *least ? i : best;
     *least = error < *least ? error : *least;
@@ -297,11 +298,17 @@ HWY_INLINE GroupParams Correct(const float* values, const float* codes, int coun
 template <int kBits>
 GroupFit Fit(const float* values, int count, const GroupRule& rule, uint8_t* codes) {
   Grids grids;
-  MakeGrids<kBits>(RangeOfGroup(values, count), rule, &grids);
+  const MinMax range = RangeOfGroup(values, count);
+  MakeGrids<kBits>(range, rule, &grids);
   GroupFit fit;
   int best = 0;
-  if (rule.num_ratios > 1 || rule.with_error) {
-    best = Search<kBits>(values, count, rule.num_ratios, grids, &fit.squared_error);
+  if (rule.is_value && rule.num_ratios > 1) {
+    best = BestValueRatio(values, count, {range.min, range.max}, kBits);
+    if (rule.with_error) {
+      Search<kBits>(values, count, best, best + 1, grids, &fit.squared_error);
+    }
+  } else if (rule.num_ratios > 1 || rule.with_error) {
+    best = Search<kBits>(values, count, 0, rule.num_ratios, grids, &fit.squared_error);
   }
   fit.searched = {FloatToFloat16(grids.scale[best]), FloatToFloat16(grids.zero[best])};
   fit.stored = fit.searched;

@@ -15,8 +15,8 @@ struct GroupRule {
   int bits = 2;
   int num_ratios = 1;       // shrink ratios tried, kNumShrinkRatios at most
   bool unbiased = false;    // correct the gain
-  bool with_error = false;  // the squared error, which a search has anyway
-  int ratio_step = 1;       // of every ratio, or kValueRatioStep
+  bool with_error = false;  // the squared error is wanted
+  bool is_value = false;    // V: a search is BestValueRatio(), of kNumValueRatios
 };
 
 struct GroupFit {

@@ -6,6 +6,7 @@
 // own. `value_at(i)` is element i of the group; it is called more than once.
 
 #include "kernels/codec/codec_math.h"
+#include "kernels/codec/value_ratio_math.h"
 
 namespace pkv {
 
@@ -62,22 +63,42 @@ PKV_HOST_DEVICE inline CodeProducts CodeProductLane(const ValueAt& value_at, int
   return sums;
 }
 
-// SearchParams() of group_quantizer.cc, lane after lane; or of every ratio_step-th ratio.
-// REQUIRES: count > 0.
+// The least and the largest value, of equal zeros the first. REQUIRES: count > 0.
+struct LaneRange {
+  float low = 0;
+  float high = 0;
+
+  template <typename ValueAt>
+  PKV_HOST_DEVICE static LaneRange Of(const ValueAt& value_at, int count) {
+    LaneRange range = {value_at(0), value_at(0)};
+    for (int i = 1; i < count; ++i) {
+      const float value = value_at(i);
+      range.low = value < range.low ? value : range.low;
+      range.high = value > range.high ? value : range.high;
+    }
+    return range;
+  }
+};
+
+// ChooseGroup() of group_quantizer.cc; `searches`: Clip::kSearch.
+template <typename ValueAt>
+PKV_HOST_DEVICE inline GroupParams ChooseValueGroup(const ValueAt& value_at, int count, int bits,
+                                                    bool searches) {
+  const auto [low, high] = LaneRange::Of(value_at, count);
+  const int ratio = searches ? BestValueRatio(value_at, count, low, high, bits) : 0;
+  return ShrunkGroupParams(low, high, ratio * kValueRatioStep, bits);
+}
+
+// SearchParams() of group_quantizer.cc, lane after lane. REQUIRES: count > 0.
 template <typename ValueAt>
 PKV_HOST_DEVICE inline GroupParams SearchLanes(const ValueAt& value_at, int count, int bits,
-                                               int num_ratios, int ratio_step = 1) {
-  float low = value_at(0), high = low;
-  for (int i = 1; i < count; ++i) {
-    const float value = value_at(i);
-    low = value < low ? value : low;
-    high = value > high ? value : high;
-  }
+                                               int num_ratios) {
+  const auto [low, high] = LaneRange::Of(value_at, count);
   GroupParams best = ShrunkGroupParams(low, high, 0, bits);
   if (num_ratios == 1) return best;
   float least = 0;
   for (int ratio = 0; ratio < num_ratios; ++ratio) {
-    const GroupParams params = ShrunkGroupParams(low, high, ratio * ratio_step, bits);
+    const GroupParams params = ShrunkGroupParams(low, high, ratio, bits);
     float sums[kErrorSums];
     for (int lane = 0; lane < kErrorSums; ++lane) {
       sums[lane] = ErrorLane(value_at, lane, count, params, bits);

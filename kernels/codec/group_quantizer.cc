@@ -1,6 +1,11 @@
 #include "kernels/codec/group_quantizer.h"
 
+#include <bit>
+#include <type_traits>
+
+#include "kernels/codec/value_ratio_math.h"
 #include "kernels/device/cpu_clones.h"
+#include "pkv/block/kv_shape.h"
 
 namespace pkv {
 namespace {
@@ -119,18 +124,38 @@ GroupParams CorrectGain(const GroupValues& group, GroupParams searched) {
   return UnbiasedParams(searched, mean_code, mean_value, covariance, variance);
 }
 
+PKV_CPU_CLONES int BestValueRatio(const float* values, int count, Range range, int bits) {
+  if (!(range.min < range.max)) return 0;
+  const ValueUnits units = ValueUnits::Of(range.min, range.max, bits);
+  uint8_t distances[kBlockTokens];
+  for (int n = 0; n < count; ++n) {
+    const float on_base = units.DistanceOnBase(values[n]);
+    distances[n] = static_cast<uint8_t>(std::bit_cast<uint32_t>(on_base));
+  }
+  const auto folded_sum = [&](int scale, auto bits_of) __attribute__((always_inline)) {
+    int sum = 0;
+    for (int n = 0; n < count; ++n) sum += FoldedDistance(distances[n], scale, bits_of());
+    return sum;
+  };
+  int best = 0, least = 0;
+  for (int i = 0; i < kNumValueRatios; ++i) {
+    const int scale = ValueScaleUnits(i, bits);
+    const int folded = bits == 2 ? folded_sum(scale, std::integral_constant<int, 2>())
+                                 : folded_sum(scale, std::integral_constant<int, 4>());
+    const int error = ValueRatioError(scale, count, folded, bits);
+    if (i > 0 && error >= least) continue;
+    best = i;
+    least = error;
+  }
+  return best;
+}
+
 GroupChoice ChooseGroup(const float* values, int count, int bits, Clip clip, bool with_error) {
   const Range range = RangeOf(values, count);
+  const int ratio = clip == Clip::kNone ? 0 : BestValueRatio(values, count, range, bits);
   GroupChoice best;
-  best.params = ShrunkGroupParams(range.min, range.max, 0, bits);
-  if (clip == Clip::kNone && !with_error) return best;
-  best.squared_error = SquaredError(values, count, bits, best.params);
-  if (clip == Clip::kNone) return best;
-  for (int i = kValueRatioStep; i < kNumShrinkRatios; i += kValueRatioStep) {
-    const GroupParams params = ShrunkGroupParams(range.min, range.max, i, bits);
-    const float error = SquaredError(values, count, bits, params);
-    if (error < best.squared_error) best = {params, error};
-  }
+  best.params = ShrunkGroupParams(range.min, range.max, ratio * kValueRatioStep, bits);
+  if (with_error) best.squared_error = SquaredError(values, count, bits, best.params);
   return best;
 }
 

@@ -38,12 +38,15 @@ GroupParams SearchParams(const GroupValues& group, int num_ratios);
 // UnbiasedParams() of a group whose codes come from `searched`.
 GroupParams CorrectGain(const GroupValues& group, GroupParams searched);
 
+// BestValueRatio() of value_ratio_math.h. REQUIRES: count <= kBlockTokens.
+int BestValueRatio(const float* values, int count, Range range, int bits);
+
 struct GroupChoice {
   GroupParams params;
   float squared_error = 0;  // of the decoded group; 0 when not asked for
 };
-// Scale and zero point of one V group under the clip rule. The error is computed when the rule
-// searches or `with_error` is set. REQUIRES: count is a positive multiple of kErrorSums.
+// Scale and zero point of one V group under the clip rule. REQUIRES: count is a positive multiple
+// of kErrorSums, and kBlockTokens at most.
 GroupChoice ChooseGroup(const float* values, int count, int bits, Clip clip, bool with_error);
 
 // ChooseGroup for a token's `head_dim` values in groups of `group_channels`; returns the sum of the

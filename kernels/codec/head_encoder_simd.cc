@@ -124,7 +124,7 @@ void EncodeVSimd(const HeadSource& v, const CodecParams& params,
   const GroupRule rule = {.bits = encoding.bits_v,
                           .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumValueRatios,
                           .unbiased = params.unbiased_v,
-                          .ratio_step = kValueRatioStep};
+                          .is_value = true};
   std::vector<uint8_t> codes(static_cast<size_t>(kBlockTokens) * kBlockTokens);
   float residual[kBlockTokens];
   for (int t = v.first_token; t < kBlockTokens; ++t) {

@@ -5,23 +5,24 @@
 // neighbours of every sixteen channels, so that it has four of the sixteen partial sums whole, in
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
-// The search costs 7 passes over every value, for the exact gate 14 (with and without the pattern),
-// so it runs on near errors (near_error.cuh); only where their bound leaves open which ratio is
-// best, or whether the gate accepts, the exact errors decide. Compiled with --fmad=false: equal
-// bytes.
+// The ratio comes from integers (value_ratio_math.h): four distances a word, a quarter of an
+// instruction a value and ratio of 2 bits, 1.25 of 4. Everything else is the arithmetic of the CPU,
+// operation for operation. Compiled with --fmad=false: equal bytes.
+
+#include <limits>
 
 #include <cuda_fp16.h>
 
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/layer_encode.h"
-#include "kernels/codec/near_error.cuh"
+#include "kernels/codec/value_ratio_math.h"
 #include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 
 namespace pkv {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;
 constexpr int kLanes = 4;              // of a token
 constexpr int kPart = 4;               // neighbouring channels of a lane
 constexpr int kStep = kLanes * kPart;  // channels that the lanes of a token hold a load
@@ -98,7 +99,7 @@ __device__ Values<kHeadDim> Residual(const uint2 (&raw)[kHeadDim / kStep],
   return out;
 }
 
-// RangeOf(): of equal values 0 and -0 it keeps the first.
+// RangeOf() but for the sign of zeros. Not a number is left out.
 template <int kHeadDim>
 __device__ float2 RangeOfToken(const Values<kHeadDim>& values) {
   float low = values.x[0][0], high = low;
@@ -110,24 +111,42 @@ __device__ float2 RangeOfToken(const Values<kHeadDim>& values) {
       high = fmaxf(high, values.x[j][c]);
     }
   }
-  low = OverToken(low, [](float a, float b) { return fminf(a, b); });
-  high = OverToken(high, [](float a, float b) { return fmaxf(a, b); });
-  // Rare: the lowest channel that is zero, and its sign below.
-  if (__any_sync(~0u, __float_as_uint(low) == 0x80000000u)) {
-    int first = 2 * kHeadDim;
+  return {OverToken(low, [](float a, float b) { return fminf(a, b); }),
+          OverToken(high, [](float a, float b) { return fmaxf(a, b); })};
+}
+// The same of fp16, two at a time.
+template <int kHeadDim>
+__device__ float2 RangeOfToken(const uint2 (&raw)[kHeadDim / kStep]) {
+  const auto pair = [](const uint32_t& bits) { return reinterpret_cast<const __half2&>(bits); };
+  __half2 low = pair(raw[0].x), high = low;
 #pragma unroll
-    for (int j = Values<kHeadDim>::kLoads - 1; j >= 0; --j) {
-#pragma unroll
-      for (int c = kPart - 1; c >= 0; --c) {
-        const int sign = static_cast<int>(__float_as_uint(values.x[j][c]) >> 31);
-        const int key = 2 * (j * kStep + Lane() * kPart + c) + sign;
-        first = values.x[j][c] == 0.0f ? key : first;
-      }
-    }
-    first = OverToken(first, [](int a, int b) { return min(a, b); });
-    if (low == 0.0f) low = first % 2 == 0 ? 0.0f : -0.0f;
+  for (int j = 0; j < kHeadDim / kStep; ++j) {
+    low = __hmin2(__hmin2(low, pair(raw[j].x)), pair(raw[j].y));
+    high = __hmax2(__hmax2(high, pair(raw[j].x)), pair(raw[j].y));
   }
-  return make_float2(low, high);
+  low = OverToken(low, [](__half2 a, __half2 b) { return __hmin2(a, b); });
+  high = OverToken(high, [](__half2 a, __half2 b) { return __hmax2(a, b); });
+  return {__half2float(__hmin(__low2half(low), __high2half(low))),
+          __half2float(__hmax(__low2half(high), __high2half(high)))};
+}
+
+// RangeOf() keeps the first of equal values: a least value of zero has the sign of the first zero.
+template <int kHeadDim>
+__device__ float WithSignOfFirstZero(const Values<kHeadDim>& values, float low) {
+  if (!__any_sync(~0u, low == 0.0f)) return low;  // rare else
+  int first = 2 * kHeadDim;  // the lowest channel that is zero, and its sign below
+#pragma unroll
+  for (int j = Values<kHeadDim>::kLoads - 1; j >= 0; --j) {
+#pragma unroll
+    for (int c = kPart - 1; c >= 0; --c) {
+      const int sign = static_cast<int>(__float_as_uint(values.x[j][c]) >> 31);
+      const int key = 2 * (j * kStep + Lane() * kPart + c) + sign;
+      first = values.x[j][c] == 0.0f ? key : first;
+    }
+  }
+  first = OverToken(first, [](int a, int b) { return min(a, b); });
+  if (low != 0.0f) return low;
+  return first % 2 == 0 ? 0.0f : -0.0f;
 }
 
 // The squared error of the decoded token, in the order of the CPU.
@@ -148,77 +167,157 @@ __device__ float ExactError(const Values<kHeadDim>& values, GroupParams params) 
   return FoldOverToken(sums);
 }
 
-// The same to within NearErrorSlack().
-template <int kHeadDim, int kBits>
-__device__ float NearError(const Values<kHeadDim>& values, GroupParams params) {
-  const NearLevels<kBits> levels(params);
-  float sums[kPart] = {};
-#pragma unroll
-  for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
-#pragma unroll
-    for (int c = 0; c < kPart; ++c) sums[c] = levels.AddSquare(sums[c], values.x[j][c]);
-  }
-  return OverToken((sums[0] + sums[1]) + (sums[2] + sums[3]), Added);
+// Four bytes, the last of each word.
+__device__ uint32_t LastBytes(const uint32_t (&words)[kPart]) {
+  return __byte_perm(__byte_perm(words[0], words[1], 0x0040),
+                     __byte_perm(words[2], words[3], 0x0040), 0x5410);
 }
 
-struct Choice {
-  GroupParams params;
-  float error = 0;  // to within `slack` of the exact one
-  float slack = 0;
-};
+// sum + |a - b| over the four bytes.
+__device__ uint32_t AddDistances(uint32_t a, uint32_t b, uint32_t sum) {
+  asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
 
-// SearchParams(): the ratio of the smallest error, ties to the widest range.
-template <int kHeadDim, int kBits>
-__device__ Choice Search(const Values<kHeadDim>& values, int num_ratios) {
-  const float2 range = RangeOfToken(values);
-  Choice best;
-  best.params = ShrunkParamsOf<kBits>(range.x, range.y, 0);
-  const float widest = StoredToFloat(best.params.scale);
-  if (num_ratios == 1) {
-    best.error = ExactError<kHeadDim, kBits>(values, best.params);
-    return best;
+// FoldedDistance() of four distances, a byte each, but for the distances themselves.
+template <int kBits>
+__device__ uint32_t AddFolded(uint32_t distances, uint32_t scale, uint32_t sum) {
+  constexpr uint32_t kAll = 0x01010101u;
+  if constexpr (kBits == 4) {
+    distances = __vabsdiffu4(distances, 4 * kAll * scale);
+    sum = __dp4a(distances, 4 * kAll, sum);
+    distances = __vabsdiffu4(distances, 2 * kAll * scale);
+    sum = __dp4a(distances, 2 * kAll, sum);
   }
-  const auto packed = [](GroupParams p) { return p.scale | static_cast<uint32_t>(p.zero) << 16; };
-  const auto unpacked = [](uint32_t bits) {
-    return GroupParams{static_cast<Float16Bits>(bits), static_cast<Float16Bits>(bits >> 16)};
-  };
-  float least = INFINITY, second = INFINITY;
-#pragma unroll 1
-  for (int first = 0; first < num_ratios; first += kLanes) {
-    // Each lane makes the parameters of one ratio for all four.
-    const uint32_t mine =
-        packed(ShrunkParamsOf<kBits>(range.x, range.y, (first + Lane()) * kValueRatioStep));
-#pragma unroll 1
-    for (int i = 0; i < min(kLanes, num_ratios - first); ++i) {
-      const GroupParams params = unpacked(__shfl_sync(~0u, mine, i, kLanes));
-      const float error = NearError<kHeadDim, kBits>(values, params);
-      second = fminf(second, fmaxf(error, least));
-      if (!(error < least)) continue;
-      least = error;
-      best.params = params;
+  return AddDistances(distances, kAll * scale, sum);
+}
+
+// Sums over the four lanes of a token: lane l gets sums 2 l and 2 l + 1, by halving.
+constexpr int kSums = 2 * kLanes;
+__device__ void SumOverToken(const int (&sums)[kSums], int (&own)[2]) {
+  int kept[kSums / 2];
+#pragma unroll
+  for (int i = 0; i < kSums / 2; ++i) {
+    const bool is_upper = (Lane() & 2) != 0;
+    const int low = sums[i], high = sums[i + kSums / 2];
+    kept[i] = (is_upper ? high : low) + __shfl_xor_sync(~0u, is_upper ? low : high, 2);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool is_upper = (Lane() & 1) != 0;
+    const int low = kept[i], high = kept[i + 2];
+    own[i] = (is_upper ? high : low) + __shfl_xor_sync(~0u, is_upper ? low : high, 1);
+  }
+}
+
+// BestValueRatio().
+template <int kHeadDim, int kBits>
+__device__ int BestRatio(const Values<kHeadDim>& values, float2 range) {
+  constexpr int kLoads = Values<kHeadDim>::kLoads;
+  const ValueUnits units = ValueUnits::Of(range.x, range.y, kBits);
+  uint32_t distances[kLoads];
+  uint32_t unfolded = 0;
+#pragma unroll
+  for (int j = 0; j < kLoads; ++j) {
+    uint32_t on_base[kPart];
+#pragma unroll
+    for (int c = 0; c < kPart; ++c) {
+      on_base[c] = __float_as_uint(units.DistanceOnBase(values.x[j][c]));
+    }
+    distances[j] = LastBytes(on_base);
+    unfolded = __dp4a(distances[j], (1u << (kBits - 1)) * 0x01010101u, unfolded);
+  }
+  static_assert(kNumValueRatios < kSums);
+  int sums[kSums] = {}, own[2];
+#pragma unroll
+  for (int i = 0; i < kNumValueRatios; ++i) {
+    uint32_t sum = unfolded;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      sum = AddFolded<kBits>(distances[j], ValueScaleUnits(i, kBits), sum);
+    }
+    sums[i] = static_cast<int>(sum);
+  }
+  SumOverToken(sums, own);
+  // The index in the last bits: the least of equal errors has the least index.
+  int least = std::numeric_limits<int>::max();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int ratio = 2 * Lane() + i;
+    const int error = ValueRatioError(ValueScaleUnits(ratio, kBits), kHeadDim, own[i], kBits);
+    if (ratio < kNumValueRatios) least = min(least, error * kSums + ratio);
+  }
+  least = OverToken(least, [](int a, int b) { return min(a, b); });
+  return range.x < range.y ? least & (kSums - 1) : 0;
+}
+
+// A token on its way: its row, and the values that are encoded.
+template <int kHeadDim>
+struct Token {
+  const uint16_t* row;
+  const uint16_t* pattern;  // null: none
+  Values<kHeadDim> values;  // less the pattern, or the row as it is
+  float2 range;
+
+  // Returns the range of the row.
+  __device__ float2 TakeResidual(bool is_flat) {
+    uint2 raw[kHeadDim / kStep];
+    LoadRow<kHeadDim>(row, raw);
+    values = Residual<kHeadDim>(raw, is_flat ? pattern : nullptr);
+    range = RangeOfToken(values);
+    return RangeOfToken<kHeadDim>(raw);
+  }
+  // Where `wanted`, the values are the row as it is. It is read again, from L1: kept, it would take
+  // the registers of a CTA.
+  __device__ void TakeRaw(bool wanted) {
+    if (!__any_sync(~0u, wanted)) return;
+    asm volatile("" ::: "memory");
+    uint2 raw[kHeadDim / kStep];
+    LoadRow<kHeadDim>(row, raw);
+#pragma unroll
+    for (int j = 0; j < Values<kHeadDim>::kLoads; ++j) {
+      float x[kPart];
+      ToFloats(raw[j], x);
+#pragma unroll
+      for (int c = 0; c < kPart; ++c) values.x[j][c] = wanted ? x[c] : values.x[j][c];
     }
   }
-  best.error = least;
-  best.slack = NearErrorSlack<kBits>(least, range, widest);
-  const auto is_near = [&, bound = least + best.slack](float error) {
-    return !(error - NearErrorSlack<kBits>(error, range, widest) > bound);  // NaN is
-  };
-  const bool is_open = is_near(second);
-  if (!__any_sync(~0u, is_open)) return best;
-  GroupParams exact_params;
-  float exact = INFINITY;
+};
+
+// What codes come from, as searched; and whether the pattern is taken away, as it then is from the
+// token's values.
+template <int kHeadDim, int kBits>
+__device__ GroupParams Choose(const LayerEncodeArgs& args, Token<kHeadDim>& token, bool& accepts) {
+  const bool is_exact = args.gate_v == Gate::kExactMse;
+  GroupParams params, raw_params;
+  float raw_error = 0;
+  accepts = token.pattern != nullptr;
+  // One copy of the search in the program. Only the exact gate needs it both ways.
 #pragma unroll 1
-  for (int ratio = 0; ratio < num_ratios; ++ratio) {
-    const GroupParams params = ShrunkParamsOf<kBits>(range.x, range.y, ratio * kValueRatioStep);
-    const bool takes_part = is_near(NearError<kHeadDim, kBits>(values, params)) && is_open;
-    if (!__any_sync(~0u, takes_part)) continue;
-    const float error = ExactError<kHeadDim, kBits>(values, params);
-    if (!takes_part || !(ratio == 0 || error < exact)) continue;
-    exact = error;
-    exact_params = params;
+  for (int pass = is_exact ? 0 : 1; pass < 2; ++pass) {
+    const float2 of_row = token.TakeResidual(pass == 1);
+    if (args.gate_v == Gate::kZTest) {
+      accepts = accepts && ZTestAccepts(token.range.y - token.range.x, of_row.y - of_row.x,
+                                        args.gate_threshold);
+      token.TakeRaw(!accepts);
+      if (!accepts) token.range = of_row;
+    }
+    token.range.x = WithSignOfFirstZero(token.values, token.range.x);
+    const int ratio =
+        args.num_ratios_v > 1 ? BestRatio<kHeadDim, kBits>(token.values, token.range) : 0;
+    params = ShrunkParamsOf<kBits>(token.range.x, token.range.y, ratio * kValueRatioStep);
+    if (!is_exact) break;
+    const float error = ExactError<kHeadDim, kBits>(token.values, params);
+    if (pass == 0) {
+      raw_params = params;
+      raw_error = error;
+    } else {
+      accepts = accepts && error < raw_error;
+      token.TakeRaw(!accepts);
+      if (!accepts) params = raw_params;
+    }
   }
-  if (is_open) best = {exact_params, exact, 0.0f};
-  return best;
+  return params;
 }
 
 // The codes of a lane's values, one a byte.
@@ -234,8 +333,7 @@ __device__ Codes<kHeadDim> CodesOf(const Values<kHeadDim>& values, const CodeSte
     uint32_t bits[kPart];
 #pragma unroll
     for (int c = 0; c < kPart; ++c) bits[c] = CodeBitsOnBase<kBits>(values.x[j][c], steps);
-    out.words[j] = __byte_perm(__byte_perm(bits[0], bits[1], 0x0040),
-                               __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
+    out.words[j] = LastBytes(bits);
   }
   return out;
 }
@@ -273,64 +371,17 @@ __device__ GroupParams Corrected(const Values<kHeadDim>& values, const Codes<kHe
   return UnbiasedParams(searched, mean_code, mean_value, covariance, variance);
 }
 
-// Whether the gate lets the pattern be subtracted, by the ranges alone.
-template <int kHeadDim>
-__device__ bool ZTestLets(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim / kStep],
-                          const uint16_t* pattern) {
-  const float2 a = RangeOfToken(Residual<kHeadDim>(raw, pattern));
-  const float2 b = RangeOfToken(Residual<kHeadDim>(raw, nullptr));
-  return pattern != nullptr && ZTestAccepts(a.y - a.x, b.y - b.x, args.gate_threshold);
-}
-
-// Whether the decoded error is smaller with the pattern.
-template <int kHeadDim, int kBits>
-__device__ bool ExactGateLets(const uint2 (&raw)[kHeadDim / kStep], const uint16_t* pattern,
-                              const Choice& flat_choice, const Choice& raw_choice) {
-  const float gap = fabsf(flat_choice.error - raw_choice.error);
-  const bool is_open = pattern != nullptr && !(gap > flat_choice.slack + raw_choice.slack);
-  if (__any_sync(~0u, is_open)) {
-    const float a =
-        ExactError<kHeadDim, kBits>(Residual<kHeadDim>(raw, pattern), flat_choice.params);
-    const float b =
-        ExactError<kHeadDim, kBits>(Residual<kHeadDim>(raw, nullptr), raw_choice.params);
-    if (is_open) return a < b;
-  }
-  return pattern != nullptr && flat_choice.error < raw_choice.error;
-}
-
-// What the search chose, and whether for the row less its pattern.
-template <int kHeadDim, int kBits>
-__device__ GroupParams Choose(const LayerEncodeArgs& args, const uint2 (&raw)[kHeadDim / kStep],
-                              const uint16_t* pattern, bool& accepts) {
-  const bool is_exact = args.gate_v == Gate::kExactMse;
-  accepts = pattern != nullptr;
-  if (args.gate_v == Gate::kZTest) accepts = ZTestLets<kHeadDim>(args, raw, pattern);
-  Choice raw_choice, choice;
-  // One copy of the search in the program. Only the exact gate needs it both ways.
-#pragma unroll 1
-  for (int pass = is_exact ? 0 : 1; pass < 2; ++pass) {
-    const bool is_flat = pass == 1 && accepts;
-    if (is_exact && pass == 1 && !__any_sync(~0u, accepts)) continue;
-    const Values<kHeadDim> values = Residual<kHeadDim>(raw, is_flat ? pattern : nullptr);
-    choice = Search<kHeadDim, kBits>(values, args.num_ratios_v);
-    if (pass == 0) raw_choice = choice;
-  }
-  if (!is_exact) return choice.params;
-  accepts = ExactGateLets<kHeadDim, kBits>(raw, pattern, choice, raw_choice);
-  return accepts ? choice.params : raw_choice.params;
-}
-
 template <int kHeadDim, int kBits>
 __device__ void EncodeToken(const LayerEncodeArgs& args, const SlotRows& source, int slot,
                             int first_slot, Shared<kHeadDim, kBits>& shared) {
-  uint2 raw[kHeadDim / kStep];
-  LoadRow<kHeadDim>(source.Row(slot), raw);
+  Token<kHeadDim> token;
+  token.row = source.Row(slot);
   int id = source.Id(slot);
-  const uint16_t* pattern = id == kRawPatternId ? nullptr : source.patterns + id * kHeadDim;
+  token.pattern = id == kRawPatternId ? nullptr : source.patterns + id * kHeadDim;
   bool accepts;
-  const GroupParams searched = Choose<kHeadDim, kBits>(args, raw, pattern, accepts);
+  const GroupParams searched = Choose<kHeadDim, kBits>(args, token, accepts);
   if (!accepts) id = kRawPatternId;
-  const Values<kHeadDim> values = Residual<kHeadDim>(raw, accepts ? pattern : nullptr);
+  const Values<kHeadDim>& values = token.values;
   CodeSteps steps =
       MakeCodeSteps(StoredToFloat(searched.scale), StoredToFloat(searched.zero), kBits);
   if (slot < first_slot) steps = {};
@@ -390,7 +441,7 @@ __device__ void PutWords(Shared<kHeadDim, kBits>& shared) {
 }
 
 template <int kHeadDim, int kBits>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 5)
     ValueSearchKernel(const __grid_constant__ LayerEncodeArgs args) {
   using S = Shared<kHeadDim, kBits>;
   __shared__ S shared;

@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/pattern/kmeans_kernels.h"
+#include "kernels/pattern/kmeans_list.cuh"
 #include "kernels/pattern/mined_sample.h"
 #include "kernels/pattern/nearest_mma.cuh"
 
@@ -36,7 +37,6 @@ inline constexpr int kCtaTokens =
     QuotientUp(kMaxMinedTokens, kClusterCtas<kCapacity>* kTileTokens) * kTileTokens;
 template <int kCapacity>
 inline constexpr int kTilesPerWarp = QuotientUp(kCtaTokens<kCapacity> / kTileTokens, kMineWarps);
-inline constexpr int kListStep = 16;  // listed tokens that one product adds
 static_assert(kTileTokens % kListStep == 0);
 inline constexpr int kMaxBankPatterns = 256;  // 255, rounded up to a chunk
 inline constexpr int kNoCluster = 255;
@@ -59,7 +59,7 @@ template <int kHeadDim, int kCapacity>
 struct MineShared {
   static constexpr bool kHasSums = !kIsWide<kCapacity>;
   uint4 tokens[kCtaTokens<kCapacity> * kHeadDim / 8];  // at SwizzledPiece()
-  uint4 centroids[kCapacity * kHeadDim / 8];           // fp16, at PatternWord()
+  uint4 centroids[kCapacity * kHeadDim / 8];           // fp16, at CentroidPiece()
   float biases[kCapacity];                             // -|c|^2 / 2
   // Of this CTA's tokens. Wide: in global memory.
   float sums[kHasSums ? kCapacity * kHeadDim : 4];  // at SumPair()
@@ -72,9 +72,13 @@ struct MineShared {
   unsigned long long warp_keys[kMineWarps];
 };
 
-// A row to add to the sums of pattern `id`, or to take off. Id 255 is no pattern's.
-__device__ inline uint32_t ListEntry(int row, int id, bool take_off) {
-  return (take_off ? 1u << 31 : 0u) | static_cast<uint32_t>(id) << 16 | static_cast<uint32_t>(row);
+// Where channels 8 `piece` .. 8 `piece` + 7 of a centroid stand, in pieces of 16 bytes: a lane
+// reads its channels of patterns g and g + 8, of 32 channels the first factors of two products.
+// Pieces are of one centroid, so that other CTAs write as few of them as there can be.
+template <int kHeadDim>
+__device__ inline int CentroidPiece(int pattern, int piece) {
+  const int tile = pattern / kMmaPatterns, is_high = pattern / 8 % 2, row = pattern % 8;
+  return ((tile * (kHeadDim / 32) + piece / 4) * 2 + is_high) * 32 + row * 4 + piece % 4;
 }
 
 // Where the sums of channels 2 `pair` and 2 `pair` + 1 stand, in pairs. Lanes write four pairs of
@@ -149,8 +153,9 @@ __device__ inline void StorePeer(float* at, int rank, float value) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(PeerAddress(at, rank)), "f"(value)
                : "memory");
 }
-__device__ inline void StorePeer(uint32_t* at, int rank, uint32_t value) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(PeerAddress(at, rank)), "r"(value)
+__device__ inline void StorePeer(uint4* at, int rank, uint4 value) {
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(PeerAddress(at, rank)),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                : "memory");
 }
 __device__ inline void CopyAsync(uint4* to, const uint16_t* from) {
@@ -161,6 +166,15 @@ __device__ inline void CopyAsync(uint4* to, const uint16_t* from) {
 }
 
 __device__ inline void WaitForCopies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// All threads of the cluster wait for each other. One warp's fence behind its CTA's barrier makes
+// known what the others wrote: a fence a warp would wait as long eight times.
+__device__ inline void SyncCluster(int warp) {
+  __syncthreads();
+  if (warp == 0) asm volatile("fence.acq_rel.cluster;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 
 // Where a thread works: a CTA's part of a problem.
 template <int kCapacity>
@@ -214,12 +228,9 @@ __device__ inline LaneWords<kHeadDim> LoadToken(const uint4* tokens, int row, in
 }
 template <int kHeadDim>
 __device__ inline LaneWords<kHeadDim> LoadCentroid(const uint4* centroids, int id, int lane) {
-  const auto* words = reinterpret_cast<const uint32_t*>(centroids);
-  if constexpr (kHeadDim == 128) {
-    return {words[PatternWord<128>(id, 2 * lane)], words[PatternWord<128>(id, 2 * lane + 1)]};
-  } else {
-    return words[PatternWord<64>(id, lane)];
-  }
+  constexpr int kLanesPerPiece = 256 / kHeadDim;
+  const int piece = CentroidPiece<kHeadDim>(id, lane / kLanesPerPiece);
+  return reinterpret_cast<const LaneWords<kHeadDim>*>(centroids + piece)[lane % kLanesPerPiece];
 }
 
 __device__ inline void ToFloats(uint32_t word, float (&values)[2]) {

@@ -19,7 +19,6 @@
 #include <limits>
 
 #include <cooperative_groups.h>
-#include <cuda_fp16.h>
 
 #include "kernels/pattern/kmeans_cluster.cuh"
 #include "kernels/pattern/kmeans_refill.cuh"
@@ -28,8 +27,6 @@
 
 namespace pkv {
 namespace {
-
-namespace cg = cooperative_groups;
 
 // One CTA's part of one problem. kIsWide: up to 255 patterns, with the sums of all CTAs in global
 // memory; otherwise up to 64, each CTA with its own.
@@ -41,8 +38,7 @@ class Miner {
   __device__ Miner(const MineTask& task, Shared& shared)
       : task_(task),
         shared_(shared),
-        cluster_(cg::this_cluster()),
-        place_(task.args, static_cast<int>(cluster_.block_rank())),
+        place_(task.args, static_cast<int>(cooperative_groups::this_cluster().block_rank())),
         num_chunks_((place_.num_patterns + kChunkPatterns - 1) / kChunkPatterns),
         share_((place_.num_patterns + kClusterCtas<kCapacity> - 1) / kClusterCtas<kCapacity>) {
 #pragma unroll
@@ -60,13 +56,13 @@ class Miner {
     PlaceCentroids();
     for (int id = place_.thread; id < place_.num_patterns; id += kMineThreads) Counts()[id] = 0;
     WaitForCopies();
-    cluster_.sync();  // all CTAs are there
+    SyncCluster(place_.warp);  // all CTAs are there
   }
 
   // Returns whether a centroid moved.
   __device__ bool Iterate(int iteration) {
     Assign();
-    cluster_.sync();  // the sums of all CTAs are complete
+    SyncCluster(place_.warp);  // the sums of all CTAs are complete
     float sums[kOwnPatterns][kOwn];
     const int count = LoadTotals(sums);
     if (place_.thread < place_.num_patterns) {
@@ -75,7 +71,8 @@ class Miner {
     const int num_empty = __syncthreads_count(place_.thread < place_.num_patterns && count == 0);
     if (num_empty > 0) FindFarthest(task_, shared_, place_, tiles_, num_empty);
     MoveOwnCentroids(sums);
-    cluster_.sync();  // the centroids of all CTAs are written, and nobody reads sums any more
+    SyncCluster(
+        place_.warp);  // the centroids of all CTAs are written, and nobody reads sums any more
     // Behind the barrier, which would wait for these stores.
     WriteHistory(iteration);
     const float move = WarpMax(fmaxf(shared_.moves[place_.lane], shared_.moves[place_.lane + 32]));
@@ -94,7 +91,6 @@ class Miner {
  private:
   static constexpr int kPieces = kHeadDim / 8;
   static constexpr int kGroups = kHeadDim / 32;
-  static constexpr int kSteps = kHeadDim / 16;
   static constexpr int kOwn = kOwnChannels<kHeadDim>;
   // A warp moves this many centroids: of a CTA's share of 255, or of 64.
   static constexpr int kOwnPatterns = kIsWide<kCapacity> ? 4 : 1;
@@ -129,7 +125,8 @@ class Miner {
       float values[kOwn] = {};
       if (exists) ToFloats(LoadRow<kHeadDim>(StartRow(id), place_.lane), values);
       const LaneWords<kHeadDim> words = RoundToHalves(values);
-      StoreCentroid(id, words, place_.rank);
+      const uint4 piece = Piece(words);
+      if (place_.lane < kPieces) *PieceOf(id) = piece;
       const float bias = Bias(words);
       if (place_.lane == 0) {
         shared_.biases[id] = exists ? bias : -std::numeric_limits<float>::infinity();
@@ -145,15 +142,20 @@ class Miner {
     return Row(id * place_.num_sampled / place_.num_patterns);
   }
 
-  // To the CTA of `rank`.
-  __device__ void StoreCentroid(int id, LaneWords<kHeadDim> words, int rank) {
-    auto* out = reinterpret_cast<uint32_t*>(shared_.centroids);
+  // The piece with number lane % kPieces of the pattern that the lanes of the warp hold.
+  __device__ uint4 Piece(LaneWords<kHeadDim> words) const {
+    const int from = place_.lane % kPieces * (32 / kPieces);
     if constexpr (kHeadDim == 128) {
-      StorePeer(out + PatternWord<128>(id, 2 * place_.lane), rank, words.x);
-      StorePeer(out + PatternWord<128>(id, 2 * place_.lane + 1), rank, words.y);
+      return {__shfl_sync(~0u, words.x, from), __shfl_sync(~0u, words.y, from),
+              __shfl_sync(~0u, words.x, from + 1), __shfl_sync(~0u, words.y, from + 1)};
     } else {
-      StorePeer(out + PatternWord<64>(id, place_.lane), rank, words);
+      return {__shfl_sync(~0u, words, from), __shfl_sync(~0u, words, from + 1),
+              __shfl_sync(~0u, words, from + 2), __shfl_sync(~0u, words, from + 3)};
     }
+  }
+  // Where it belongs.
+  __device__ uint4* PieceOf(int id) const {
+    return shared_.centroids + CentroidPiece<kHeadDim>(id, place_.lane % kPieces);
   }
 
   // Of the pattern that the lanes of the warp hold.
@@ -176,9 +178,9 @@ class Miner {
     for (int chunk = 0; chunk < num_chunks_; ++chunk) ScoreChunk(chunk, best);
     TileIds<kCapacity> before = tiles_;
     int num_changes = 0;
+    // Of tiles without tokens, too: without branches the merges of all tiles run side by side.
 #pragma unroll
     for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
-      if (place_.TileRow(tile) >= place_.num_own) continue;
       NearestPattern nearest[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) nearest[i] = NearestPattern::Of(best[tile][i]);
@@ -249,12 +251,24 @@ class Miner {
         sums[i / 2 / kSumTiles][i / 2 % kSumTiles][i % 2 * 2] = sum.x;
         sums[i / 2 / kSumTiles][i / 2 % kSumTiles][i % 2 * 2 + 1] = sum.y;
       }
+      __half2 numbers[kChunkTiles][2];
+#pragma unroll
+      for (int m = 0; m < kChunkTiles; ++m) {
+        const int pattern = (chunk * kChunkTiles + m) * kMmaPatterns + row;
+        numbers[m][0] = __half2half2(ListNumber(pattern));
+        numbers[m][1] = __half2half2(ListNumber(pattern + 8));
+      }
+      // Rows one step ahead: from an entry to its row's channels is a chain of two loads.
+      uint32_t channels[2 * kSumTiles], next[2 * kSumTiles];
+      if (num_listed > 0) LoadListedRows(0, next);  // else the list is not written
       for (int first = 0; first < num_listed; first += kListStep) {
-        uint32_t channels[2 * kSumTiles];
-        LoadListedRows(first, channels);
+#pragma unroll
+        for (int i = 0; i < 2 * kSumTiles; ++i) channels[i] = next[i];
+        LoadListedRows(min(first + kListStep, num_listed - kListStep), next);
+        const auto listed = ListedNumbers::Of(List() + first, place_.lane);
 #pragma unroll
         for (int m = 0; m < kChunkTiles; ++m) {
-          const uint4 signs = ListedSigns(first, chunk * kChunkTiles + m);
+          const uint4 signs = listed.Signs(numbers[m]);
 #pragma unroll
           for (int n = 0; n < kSumTiles; ++n) {
             MultiplyAdd(sums[m][n], signs, channels[2 * n], channels[2 * n + 1]);
@@ -271,7 +285,7 @@ class Miner {
 
   // The second factor: 16 listed rows, 8 or 16 channels of this warp.
   __device__ void LoadListedRows(int first, uint32_t (&channels)[2 * kSumTiles]) const {
-    const int row = static_cast<int>(List()[first + place_.lane % 16] & 0xffffu);
+    const int row = ListedRow(List()[first + place_.lane % kListStep]);
     const int piece = place_.warp * kSumTiles + (kSumTiles == 2 ? place_.lane / 16 : 0);
     const auto address = static_cast<uint32_t>(
         __cvta_generic_to_shared(shared_.tokens + SwizzledPiece(row, piece, kPieces)));
@@ -285,27 +299,9 @@ class Miner {
     }
   }
 
-  // The first factor: for each of 16 listed rows and each of the 16 patterns of a tile, 1 or -1
-  // where the row is listed for the pattern, else 0.
-  __device__ uint4 ListedSigns(int first, int tile) const {
-    const auto* list = reinterpret_cast<const uint2*>(List() + first);
-    const uint2 low = list[place_.lane % 4], high = list[4 + place_.lane % 4];
-    const int pattern = tile * kMmaPatterns + place_.lane / 4;
-    return {SignPair(low, pattern), SignPair(low, pattern + 8), SignPair(high, pattern),
-            SignPair(high, pattern + 8)};
-  }
-  __device__ static uint32_t SignPair(uint2 entries, int pattern) {
-    constexpr uint32_t kOne = 0x3c00;  // fp16
-    const auto sign = [&](uint32_t entry) {
-      const bool is_listed = static_cast<int>(entry >> 16 & 0xffu) == pattern;
-      return is_listed ? (entry >> 16 & 0x8000u) | kOne : 0u;
-    };
-    return sign(entries.x) | sign(entries.y) << 16;
-  }
-
   __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp<kCapacity>][4]) const {
     const int row = place_.lane / 4;
-    uint4 patterns[kChunkTiles][kSteps];
+    uint4 patterns[kChunkTiles][kGroups][2];  // g, g + 8
     float biases[kChunkTiles][2];
 #pragma unroll
     for (int n = 0; n < kChunkTiles; ++n) {
@@ -313,8 +309,8 @@ class Miner {
       biases[n][0] = shared_.biases[tile * kMmaPatterns + row];
       biases[n][1] = shared_.biases[tile * kMmaPatterns + row + 8];
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        patterns[n][step] = shared_.centroids[(tile * kSteps + step) * 32 + place_.lane];
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        patterns[n][i / 2][i % 2] = shared_.centroids[(tile * kGroups * 2 + i) * 32 + place_.lane];
       }
     }
 #pragma unroll
@@ -336,7 +332,7 @@ class Miner {
     }
   }
 
-  __device__ void ScoreTile(const uint4 (&patterns)[kChunkTiles][kSteps],
+  __device__ void ScoreTile(const uint4 (&patterns)[kChunkTiles][kGroups][2],
                             const float (&biases)[kChunkTiles][2], int first,
                             float (&scores)[2][kChunkTiles][4]) const {
 #pragma unroll
@@ -357,10 +353,13 @@ class Miner {
       for (int step = 0; step < 2; ++step) {
 #pragma unroll
         for (int n = 0; n < kChunkTiles; ++n) {
+          const uint4 &low = patterns[n][group][0], &high = patterns[n][group][1];
+          const uint4 first_factor =
+              step == 0 ? uint4{low.x, high.x, low.y, high.y} : uint4{low.z, high.z, low.w, high.w};
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            MultiplyAdd(scores[half][n], patterns[n][2 * group + step],
-                        step == 0 ? x[half].x : x[half].z, step == 0 ? x[half].y : x[half].w);
+            MultiplyAdd(scores[half][n], first_factor, step == 0 ? x[half].x : x[half].z,
+                        step == 0 ? x[half].y : x[half].w);
           }
         }
       }
@@ -432,9 +431,13 @@ class Miner {
         centroids_[i][j] = values[j];
       }
       const LaneWords<kHeadDim> words = RoundToHalves(values);
+      // Several CTAs at a time.
+      const uint4 piece = Piece(words);
 #pragma unroll
-      for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank)
-        StoreCentroid(pattern, words, rank);
+      for (int first = 0; first < kClusterCtas<kCapacity>; first += 32 / kPieces) {
+        const int rank = first + place_.lane / kPieces;
+        if (rank < kClusterCtas<kCapacity>) StorePeer(PieceOf(pattern), rank, piece);
+      }
       const float bias = Bias(words);
       if (place_.lane < kClusterCtas<kCapacity>)
         StorePeer(&shared_.biases[pattern], place_.lane, bias);
@@ -467,7 +470,6 @@ class Miner {
 
   const MineTask& task_;
   Shared& shared_;
-  const cg::cluster_group cluster_;
   const MinePlace<kCapacity> place_;
   const int num_chunks_;
   const int share_;  // patterns that a CTA moves, from rank * share_ on

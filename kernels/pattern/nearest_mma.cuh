@@ -67,7 +67,8 @@ struct NearestPattern {
   __device__ NearestPattern MergedWithLane(NearestPattern sent, int distance) const {
     const float other = __shfl_xor_sync(~0u, sent.score, distance);
     const int other_id = __shfl_xor_sync(~0u, sent.id, distance);
-    const bool is_better = other > score || (other == score && other_id < id);
+    // No || and no &&: they would branch.
+    const bool is_better = (other > score) | ((other == score) & (other_id < id));
     return {is_better ? other : score, is_better ? other_id : id};
   }
 };

@@ -106,7 +106,7 @@ TEST_P(GroupFitSimdTest, ErrorIsThatOfThePlainLoops) {
         const GroupRule rule = {.bits = GetParam(),
                                 .num_ratios = clip == Clip::kNone ? 1 : kNumValueRatios,
                                 .with_error = true,
-                                .ratio_step = kValueRatioStep};
+                                .is_value = true};
         const float want =
             ChooseGroups(row.data(), 128, group, GetParam(), clip, /*with_error=*/true, nullptr);
         ForEachSimdTarget([&] {

@@ -78,20 +78,19 @@ TEST(GroupQuantizerTest, ErrorHasTheBitsOfAPlainLoop) {
   }
 }
 
-TEST(GroupQuantizerTest, SearchPicksTheSmallestErrorOfEverySecondRatio) {
+TEST(GroupQuantizerTest, SearchShrinksTheRangeByTheRatioOfValues) {
   TestRandom random(kSeed);
   bool shrunk_once = false;
   for (int trial = 0; trial < 100; ++trial) {
     const std::vector<float> values = RandomValues(random, 128, 1);
     const Range range = RangeOf(values.data(), 128);
-    const GroupChoice choice = ChooseGroup(values.data(), 128, 2, Clip::kSearch, false);
-    for (int i = 0; i < kNumValueRatios; ++i) {
-      const int ratio = i * kValueRatioStep;
-      const GroupParams params = ShrunkGroupParams(range.min, range.max, ratio, 2);
-      ASSERT_LE(choice.squared_error, PlainError(values, params, 2)) << "ratio " << ratio;
-    }
-    const GroupParams whole = MakeGroupParams(range.min, range.max, 2);
-    shrunk_once |= choice.params.scale != whole.scale;
+    const GroupChoice choice = ChooseGroup(values.data(), 128, 2, Clip::kSearch, true);
+    const int ratio = BestValueRatio(values.data(), 128, range, 2);
+    const GroupParams params = ShrunkGroupParams(range.min, range.max, ratio * kValueRatioStep, 2);
+    ASSERT_EQ(choice.params.scale, params.scale) << trial;
+    ASSERT_EQ(choice.params.zero, params.zero) << trial;
+    ASSERT_EQ(choice.squared_error, PlainError(values, params, 2)) << trial;
+    shrunk_once |= ratio > 0;
   }
   EXPECT_TRUE(shrunk_once);
 }
@@ -215,7 +214,7 @@ TEST(GroupQuantizerTest, EqualErrorsKeepTheWiderRange) {
   // Codes 0 and 3 hit both values exactly at the whole range; nothing is smaller than no error.
   std::vector<float> values(32, -3.0f);
   values[5] = 3.0f;
-  const GroupChoice choice = ChooseGroup(values.data(), 32, 2, Clip::kSearch, false);
+  const GroupChoice choice = ChooseGroup(values.data(), 32, 2, Clip::kSearch, true);
   EXPECT_EQ(choice.params.scale, FloatToFloat16(2.0f));
   EXPECT_EQ(choice.squared_error, 0.0f);
 }

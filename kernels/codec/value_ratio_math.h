@@ -1,0 +1,104 @@
+#ifndef PKV_KERNELS_CODEC_VALUE_RATIO_MATH_H_
+#define PKV_KERNELS_CODEC_VALUE_RATIO_MATH_H_
+
+// Which of V's shrink ratios a group takes: that of the smallest squared error, counted in whole
+// units, so that sums are exact and every order of them gives the same ratio.
+//
+// All ratios shrink the range about its middle: what counts of a value is its distance a from
+// there. With M the largest code, the whole range's scale is 10 c units and the farthest value M /
+// 2 scales, 5 c M units away: 255 (2 bits, c = 17) or 225 (4 bits, c = 3), a byte. Ratio i, of
+// every second one, has a scale s of c (10 - i) units. Levels stand at odd multiples of s / 2 about
+// the middle, so the distance to the nearest one comes by folding, bits - 1 times:
+//
+//     b_1 = a    b_(n+1) = | b_n - 2^(bits - 1 - n) s |    error = b_bits - s / 2
+//
+// of 2 bits | |a - s| - s / 2 |; beyond the last level it is the distance to that. With the squares
+// multiplied out, n values have
+//
+//     4 sum error^2 = 4 sum a^2 + s (C n s - 4 F)    F = sum of 2^(bits - n) b_n    C = (4^bits -
+//     1) / 3
+//
+// and the first sum is the same for every ratio. Left out are the rounding of scale and zero point
+// to fp16, and half a unit a value: far less than what lies between two ratios.
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/codec/codec_math.h"
+
+namespace pkv {
+
+// How far the farthest value is from the middle, in units.
+PKV_HOST_DEVICE constexpr int ValueReachUnits(int bits) { return bits == 2 ? 255 : 225; }
+
+// The scale of the ratio with index i * kValueRatioStep, in units.
+PKV_HOST_DEVICE constexpr int ValueScaleUnits(int i, int bits) {
+  static_assert(kValueRatioStep == 2 && kNumShrinkRatios <= 20);
+  return (bits == 2 ? 17 : 3) * (10 - i);
+}
+
+// The middle of a group's range, and units a value.
+struct ValueUnits {
+  float middle = 0;
+  float per_value = 0;
+
+  // REQUIRES: min and max are differences of fp16 numbers: a reach is 0 or 2^-25 at least.
+  PKV_HOST_DEVICE static ValueUnits Of(float min, float max, int bits) {
+    const float middle = (min + max) * 0.5f;
+    // As rounded no other value is farther away.
+    const float below = middle - min, above = max - middle;
+    const float reach = below > above ? below : above;
+    const auto units = static_cast<float>(ValueReachUnits(bits));
+    return {middle, reach > 0.0f ? units / reach : 0.0f};
+  }
+
+  // 2^23 plus a value's distance from the middle in units, rounded: its last byte is that distance.
+  PKV_HOST_DEVICE float DistanceOnBase(float value) const {
+    return std::fabs(value - middle) * per_value + 0x1p+23f;
+  }
+};
+
+// 4 sum error^2 less 4 sum a^2. At most 128 values: below 2^26.
+PKV_HOST_DEVICE constexpr int ValueRatioError(int scale, int num_values, int folded, int bits) {
+  return scale * ((bits == 2 ? 5 : 85) * num_values * scale - 4 * folded);
+}
+
+// F of one distance. REQUIRES: bits is 2 or 4.
+PKV_HOST_DEVICE constexpr int FoldedDistance(int distance, int scale, int bits) {
+  int folded = 0;
+  for (int fold = bits - 1; fold >= 0; --fold) {
+    folded += distance << fold;
+    const int above = distance - (scale << fold >> 1);
+    distance = above < 0 ? -above : above;
+  }
+  return folded;
+}
+
+// The index of the best of kNumValueRatios, the widest of equals, 0 where all values are equal (a
+// zero keeps its sign); times kValueRatioStep it is that of ShrunkGroupParams(). `value_at(i)` is
+// element i of the group; it is called more than once.
+template <typename ValueAt>
+PKV_HOST_DEVICE inline int BestValueRatio(const ValueAt& value_at, int count, float min, float max,
+                                          int bits) {
+  if (!(min < max)) return 0;
+  const ValueUnits units = ValueUnits::Of(min, max, bits);
+  int best = 0, least = 0;
+  for (int i = 0; i < kNumValueRatios; ++i) {
+    const int scale = ValueScaleUnits(i, bits);
+    int folded = 0;
+    for (int n = 0; n < count; ++n) {
+      const auto distance = std::bit_cast<uint32_t>(units.DistanceOnBase(value_at(n))) & 0xffu;
+      folded += FoldedDistance(static_cast<int>(distance), scale, bits);
+    }
+    const int error = ValueRatioError(scale, count, folded, bits);
+    if (i > 0 && error >= least) continue;
+    best = i;
+    least = error;
+  }
+  return best;
+}
+
+}  // namespace pkv
+
+#endif  // PKV_KERNELS_CODEC_VALUE_RATIO_MATH_H_
