@@ -1,6 +1,7 @@
 #include "pkv/kernels/block_codec.h"
 
-#include <cmath>
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -102,25 +103,28 @@ absl::Status CheckFeedbackOrder(const KeyFeedback& feedback, int head) {
   return absl::OkStatus();
 }
 
-absl::Status CheckFeedbackWeights(const KeyFeedback& feedback, int head) {
-  const int d = feedback.head_dim;
-  const auto weights = feedback.weights_of(head);
-  for (int step = 0; step < d; ++step) {
-    const float scale = feedback.scales_of(head)[step];
-    if (!std::isfinite(scale)) {
-      return absl::InvalidArgumentError(absl::StrCat("feedback scale ", scale, " at kv head ", head,
-                                                     ", step ", step, " is not finite"));
-    }
-    for (int earlier = 0; earlier < d; ++earlier) {
-      const int weight = weights[static_cast<size_t>(step) * d + earlier];
-      const bool looks_ahead = earlier >= step / kFeedbackRun * kFeedbackRun && weight != 0;
-      if (!looks_ahead && weight >= -kMaxFeedbackWeight) continue;
-      return absl::InvalidArgumentError(absl::StrCat(
-          "feedback weight ", weight, " at kv head ", head, ", step ", step, ", earlier step ",
-          earlier, looks_ahead ? " is not of a run before" : " is below -127"));
-    }
+// Every block is encoded with a check of all weights, so rows are looked at whole, without
+// branches.
+absl::Status CheckFeedbackRow(const KeyFeedback& feedback, int head, int step) {
+  const int d = feedback.head_dim, run = step / kFeedbackRun * kFeedbackRun;
+  const auto weights = feedback.weights_of(head).subspan(static_cast<size_t>(step) * d, d);
+  const float scale = feedback.scales_of(head)[step];
+  int least = 0, ahead = 0;
+  for (int i = 0; i < run; ++i) least = std::min<int>(least, weights[i]);
+  for (int i = run; i < d; ++i) ahead |= weights[i];
+  const bool is_scale =
+      scale == 0 || (scale >= kLeastFeedbackScale && scale <= 1 / kLeastFeedbackScale);
+  if (is_scale && ahead == 0 && least >= -kMaxFeedbackWeight) return absl::OkStatus();
+  const std::string at = absl::StrCat(" at kv head ", head, ", step ", step);
+  if (!is_scale) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("feedback scale ", scale, at, " is neither 0 nor in 2^-60..2^60"));
   }
-  return absl::OkStatus();
+  if (ahead != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("feedback weights", at, " are not 0 from its run on, step ", run));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("feedback weight ", least, at, " is below -127"));
 }
 
 absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
@@ -134,7 +138,9 @@ absl::Status CheckFeedback(const KvShape& shape, const KeyFeedback& feedback) {
       CheckEqual("feedback scales", static_cast<int64_t>(feedback.scales.size()), num_steps));
   for (int head = 0; head < shape.num_kv_heads; ++head) {
     PKV_RETURN_IF_ERROR(CheckFeedbackOrder(feedback, head));
-    PKV_RETURN_IF_ERROR(CheckFeedbackWeights(feedback, head));
+    for (int step = 0; step < shape.head_dim; ++step) {
+      PKV_RETURN_IF_ERROR(CheckFeedbackRow(feedback, head, step));
+    }
   }
   return absl::OkStatus();
 }

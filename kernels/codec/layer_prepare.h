@@ -21,8 +21,9 @@ cudaError_t LaunchRotateRows(const KvTensorView& in, const MutableKvTensorView& 
 // Sets *has_non_finite to 1 when a value of `kv` is NaN or infinite.
 cudaError_t LaunchFiniteFlag(const KvTensorView& kv, uint32_t* has_non_finite, cudaStream_t stream);
 
-// ArrangeSlots() of every block and head. importance: [kv_head][..] of `head_stride` floats; slots:
-// [block][kv_head][128]. The first block has `num_sinks` sinks, the others none.
+// ArrangeSlots() of every block and head, NaN counting as -infinity. importance: [kv_head][..] of
+// `head_stride` floats; slots: [block][kv_head][128]. The first block has `num_sinks` sinks, the
+// others none.
 struct SlotKernelArgs {
   const float* importance = nullptr;
   int64_t head_stride = 0;

@@ -223,7 +223,8 @@ class ImportanceCta {
       for (int i = 0; i < 4; ++i) {
         const float scale = __uint_as_float(i % 2 == 0 ? of.x : of.z);
         const float lse = __uint_as_float(i % 2 == 0 ? of.y : of.w);
-        // fminf() makes 0 of what is not a number: sums stay finite, as on the CPU.
+        // fminf() makes 0 of what is not a number: sums stay finite. (The CPU adds next to
+        // nothing there; here it is 1.)
         const float weight = ptx::Exp2(fminf(fmaf(products[4 * j + i], scale, -lse), 0));
         const bool counts = !kMasked || static_cast<int>(i % 2 == 0 ? position.x : position.y) >=
                                             needed + i / 2 * 8;

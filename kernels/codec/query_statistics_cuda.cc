@@ -93,8 +93,8 @@ class QueryStatisticsCuda : public QueryStatistics {
       return absl::FailedPreconditionError(
           absl::StrCat("queries up to ", next_token_, " of ", end_));
     }
-    is_summed_ = true;
-    if (first_token_ == end_) return absl::OkStatus();
+    is_summed_ = first_token_ == end_;
+    if (is_summed_) return absl::OkStatus();
     const KeptQueries kept = {
         .rows = kept_.As<uint16_t>(),
         .sample_rows = kept_samples_.As<uint16_t>(),
@@ -106,9 +106,12 @@ class QueryStatisticsCuda : public QueryStatistics {
         .is_bfloat16 = shape_.query_type == QueryType::kBfloat16};
     // Of q.k, for a score in log2.
     const double scale = 1 / (std::sqrt(static_cast<double>(shape_.head_dim)) * kLn2);
-    return CudaStatus(SumQueries(kept, static_cast<float>(scale), samples_, sums_.As<float>(),
-                                 static_cast<cudaStream_t>(ctx.stream)),
-                      "moments of queries");
+    PKV_RETURN_IF_ERROR(
+        CudaStatus(SumQueries(kept, static_cast<float>(scale), samples_, sums_.As<float>(),
+                              static_cast<cudaStream_t>(ctx.stream)),
+                   "moments of queries"));
+    is_summed_ = true;
+    return absl::OkStatus();
   }
 
   int64_t num_vectors() const override { return MomentSample::Count(end_ - first_token_) * group_; }

@@ -18,8 +18,11 @@
 //     4 sum error^2 = 4 sum a^2 + s (C n s - 4 F)    F = sum of 2^(bits - n) b_n    C = (4^bits -
 //     1) / 3
 //
-// and the first sum is the same for every ratio. Left out are the rounding of scale and zero point
-// to fp16, and half a unit a value: far less than what lies between two ratios.
+// and the first sum is the same for every ratio. Left out are half a unit a value, which is less
+// than what lies between two ratios, and the rounding of scale and zero point to fp16, which is too
+// but where the range is below the largest code times 2^-14, so that the scale is stored as 0,
+// where values are hundreds of ranges from zero, or where the scale saturates: any ratio may come
+// out there, and the squared error may be a multiple of the best ratio's.
 
 #include <bit>
 #include <cmath>

@@ -1,7 +1,7 @@
 // The encoder of V for variants that search its clip range, correct its gain or gate it exactly,
 // with one group a token: default, default4.
 //
-// Grid: (block, kv head); 256 threads, four a token, 64 tokens at a time. A lane holds the four
+// Grid: (block, kv head); 128 threads, four a token, 32 tokens at a time. A lane holds the four
 // neighbours of every sixteen channels, so that it has four of the sixteen partial sums whole, in
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
@@ -26,7 +26,7 @@ constexpr int kThreads = 128;
 constexpr int kLanes = 4;              // of a token
 constexpr int kPart = 4;               // neighbouring channels of a lane
 constexpr int kStep = kLanes * kPart;  // channels that the lanes of a token hold a load
-static_assert(kStep == kErrorSums);
+static_assert(kStep == kErrorSums && kThreads == kBlockTokens);
 constexpr int kTokens = kThreads / kLanes;  // at a time
 constexpr int kTileWords = 4;               // words between row tiles, against conflicts
 
@@ -462,7 +462,6 @@ __global__ void __launch_bounds__(kThreads, 5)
     reinterpret_cast<uint4*>(out + args.layout.v_codes)[i / 4] =
         *reinterpret_cast<const uint4*>(from);
   }
-  if (thread >= kBlockTokens) return;
   reinterpret_cast<Float16Bits*>(out + args.layout.v_scales)[thread] = shared.scales[thread];
   reinterpret_cast<Float16Bits*>(out + args.layout.v_zeros)[thread] = shared.zeros[thread];
   if (source.ids != nullptr) {

@@ -13,8 +13,9 @@ namespace pkv {
 // the order, so the block does not store it; K and V of a kv head share it.
 
 // Slots of one kv head: the sinks, then the other tokens in their order, then in their order the
-// `num_fine` tokens of the largest importance, ties to the lower token. importance: [128], any
-// finite numbers. With num_fine 0 slot i holds token i. REQUIRES: num_sinks + num_fine <= 128.
+// `num_fine` tokens of the largest importance, ties to the lower token. importance: [128],
+// numbers or infinities. With num_fine 0 slot i holds token i. REQUIRES: num_sinks + num_fine <=
+// 128.
 std::vector<uint8_t> ArrangeSlots(int num_sinks, int num_fine, std::span<const float> importance);
 
 // Copies the 128 tokens of `kv` into the slots' order. slots: [kv_head][128]. out: [kv_head][128]

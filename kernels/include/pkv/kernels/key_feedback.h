@@ -27,7 +27,7 @@ struct KeyFeedback {
   std::vector<uint8_t> order;  // [kv_head][step]: a permutation of the channels
   // [kv_head][step][earlier step], head_dim a row, -127..127; 0 from the step's own run on
   std::vector<int8_t> weights;
-  std::vector<float> scales;  // [kv_head][step]
+  std::vector<float> scales;  // [kv_head][step], 0 or 2^-60..2^60
 
   std::span<const uint8_t> order_of(int kv_head) const {
     return std::span(order).subspan(size_t(kv_head) * head_dim, head_dim);

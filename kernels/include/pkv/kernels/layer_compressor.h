@@ -79,7 +79,7 @@ struct WindowFlush {
   DeviceBank* bank = nullptr;  // centres are appended as AppendCentres() does; counts set on return
   DevicePatternIds ids;
   DeviceKeyFeedback feedback;
-  const float* importance = nullptr;  // [kv_head][128]
+  const float* importance = nullptr;  // [kv_head][128], as in LayerCompression
   std::byte* page = nullptr;          // page_bytes, aligned to 128
   // Optional: what the frame has behind its page when patterns are appended: per kv head the K
   // pattern, if one is, then the V pattern, fp16 [head_dim].

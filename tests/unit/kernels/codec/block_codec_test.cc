@@ -144,11 +144,13 @@ TEST_F(BlockCodecTest, RefusesFeedbackThatIsNone) {
   EXPECT_THAT(message([](KeyFeedback& f) { f.order[64 + 3] = f.order[64 + 1]; }),
               HasSubstr("feedback channel 1 at kv head 1, step 3 came before"));
   EXPECT_THAT(message([](KeyFeedback& f) { f.weights[64 * 64 + 9 * 64 + 8] = 5; }),
-              HasSubstr("feedback weight 5 at kv head 1, step 9, earlier step 8 is not of a run"));
+              HasSubstr("feedback weights at kv head 1, step 9 are not 0 from its run on, step 8"));
   EXPECT_THAT(message([](KeyFeedback& f) { f.weights[9 * 64 + 7] = -128; }),
-              HasSubstr("feedback weight -128 at kv head 0, step 9, earlier step 7 is below -127"));
-  EXPECT_THAT(message([](KeyFeedback& f) { f.scales[70] = INFINITY; }),
-              HasSubstr("feedback scale inf at kv head 1, step 6 is not finite"));
+              HasSubstr("feedback weight -128 at kv head 0, step 9 is below -127"));
+  for (const float scale : {INFINITY, NAN, -1.0f, 1e-40f, 1e38f}) {
+    EXPECT_THAT(message([&](KeyFeedback& f) { f.scales[70] = scale; }),
+                HasSubstr("at kv head 1, step 6 is neither 0 nor in 2^-60..2^60"));
+  }
 }
 
 TEST_F(BlockCodecTest, NamesThePlaceOfAnInfinity) {
