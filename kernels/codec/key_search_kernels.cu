@@ -229,11 +229,6 @@ __global__ void PatternColumnsKernel(const __grid_constant__ LayerEncodeArgs arg
 
 template <int kHeadDim, int kBits>
 cudaError_t Launch(const LayerEncodeArgs& args, cudaStream_t stream) {
-  // Six CTAs' worth: a multiprocessor may keep what the kernel before it left.
-  const cudaError_t error = cudaFuncSetAttribute(KeySearchKernel<kHeadDim, kBits>,
-                                                 cudaFuncAttributePreferredSharedMemoryCarveout,
-                                                 cudaSharedmemCarveoutMaxShared);
-  if (error != cudaSuccess) return error;
   const dim3 grid(args.num_blocks, args.num_kv_heads());
   KeySearchKernel<kHeadDim, kBits><<<grid, kThreads, 0, stream>>>(args);
   return cudaGetLastError();
