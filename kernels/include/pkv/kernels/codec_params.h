@@ -55,7 +55,7 @@ struct CodecParams {
   // (kernels/README.md, "Correct the gain").
   bool unbiased_k = false;
   bool unbiased_v = false;
-  // K channels are coded one after another, each making up for the errors of those before as the
+  // K channels are coded by runs of eight, making up for the errors of the runs before as the
   // queries seen so far weigh them (key_feedback.h); needs query statistics while encoding.
   bool feedback_k = false;
   double feedback_damping = 0.01;  // share of the mean of the moment's diagonal added to it
