@@ -173,7 +173,15 @@ class Pod:
 
     def connect(self, address, port):
         """"open", "closed" (nobody listens there) or "forbidden" (by the filter)."""
+        # The kernel limits how often it says "forbidden" to one address, and a worker that looks
+        # for a server that is gone hears it too: no answer is asked for again.
+        for _ in range(5):
+            answer = self._try_to_connect(address, port)
+            if answer != os.strerror(errno.EAGAIN):
+                break
+        return answer
 
+    def _try_to_connect(self, address, port):
         def attempt():
             with socket.socket() as connection:
                 connection.settimeout(5)

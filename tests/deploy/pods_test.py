@@ -151,14 +151,19 @@ class PodsTest(unittest.TestCase):
         return [self.metric(name, f'pkv_members{{role="{name}",state="ready"}}')
                 for name in ("prefill", "decode")]
 
+    def wait_for_members(self):
+        """members(), when they are all there or 20 s have gone."""
+        deadline = time.monotonic() + 20
+        while self.members() != [len(self.caches)] * 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.members()
+
     def assert_kept_by_all(self):
         """Every prompt comes from the cache, and every server holds some. A worker that had to wait
         long for its turn may have taken a server for away, so that a prompt went elsewhere: then
         once more."""
         for _ in range(ATTEMPTS):
-            deadline = time.monotonic() + 20
-            while self.members() != [len(self.caches)] * 2 and time.monotonic() < deadline:
-                time.sleep(0.05)
+            self.wait_for_members()
             answers = self.send_all()
             if all(answer["prefill"]["cached_tokens"] > 0
                    and answer["decode"]["recomputed_tokens"] == 0 for answer in answers):
@@ -167,7 +172,7 @@ class PodsTest(unittest.TestCase):
             self.fail(f"after {ATTEMPTS} rounds not every prompt comes from the cache")
         for name in self.caches:
             self.assertGreater(self.metric(name, 'pkv_tier_blocks{tier="dram"}'), 0, name)
-        self.assertEqual(self.members(), [len(self.caches)] * 2)
+        self.assertEqual(self.wait_for_members(), [len(self.caches)] * 2)
 
     def test_1_prompts_are_spread_over_the_servers_and_found_again(self):
         self.assert_kept_by_all()
@@ -232,7 +237,7 @@ class PodsTest(unittest.TestCase):
         result = self.pods[source].connect(self.pods[target].address, port)
         expected = network_flows.may_connect(
             self.objects, self.pods[source].identity, self.pods[target].identity, port)
-        self.assertEqual(result != "forbidden", expected)
+        self.assertEqual(result != "forbidden", expected, result)
         return result
 
     def test_4_pods_kept_within_their_limits(self):
