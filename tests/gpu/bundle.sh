@@ -35,9 +35,11 @@ take() {
   done
 }
 
-# find_built NAME: its path in the build.
+# find_built NAME: its path in the build, which is brought up to date first: what runs on a GPU is
+# then of this tree.
 find_built() {
   local binary
+  cmake --build "$build" --target "$1" > /dev/null || exit 1
   binary=$(find "$build" -type f -name "$1" -perm -u+x -print -quit)
   if [[ -z $binary ]]; then
     echo "bundle: $1 is not built in $build" >&2
