@@ -107,7 +107,7 @@ class ImportanceCta {
                           int64_t{blockIdx.y} * launch_.samples.num_tiles;
     for (int tile = 0; tile < count; ++tile) {
       ptx::ArriveExpecting(Full(tile), sizeof(Sample));
-      ptx::CopyTile(Slot(tile), of_head + begin + tile, sizeof(Sample), Full(tile));
+      ptx::CopyBulkKept(Slot(tile), of_head + begin + tile, sizeof(Sample), Full(tile));
     }
   }
 

@@ -128,11 +128,12 @@ class QueryStatisticsCuda : public QueryStatistics {
           absl::StrCat("kv has ", kv.num_tokens, " tokens, queries stand up to ", end_));
     }
     if (!lacks_lse_) return absl::FailedPreconditionError("all queries came with their lse");
-    lacks_lse_ = false;
-    return CudaStatus(
+    PKV_RETURN_IF_ERROR(CudaStatus(
         SumScores({kv.k, kv.head_stride, kv.num_tokens, 0}, samples_, shape_.num_kv_heads, group_,
                   shape_.head_dim, static_cast<cudaStream_t>(ctx.stream)),
-        "scores of sampled queries");
+        "scores of sampled queries"));
+    lacks_lse_ = false;
+    return absl::OkStatus();
   }
 
   absl::Status Importance(const KvTensorView& kv, int64_t first_token, float* importance,

@@ -210,6 +210,16 @@ __device__ __forceinline__ void CopyBulk(uint32_t to, const void* from, uint32_t
       : "memory");
 }
 
+// The same of what others read too: L2 keeps it.
+__device__ __forceinline__ void CopyBulkKept(uint32_t to, const void* from, uint32_t bytes,
+                                             uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
+          to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   uint4 r;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];"

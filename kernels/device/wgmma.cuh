@@ -185,17 +185,6 @@ __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, int
       : "memory");
 }
 
-// Copies `bytes` that stand in global memory as they are to lie; a multiple of 16, as are both
-// addresses.
-__device__ __forceinline__ void CopyTile(uint32_t to, const void* from, uint32_t bytes,
-                                         uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
-          to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
 // Moves registers between the warpgroups of a CTA; every warp of the warpgroup calls it.
 template <int kRegisters>
 __device__ __forceinline__ void ShrinkRegisters() {

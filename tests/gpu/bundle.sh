@@ -39,7 +39,7 @@ take() {
 # then of this tree.
 find_built() {
   local binary
-  cmake --build "$build" --target "$1" > /dev/null || exit 1
+  cmake --build "$build" --target "$1" >&2 || exit 1
   binary=$(find "$build" -type f -name "$1" -perm -u+x -print -quit)
   if [[ -z $binary ]]; then
     echo "bundle: $1 is not built in $build" >&2

@@ -20,16 +20,6 @@ __device__ __forceinline__ void SyncThreads() {
   asm volatile("bar.sync %0,%1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
 }
 
-// Copies what every CTA reads: L2 keeps it, unlike what ptx::CopyBulk() brings.
-__device__ __forceinline__ void CopyShared(uint32_t to, const void* from, uint32_t bytes,
-                                           uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0],[%1],%2,[%3];" ::"r"(
-          to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
 __device__ __forceinline__ void Multiply(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                          uint32_t a3, uint32_t b0, uint32_t b1, __half) {
   ptx::Mma(d, a0, a1, a2, a3, b0, b1);
@@ -171,10 +161,10 @@ struct ProductFeed {
     if (warp == 0 && lane == 0) ptx::ArriveExpecting(memory.x_barrier(), args.rows * bytes);
     __syncwarp();
     for (int row = warp + kFeedWarps * lane; row < args.rows; row += kFeedThreads) {
-      CopyShared(memory.x() + row * memory.memory.x_row_bytes,
-                 static_cast<const T*>(args.x) + int64_t{row} * args.shape.k +
-                     int64_t{part} * args.plan.part_columns,
-                 bytes, memory.x_barrier());
+      ptx::CopyBulkKept(memory.x() + row * memory.memory.x_row_bytes,
+                        static_cast<const T*>(args.x) + int64_t{row} * args.shape.k +
+                            int64_t{part} * args.plan.part_columns,
+                        bytes, memory.x_barrier());
     }
   }
 };

@@ -18,10 +18,10 @@ inline constexpr int kFeedbackRun = 8;
 //
 // Runs are coded one after another. Step i codes channel order[i], less the errors e of the runs
 // before it times their weights: target = x - sum over j of scales[i] weights[i][j] e[j]. For an
-// error e of all channels, in step order, e^T H e = sum over runs R of |V_R^T (coded - target)_R|^2
-// with triangular V_R, but for what rounding weights to bytes and errors to units of their group
-// (kernels/README.md, "Error feedback") does to it: each run's own rounding is all that is left.
-// Readers know nothing of it.
+// error e of all channels, in step order, e^T H e = sum over runs R of d_R^T S_R d_R, d = coded -
+// target and S_R the run's Schur complement in H, but for what rounding weights to bytes and errors
+// to units of their group (kernels/README.md, "Error feedback") does to it: each run's own rounding
+// is all that is left. Readers know nothing of it.
 struct KeyFeedback {
   int head_dim = 0;
   std::vector<uint8_t> order;  // [kv_head][step]: a permutation of the channels

@@ -91,9 +91,10 @@ struct WindowFlush {
 // (kernels/README.md). Pages have the bytes that BlockCodec writes for the same ids, slots and
 // feedback.
 //
-// Nothing waits for the host: calls enqueue on ctx.stream and return. Arguments on the device must
-// live until the stream has passed. Owns scratch memory for one call at a time. Thread-compatible;
-// calls of one object must follow each other on one stream.
+// Nothing waits for the host: calls enqueue and return, on ctx.stream and, of a layer, in part on a
+// stream of their own that starts behind ctx.stream and that it waits for. Arguments on the device
+// must live until the stream has passed. Owns scratch memory for one call at a time.
+// Thread-compatible; calls of one object must follow each other on one stream.
 class LayerCompressor {
  public:
   virtual ~LayerCompressor() = default;
