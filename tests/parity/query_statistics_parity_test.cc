@@ -373,7 +373,7 @@ TEST_F(QueryStatisticsTest, GivesFeedbackToTheHeadsThatCanHaveIt) {
   Prompt prompt({4, 2, 64, kBfloat, 600});
   auto& q = prompt.numbers().q();
   for (size_t i = 0; i < q.size(); ++i) {
-    if (i / 64 % 4 < 2) q[i] = 0x7f00;  // 2^127
+    if (i % prompt.numbers().q_stride() < 2 * 64) q[i] = 0x7f00;  // 2^127
   }
   const auto statistics = Make(prompt);
   prompt.AddTo(*statistics, ctx());
