@@ -151,8 +151,7 @@ __device__ float SearchedError(const SlotRows& v, const LayerEncodeArgs& args, i
   float error = 0;
   for (int first = 0; first < v.head_dim; first += channels) {
     const SlotGroup values = {v, slot, first};
-    const GroupParams params =
-        ChooseValueGroup(values, channels, encoding.bits_v, args.num_ratios_v > 1);
+    const GroupParams params = SearchLanes(values, channels, encoding.bits_v, args.num_ratios_v);
     float sums[kErrorSums];
     for (int lane = 0; lane < kErrorSums; ++lane) {
       sums[lane] = ErrorLane(values, lane, channels, params, encoding.bits_v);
@@ -198,7 +197,7 @@ __device__ void EncodeVParams(const SlotRows& v, const LayerEncodeArgs& args, in
   if (slot < first_slot) return;
   for (int group = 0; group < v.head_dim / channels; ++group) {
     const SlotGroup values = {v, slot, group * channels};
-    const GroupParams found = ChooseValueGroup(values, channels, bits, args.num_ratios_v > 1);
+    const GroupParams found = SearchLanes(values, channels, bits, args.num_ratios_v);
     const GroupParams stored =
         args.unbiased_v ? CorrectLanes(values, channels, bits, found) : found;
     searched.params[group][slot] = found;

@@ -75,16 +75,16 @@ PKV_HOST_DEVICE inline GroupParams GroupParamsOf(float min, float max) {
 // ShrunkGroupParams().
 template <int kBits>
 PKV_HOST_DEVICE inline GroupParams ShrunkParamsOf(float min, float max, int ratio_index) {
-  if (ratio_index == 0) return GroupParamsOf<kBits>(min, max);
-  // (20 - i) / 20 as the division rounds it: by Markstein's correction again.
-  constexpr float kInverse = 1.0f / 20.0f;
-  const auto numerator = static_cast<float>(20 - ratio_index);
+  // (10 - i) / 10 as the division rounds it: by Markstein's correction again.
+  constexpr float kInverse = 1.0f / 10.0f;
+  const auto numerator = static_cast<float>(10 - ratio_index);
   const float quotient = numerator * kInverse;
   const float ratio =
-      FusedMultiplyAdd(FusedMultiplyAdd(-20.0f, quotient, numerator), kInverse, quotient);
+      FusedMultiplyAdd(FusedMultiplyAdd(-10.0f, quotient, numerator), kInverse, quotient);
   const float middle = (min + max) * 0.5f;
   const float reach = ((max - min) * 0.5f) * ratio;
-  return GroupParamsOf<kBits>(middle - reach, middle + reach);
+  const bool is_whole = ratio_index == 0;
+  return GroupParamsOf<kBits>(is_whole ? min : middle - reach, is_whole ? max : middle + reach);
 }
 
 // sum / count for a count of 1 to 128, by its rounded inverse: Markstein's correction again. It is

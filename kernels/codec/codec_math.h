@@ -81,15 +81,13 @@ PKV_HOST_DEVICE inline float DequantizeOne(float code, float scale, float zero) 
 }
 
 // The clip search tries the whole range first, then ranges shrunk about its middle by these ratios:
-// 1.00, 0.95, ..., 0.40, or as far as asked. The smallest squared error wins, ties the wider range.
-// V tries every second one, down to the last: its least error is flat there.
-inline constexpr int kNumShrinkRatios = 13;
-inline constexpr int kValueRatioStep = 2;
-inline constexpr int kNumValueRatios = (kNumShrinkRatios - 1) / kValueRatioStep + 1;
+// 1.0, 0.9, ..., 0.4, or as far as asked. The smallest squared error wins (clip_ratio_math.h), ties
+// the wider range.
+inline constexpr int kNumShrinkRatios = 7;
 PKV_HOST_DEVICE inline GroupParams ShrunkGroupParams(float min, float max, int ratio_index,
                                                      int bits) {
   if (ratio_index == 0) return MakeGroupParams(min, max, bits);
-  const float ratio = static_cast<float>(20 - ratio_index) / 20.0f;
+  const float ratio = static_cast<float>(10 - ratio_index) / 10.0f;
   const float middle = (min + max) * 0.5f;
   const float reach = ((max - min) * 0.5f) * ratio;
   return MakeGroupParams(middle - reach, middle + reach, bits);

@@ -91,7 +91,7 @@ CodecParams Default(absl::string_view name, const KvShape& shape) {
     p.num_patterns_k = p.num_patterns_v = 64;
   }
   p.clip_k = Clip::kSearch;
-  p.clip_k_floor = kBits == 2 ? 0.8 : 0.95;
+  p.clip_k_floor = kBits == 2 ? 0.8 : 0.9;
   p.clip_v = Clip::kSearch;
   p.unbiased_k = true;
   p.unbiased_v = true;
@@ -154,10 +154,10 @@ absl::Status CodecParams::Validate(const KvShape& shape) const {
     return absl::InvalidArgumentError(
         "fp16 takes no num_sinks, gate_v, clip_k, clip_v, unbiased_k, unbiased_v or feedback_k");
   }
-  const double ratios = clip_k_floor * 20.0;
-  if (!(ratios >= 7.9) || !(ratios <= 20.1) || std::abs(ratios - std::round(ratios)) > 1e-6) {
+  const double ratios = clip_k_floor * 10.0;
+  if (!(ratios >= 3.9) || !(ratios <= 10.1) || std::abs(ratios - std::round(ratios)) > 1e-6) {
     return absl::InvalidArgumentError(
-        absl::StrCat("clip_k_floor ", clip_k_floor, " not in 0.40, 0.45, .., 1.00"));
+        absl::StrCat("clip_k_floor ", clip_k_floor, " not in 0.4, 0.5, .., 1.0"));
   }
   if (!(feedback_damping > 0) || !(feedback_damping <= 10)) {
     return absl::InvalidArgumentError(

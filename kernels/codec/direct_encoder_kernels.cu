@@ -21,7 +21,7 @@
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/direct_rows.cuh"
 #include "kernels/codec/layer_encode.h"
-#include "kernels/codec/least_over_lanes.cuh"
+#include "kernels/codec/over_lanes.cuh"
 #include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 

@@ -8,7 +8,7 @@
 #include <cuda_fp16.h>
 
 #include "kernels/codec/layer_encode.h"
-#include "kernels/codec/least_over_lanes.cuh"
+#include "kernels/codec/over_lanes.cuh"
 
 namespace pkv {
 

@@ -4,12 +4,12 @@
 #define HWY_TARGET_INCLUDE "kernels/codec/group_fit_simd.cc"
 #include "hwy/foreach_target.h"  // includes this file once per instruction set
 
-#include <cmath>
+#include <bit>
 #include <limits>
 
 #include "hwy/highway.h"
+#include "kernels/codec/clip_ratio_math.h"
 #include "kernels/codec/group_fit_simd.h"
-#include "kernels/codec/group_quantizer.h"
 #include "kernels/codec/key_feedback_math.h"
 #include "pkv/block/kv_shape.h"
 
@@ -26,7 +26,6 @@ using V = hn::Vec<Floats>;
 constexpr int kLanes = hn::MaxLanes(Floats());
 // Vectors that hold the 16 interleaved partial sums.
 constexpr int kParts = kErrorSums / kLanes;
-constexpr int kMaxRatios = 16;  // kNumShrinkRatios and what fills the last vector
 
 // Calls body(index of the first value, part, which lanes count) for all values of a group.
 template <class Body>
@@ -43,8 +42,9 @@ HWY_INLINE void ForEachVector(int count, const Body& body) {
   }
 }
 
-// The first steps of FoldErrorSums(), down to four sums.
-HWY_INLINE void FoldToFour(const V (&sums)[kParts], float* four) {
+// FoldErrorSums().
+HWY_INLINE float Fold(const V (&sums)[kParts]) {
+  float four[4];
 #if HWY_TARGET == HWY_SCALAR
   float eight[8];
   for (int i = 0; i < 8; ++i) eight[i] = hn::GetLane(sums[i]) + hn::GetLane(sums[i + 8]);
@@ -63,12 +63,7 @@ HWY_INLINE void FoldToFour(const V (&sums)[kParts], float* four) {
   hn::StoreU(hn::Add(hn::LowerHalf(d4, eight), hn::UpperHalf(d4, eight)), d4, four);
 #endif
 #endif
-}
-HWY_INLINE float FoldFour(const float* four) { return (four[0] + four[2]) + (four[1] + four[3]); }
-HWY_INLINE float Fold(const V (&sums)[kParts]) {
-  float four[4];
-  FoldToFour(sums, four);
-  return FoldFour(four);
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // RangeOf(), where equal zeros of different sign count as in a plain loop: the first one stays.
@@ -94,102 +89,98 @@ HWY_INLINE MinMax RangeOfGroup(const float* values, int count) {
   return range;
 }
 
-// Float16ToFloat(ToFiniteFloat16(v)).
-HWY_INLINE V RoundToFloat16(V v) {
-  const Floats d;
-  const hn::RebindToUnsigned<Floats> bits;
-  const V limit = hn::Set(d, kFloat16Max);
-  v = hn::Max(hn::Min(v, limit), hn::Neg(limit));
-  const V magnitude = hn::Abs(v);
-  // As FloatToFloat16() does it: below 2^-14 the sum with 0.5 leaves multiples of 2^-24.
-  const V half = hn::Set(d, 0.5f);
-  const V subnormal = hn::Sub(hn::Add(magnitude, half), half);
-  const auto m = hn::BitCast(bits, magnitude);
-  const auto odd = hn::And(hn::ShiftRight<13>(m), hn::Set(bits, 1));
-  const auto rounded = hn::Add(hn::Add(m, hn::Set(bits, 0xfff)), odd);
-  const V normal = hn::BitCast(d, hn::And(rounded, hn::Set(bits, 0xffffe000u)));
-  const V result =
-      hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, kFloat16MinNormal)), subnormal, normal);
-  return hn::Or(result, hn::And(v, hn::SignBit(d)));
+// Distances from the middle of a range, a byte each (clip_ratio_math.h).
+using Bytes = hn::CappedTag<uint8_t, kBlockTokens>;
+using Distances = hn::Vec<Bytes>;
+using EightsOf = hn::DFromV<decltype(hn::SumsOf8(Distances()))>;
+
+HWY_INLINE Distances AbsDiff(Distances a, int b_in) {
+  const Distances b = hn::Set(Bytes(), static_cast<uint8_t>(b_in));
+  return hn::Or(hn::SaturatedSub(a, b), hn::SaturatedSub(b, a));
 }
 
-// Scales and zero points of all shrink ratios, and of 2 bits, what their codes come from and decode
-// to. The code of a value is k at least exactly when value - zero reaches from[k]: rne((value -
-// zero) / scale) does when the rounded quotient exceeds k - 1/2, or for even k is no less.
-// (k - 1/2) scale has 14 bits and is exact, and its quotient is k - 1/2; one place above it is
-// (k - 1/2) + 2^-e / m with scale = m 2^i, 1 <= m < 2, more than half a place of the quotient, and
-// so is one place below.
-struct Grids {
-  alignas(64) float scale[kMaxRatios], zero[kMaxRatios];
-  alignas(64) float from[4][kMaxRatios];
-  alignas(64) float decoded[4][kMaxRatios];
-};
-
-// Of every ratio, and of every second one.
-static_assert(kValueRatioStep == 2);
-alignas(64) constexpr float kRatios[2][kMaxRatios] = {
-    {20.0f / 20.0f, 19.0f / 20.0f, 18.0f / 20.0f, 17.0f / 20.0f, 16.0f / 20.0f, 15.0f / 20.0f,
-     14.0f / 20.0f, 13.0f / 20.0f, 12.0f / 20.0f, 11.0f / 20.0f, 10.0f / 20.0f, 9.0f / 20.0f,
-     8.0f / 20.0f, 7.0f / 20.0f, 6.0f / 20.0f, 5.0f / 20.0f},
-    {20.0f / 20.0f, 18.0f / 20.0f, 16.0f / 20.0f, 14.0f / 20.0f, 12.0f / 20.0f, 10.0f / 20.0f,
-     8.0f / 20.0f, 6.0f / 20.0f}};
-
-HWY_INLINE void MakeCodeGrid(V scale, V zero, int at, Grids* grids) {
-  const Floats d;
-  const hn::RebindToUnsigned<Floats> bits;
-  const V none = hn::Set(d, std::numeric_limits<float>::infinity());
-  for (int k = 0; k < 4; ++k) {
-    const V decoded = hn::Add(hn::Mul(hn::Set(d, static_cast<float>(k)), scale), zero);
-    hn::Store(decoded, d, grids->decoded[k] + at);
-    if (k == 0) continue;
-    V from = hn::Mul(hn::Set(d, static_cast<float>(k) - 0.5f), scale);
-    if (k % 2 == 1) {
-      from = hn::BitCast(d, hn::Add(hn::BitCast(bits, from), hn::Set(bits, 1)));
-    }
-    from = hn::IfThenElse(hn::Gt(scale, hn::Zero(d)), from, none);
-    hn::Store(from, d, grids->from[k] + at);
-  }
-}
-
+// FoldedDistance() but for the distances themselves, eight sums in one.
 template <int kBits>
-HWY_INLINE void MakeGrids(MinMax range, const GroupRule& rule, Grids* grids) {
+HWY_INLINE hn::Vec<EightsOf> Folded(Distances distances, int scale) {
+  if constexpr (kBits == 2) return hn::SumsOf8(AbsDiff(distances, scale));
+  const Distances second = AbsDiff(distances, 4 * scale), third = AbsDiff(second, 2 * scale);
+  return hn::Add(
+      hn::Add(hn::ShiftLeft<2>(hn::SumsOf8(second)), hn::ShiftLeft<1>(hn::SumsOf8(third))),
+      hn::SumsOf8(AbsDiff(third, scale)));
+}
+
+// BestClipRatio().
+template <int kBits>
+HWY_INLINE int BestRatio(const float* values, int count, MinMax range, int num_ratios) {
+  if (num_ratios == 1 || !(range.min < range.max)) return 0;
   const Floats d;
-  const V max_code = hn::Set(d, MaxCode(kBits));
-  const float middle = (range.min + range.max) * 0.5f, reach = (range.max - range.min) * 0.5f;
-  for (int i = 0; i < rule.num_ratios; i += kLanes) {
-    const V part = hn::Mul(hn::Set(d, reach), hn::Load(d, kRatios[rule.is_value ? 1 : 0] + i));
-    V low = hn::Sub(hn::Set(d, middle), part), high = hn::Add(hn::Set(d, middle), part);
-    if (i == 0) {
-      const auto whole = hn::FirstN(d, 1);
-      low = hn::IfThenElse(whole, hn::Set(d, range.min), low);
-      high = hn::IfThenElse(whole, hn::Set(d, range.max), high);
-    }
-    const V rounded = RoundToFloat16(hn::Div(hn::Sub(high, low), max_code));
-    const V scale = hn::IfThenElseZero(hn::Ge(rounded, hn::Set(d, kFloat16MinNormal)), rounded);
-    const V zero = RoundToFloat16(low);
-    hn::Store(scale, d, grids->scale + i);
-    hn::Store(zero, d, grids->zero + i);
-    if constexpr (kBits == 2) MakeCodeGrid(scale, zero, i, grids);
+  const hn::Rebind<uint8_t, Floats> bytes;
+  const hn::RebindToSigned<Floats> integers;
+  const ClipUnits units = ClipUnits::Of(range.min, range.max, kBits);
+  const V middle = hn::Set(d, units.middle), per_value = hn::Set(d, units.per_value);
+  alignas(64) uint8_t distances[kBlockTokens] = {};
+  for (int i = 0; i < count; i += kLanes) {
+    const V distance = hn::Mul(hn::Abs(hn::Sub(hn::LoadU(d, values + i), middle)), per_value);
+    const auto on_base = hn::BitCast(integers, hn::Add(distance, hn::Set(d, 0x1p+23f)));
+    const auto last_byte = hn::And(on_base, hn::Set(integers, 0xff));
+    hn::StoreU(hn::DemoteTo(bytes, last_byte), bytes, distances + i);
   }
+  for (int i = count; i % kErrorSums != 0; ++i) distances[i] = 0;
+  constexpr int kAtOnce = hn::MaxLanes(Bytes());
+  const int num_places = (count + kAtOnce - 1) / kAtOnce * kAtOnce;
+  const auto sum_of = [&](const auto& of_vector) HWY_ATTR {
+    const EightsOf eights;
+    auto sums = hn::Zero(eights);
+    for (int i = 0; i < num_places; i += kAtOnce) {
+      sums = hn::Add(sums, of_vector(hn::Load(Bytes(), distances + i)));
+    }
+    return static_cast<int>(hn::GetLane(hn::SumOfLanes(eights, sums)));
+  };
+  const int unfolded = sum_of([](Distances v) HWY_ATTR { return hn::SumsOf8(v); }) << (kBits - 1);
+  int best = 0, least = 0;
+  for (int i = 0; i < num_ratios; ++i) {
+    const int scale = ClipScaleUnits(i, kBits);
+    const int folded =
+        unfolded + sum_of([&](Distances v) HWY_ATTR { return Folded<kBits>(v, scale); });
+    const int error = ClipRatioError(scale, count, folded, kBits, num_places - count);
+    if (i > 0 && error >= least) continue;
+    best = i;
+    least = error;
+  }
+  return best;
+}
+
+constexpr float kNone = std::numeric_limits<float>::infinity();
+// REQUIRES: value > 0.
+HWY_INLINE float NextAbove(float value) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) + 1);
 }
 
 // QuantizeOne() and DequantizeOne() on one grid.
 template <int kBits>
 struct Quantizer;
+// The code of a value is k at least exactly when value - zero reaches from k: rne((value - zero) /
+// scale) does when the rounded quotient exceeds k - 1/2, or for even k is no less. (k - 1/2) scale
+// has 14 bits and is exact, and its quotient is k - 1/2; one place above it is (k - 1/2) + 2^-e / m
+// with scale = m 2^i, 1 <= m < 2, more than half a place of the quotient, and so is one place
+// below.
 template <>
 struct Quantizer<2> {
   V zero, from1, from2, from3, decoded0, decoded1, decoded2, decoded3;
 
-  HWY_INLINE Quantizer(const Grids& grids, int at) {
+  HWY_INLINE Quantizer(float scale_in, float zero_in) {
     const Floats d;
-    zero = hn::Set(d, grids.zero[at]);
-    from1 = hn::Set(d, grids.from[1][at]);
-    from2 = hn::Set(d, grids.from[2][at]);
-    from3 = hn::Set(d, grids.from[3][at]);
-    decoded0 = hn::Set(d, grids.decoded[0][at]);
-    decoded1 = hn::Set(d, grids.decoded[1][at]);
-    decoded2 = hn::Set(d, grids.decoded[2][at]);
-    decoded3 = hn::Set(d, grids.decoded[3][at]);
+    const auto level = [&](float code)
+                           HWY_ATTR { return hn::Set(d, DequantizeOne(code, scale_in, zero_in)); };
+    const bool has_codes = scale_in > 0.0f;
+    zero = hn::Set(d, zero_in);
+    from1 = hn::Set(d, has_codes ? NextAbove(0.5f * scale_in) : kNone);
+    from2 = hn::Set(d, has_codes ? 1.5f * scale_in : kNone);
+    from3 = hn::Set(d, has_codes ? NextAbove(2.5f * scale_in) : kNone);
+    decoded0 = level(0.0f);
+    decoded1 = level(1.0f);
+    decoded2 = level(2.0f);
+    decoded3 = level(3.0f);
   }
   HWY_INLINE V Choose(V value, V v0, V v1, V v2, V v3) const {
     const V above = hn::Sub(value, zero);
@@ -216,7 +207,6 @@ struct Quantizer<4> {
     divisor = hn::Set(d, scale_in > 0.0f ? scale_in : 1.0f);
     max_code = hn::Set(d, scale_in > 0.0f ? MaxCode(4) : 0.0f);
   }
-  HWY_INLINE Quantizer(const Grids& grids, int at) : Quantizer(grids.scale[at], grids.zero[at]) {}
   HWY_INLINE V Code(V value) const {
     const Floats d;
     const V integers_only = hn::Set(d, 0x1.8p+23f);
@@ -227,32 +217,17 @@ struct Quantizer<4> {
   HWY_INLINE V Decoded(V value) const { return hn::Add(hn::Mul(Code(value), scale), zero); }
 };
 
-// The ratio of the smallest squared error, of those from `begin` to `end`.
 template <int kBits>
-HWY_INLINE int Search(const float* values, int count, int begin, int end, const Grids& grids,
-                      float* least) {
+HWY_INLINE float SquaredError(const float* values, int count, const Quantizer<kBits>& quantizer) {
   const Floats d;
-  alignas(64) float sums[kMaxRatios][4];
-  int ratio = begin;
-  do {
-    const Quantizer<kBits> quantizer(grids, ratio);
-    V squares[kParts];
-    for (V& sum : squares) sum = hn::Zero(d);
-    ForEachVector(count, [&](int i, int part, auto inside) HWY_ATTR {
-      const V value = hn::LoadU(d, values + i);
-      const V error = hn::Sub(value, quantizer.Decoded(value));
-      squares[part] = hn::Add(squares[part], hn::IfThenElseZero(inside, hn::Mul(error, error)));
-    });
-    FoldToFour(squares, sums[ratio]);
-  } while (++ratio < end);
-  int best = begin;
-  *least = FoldFour(sums[begin]);
-  for (int i = begin + 1; i < end; ++i) {
-    const float error = FoldFour(sums[i]);
-    best = error < *least ? i : best;
-    *least = error < *least ? error : *least;
-  }
-  return best;
+  V squares[kParts];
+  for (V& sum : squares) sum = hn::Zero(d);
+  ForEachVector(count, [&](int i, int part, auto inside) HWY_ATTR {
+    const V value = hn::LoadU(d, values + i);
+    const V error = hn::Sub(value, quantizer.Decoded(value));
+    squares[part] = hn::Add(squares[part], hn::IfThenElseZero(inside, hn::Mul(error, error)));
+  });
+  return Fold(squares);
 }
 
 // The codes, as floats and as bytes, where wanted.
@@ -297,25 +272,16 @@ HWY_INLINE GroupParams Correct(const float* values, const float* codes, int coun
 
 template <int kBits>
 GroupFit Fit(const float* values, int count, const GroupRule& rule, uint8_t* codes) {
-  Grids grids;
   const MinMax range = RangeOfGroup(values, count);
-  MakeGrids<kBits>(range, rule, &grids);
+  const int ratio = BestRatio<kBits>(values, count, range, rule.num_ratios);
   GroupFit fit;
-  int best = 0;
-  if (rule.is_value && rule.num_ratios > 1) {
-    best = BestValueRatio(values, count, {range.min, range.max}, kBits);
-    if (rule.with_error) {
-      Search<kBits>(values, count, best, best + 1, grids, &fit.squared_error);
-    }
-  } else if (rule.num_ratios > 1 || rule.with_error) {
-    best = Search<kBits>(values, count, 0, rule.num_ratios, grids, &fit.squared_error);
-  }
-  fit.searched = {FloatToFloat16(grids.scale[best]), FloatToFloat16(grids.zero[best])};
-  fit.stored = fit.searched;
+  fit.searched = fit.stored = ShrunkGroupParams(range.min, range.max, ratio, kBits);
+  const Quantizer<kBits> quantizer(Float16ToFloat(fit.searched.scale),
+                                   Float16ToFloat(fit.searched.zero));
+  if (rule.with_error) fit.squared_error = SquaredError<kBits>(values, count, quantizer);
   if (codes == nullptr && !rule.unbiased) return fit;
   alignas(64) float as_floats[kBlockTokens];
-  Codes<kBits>(values, count, Quantizer<kBits>(grids, best), rule.unbiased ? as_floats : nullptr,
-               codes);
+  Codes<kBits>(values, count, quantizer, rule.unbiased ? as_floats : nullptr, codes);
   if (rule.unbiased) fit.stored = Correct(values, as_floats, count, fit.searched);
   return fit;
 }

@@ -2,7 +2,8 @@
 #define PKV_KERNELS_CODEC_GROUP_FIT_SIMD_H_
 
 // The loops of group_quantizer.h and key_encoder.cc for every instruction set, built once each with
-// Highway: the same operations on every element, in the same order of every sum, so equal bits.
+// Highway: the same operations on every element, in the same order of every sum of floats, so equal
+// bits.
 
 #include <cstdint>
 
@@ -16,7 +17,6 @@ struct GroupRule {
   int num_ratios = 1;       // shrink ratios tried, kNumShrinkRatios at most
   bool unbiased = false;    // correct the gain
   bool with_error = false;  // the squared error is wanted
-  bool is_value = false;    // V: a search is BestValueRatio(), of kNumValueRatios
 };
 
 struct GroupFit {

@@ -5,8 +5,8 @@
 // elements l, l + 16, ... in order, so that lanes may run one after another or in threads of their
 // own. `value_at(i)` is element i of the group; it is called more than once.
 
+#include "kernels/codec/clip_ratio_math.h"
 #include "kernels/codec/codec_math.h"
-#include "kernels/codec/value_ratio_math.h"
 
 namespace pkv {
 
@@ -80,35 +80,13 @@ struct LaneRange {
   }
 };
 
-// ChooseGroup() of group_quantizer.cc; `searches`: Clip::kSearch.
-template <typename ValueAt>
-PKV_HOST_DEVICE inline GroupParams ChooseValueGroup(const ValueAt& value_at, int count, int bits,
-                                                    bool searches) {
-  const auto [low, high] = LaneRange::Of(value_at, count);
-  const int ratio = searches ? BestValueRatio(value_at, count, low, high, bits) : 0;
-  return ShrunkGroupParams(low, high, ratio * kValueRatioStep, bits);
-}
-
-// SearchParams() of group_quantizer.cc, lane after lane. REQUIRES: count > 0.
+// SearchParams() of group_quantizer.cc. REQUIRES: count > 0.
 template <typename ValueAt>
 PKV_HOST_DEVICE inline GroupParams SearchLanes(const ValueAt& value_at, int count, int bits,
                                                int num_ratios) {
   const auto [low, high] = LaneRange::Of(value_at, count);
-  GroupParams best = ShrunkGroupParams(low, high, 0, bits);
-  if (num_ratios == 1) return best;
-  float least = 0;
-  for (int ratio = 0; ratio < num_ratios; ++ratio) {
-    const GroupParams params = ShrunkGroupParams(low, high, ratio, bits);
-    float sums[kErrorSums];
-    for (int lane = 0; lane < kErrorSums; ++lane) {
-      sums[lane] = ErrorLane(value_at, lane, count, params, bits);
-    }
-    const float error = FoldErrorSums(sums);
-    if (ratio > 0 && !(error < least)) continue;
-    best = params;
-    least = error;
-  }
-  return best;
+  const int ratio = BestClipRatio(value_at, count, low, high, bits, num_ratios);
+  return ShrunkGroupParams(low, high, ratio, bits);
 }
 
 // CorrectGain() of group_quantizer.cc, lane after lane.

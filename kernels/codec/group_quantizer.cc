@@ -1,9 +1,8 @@
 #include "kernels/codec/group_quantizer.h"
 
-#include <bit>
 #include <type_traits>
 
-#include "kernels/codec/value_ratio_math.h"
+#include "kernels/codec/clip_ratio_math.h"
 #include "kernels/device/cpu_clones.h"
 #include "pkv/block/kv_shape.h"
 
@@ -99,19 +98,35 @@ PKV_CPU_CLONES void QuantizeRow(const float* values, const float* scales, const 
   }
 }
 
-GroupParams SearchParams(const GroupValues& group, int num_ratios) {
-  const Range range = RangeOf(group.values, group.count);
-  GroupParams best = ShrunkGroupParams(range.min, range.max, 0, group.bits);
-  if (num_ratios == 1) return best;
-  float least = SquaredError(group.values, group.count, group.bits, best);
-  for (int i = 1; i < num_ratios; ++i) {
-    const GroupParams params = ShrunkGroupParams(range.min, range.max, i, group.bits);
-    const float error = SquaredError(group.values, group.count, group.bits, params);
-    if (!(error < least)) continue;
-    best = params;
+PKV_CPU_CLONES int BestClipRatio(const GroupValues& group, Range range, int num_ratios) {
+  if (num_ratios == 1 || !(range.min < range.max)) return 0;
+  const ClipUnits units = ClipUnits::Of(range.min, range.max, group.bits);
+  uint8_t distances[kBlockTokens];
+  for (int n = 0; n < group.count; ++n) {
+    distances[n] = static_cast<uint8_t>(units.DistanceOf(group.values[n]));
+  }
+  const auto folded_sum = [&](int scale, auto bits_of) __attribute__((always_inline)) {
+    int sum = 0;
+    for (int n = 0; n < group.count; ++n) sum += FoldedDistance(distances[n], scale, bits_of());
+    return sum;
+  };
+  int best = 0, least = 0;
+  for (int i = 0; i < num_ratios; ++i) {
+    const int scale = ClipScaleUnits(i, group.bits);
+    const int folded = group.bits == 2 ? folded_sum(scale, std::integral_constant<int, 2>())
+                                       : folded_sum(scale, std::integral_constant<int, 4>());
+    const int error = ClipRatioError(scale, group.count, folded, group.bits);
+    if (i > 0 && error >= least) continue;
+    best = i;
     least = error;
   }
   return best;
+}
+
+GroupParams SearchParams(const GroupValues& group, int num_ratios) {
+  const Range range = RangeOf(group.values, group.count);
+  const int ratio = BestClipRatio(group, range, num_ratios);
+  return ShrunkGroupParams(range.min, range.max, ratio, group.bits);
 }
 
 GroupParams CorrectGain(const GroupValues& group, GroupParams searched) {
@@ -124,37 +139,9 @@ GroupParams CorrectGain(const GroupValues& group, GroupParams searched) {
   return UnbiasedParams(searched, mean_code, mean_value, covariance, variance);
 }
 
-PKV_CPU_CLONES int BestValueRatio(const float* values, int count, Range range, int bits) {
-  if (!(range.min < range.max)) return 0;
-  const ValueUnits units = ValueUnits::Of(range.min, range.max, bits);
-  uint8_t distances[kBlockTokens];
-  for (int n = 0; n < count; ++n) {
-    const float on_base = units.DistanceOnBase(values[n]);
-    distances[n] = static_cast<uint8_t>(std::bit_cast<uint32_t>(on_base));
-  }
-  const auto folded_sum = [&](int scale, auto bits_of) __attribute__((always_inline)) {
-    int sum = 0;
-    for (int n = 0; n < count; ++n) sum += FoldedDistance(distances[n], scale, bits_of());
-    return sum;
-  };
-  int best = 0, least = 0;
-  for (int i = 0; i < kNumValueRatios; ++i) {
-    const int scale = ValueScaleUnits(i, bits);
-    const int folded = bits == 2 ? folded_sum(scale, std::integral_constant<int, 2>())
-                                 : folded_sum(scale, std::integral_constant<int, 4>());
-    const int error = ValueRatioError(scale, count, folded, bits);
-    if (i > 0 && error >= least) continue;
-    best = i;
-    least = error;
-  }
-  return best;
-}
-
 GroupChoice ChooseGroup(const float* values, int count, int bits, Clip clip, bool with_error) {
-  const Range range = RangeOf(values, count);
-  const int ratio = clip == Clip::kNone ? 0 : BestValueRatio(values, count, range, bits);
   GroupChoice best;
-  best.params = ShrunkGroupParams(range.min, range.max, ratio * kValueRatioStep, bits);
+  best.params = SearchParams({values, count, bits}, clip == Clip::kNone ? 1 : kNumShrinkRatios);
   if (with_error) best.squared_error = SquaredError(values, count, bits, best.params);
   return best;
 }

@@ -32,14 +32,13 @@ struct GroupValues {
   int bits;
 };
 
-// Scale and zero point of the smallest squared error over the first `num_ratios` shrink ratios; 1:
-// from minimum and maximum.
+// BestClipRatio() of clip_ratio_math.h. REQUIRES: group.count <= kBlockTokens.
+int BestClipRatio(const GroupValues& group, Range range, int num_ratios);
+// Scale and zero point of the best of the first `num_ratios` shrink ratios; 1: from minimum and
+// maximum.
 GroupParams SearchParams(const GroupValues& group, int num_ratios);
 // UnbiasedParams() of a group whose codes come from `searched`.
 GroupParams CorrectGain(const GroupValues& group, GroupParams searched);
-
-// BestValueRatio() of value_ratio_math.h. REQUIRES: count <= kBlockTokens.
-int BestValueRatio(const float* values, int count, Range range, int bits);
 
 struct GroupChoice {
   GroupParams params;

@@ -122,9 +122,8 @@ void EncodeVSimd(const HeadSource& v, const CodecParams& params,
   const Encoding& encoding = params.encoding;
   const int d = v.head_dim, group_channels = encoding.v_group_channels;
   const GroupRule rule = {.bits = encoding.bits_v,
-                          .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumValueRatios,
-                          .unbiased = params.unbiased_v,
-                          .is_value = true};
+                          .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumShrinkRatios,
+                          .unbiased = params.unbiased_v};
   std::vector<uint8_t> codes(static_cast<size_t>(kBlockTokens) * kBlockTokens);
   float residual[kBlockTokens];
   for (int t = v.first_token; t < kBlockTokens; ++t) {

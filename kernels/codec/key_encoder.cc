@@ -69,7 +69,7 @@ GroupParams EncodeChannel(const float* targets, const float* originals, KeyGroup
 
 int NumKeyRatios(const CodecParams& params) {
   if (params.clip_k == Clip::kNone) return 1;
-  return static_cast<int>((1.0 - params.clip_k_floor) * 20.0 + 0.5) + 1;
+  return static_cast<int>((1.0 - params.clip_k_floor) * 10.0 + 0.5) + 1;
 }
 
 KeyGroupCodes EncodeKeyGroup(const std::vector<float>& residuals, int head_dim, KeyGroup group,

@@ -5,8 +5,8 @@
 // SearchParams() and CorrectGain() of group_quantizer.h, bit by bit. A lane holds eight slots, one
 // of the sixteen partial sums of FoldErrorSums(), whole.
 
+#include "kernels/codec/clip_ratio.cuh"
 #include "kernels/codec/code_steps_math.h"
-#include "kernels/codec/near_error.cuh"
 #include "pkv/block/kv_shape.h"
 
 namespace pkv::key_search {
@@ -29,15 +29,15 @@ __device__ inline int Lane() { return static_cast<int>(threadIdx.x) % kLanes; }
 // sinks. 0: told by the block.
 template <int kCoarse>
 struct LaneSlots {
-  float num_coarse, inverse;  // of the group; 1 / num_coarse, rounded
+  int num_coarse;  // of the group
+  float inverse;   // 1 / num_coarse, rounded
   int coarse_of_lane;
   bool has_fine;
 
   __device__ LaneSlots(int first_slot, int num_fine) {
-    const int coarse = kBlockTokens - num_fine - first_slot;
-    num_coarse = static_cast<float>(coarse);
-    inverse = 1.0f / num_coarse;
-    coarse_of_lane = (coarse - Lane() + kLanes - 1) / kLanes;
+    num_coarse = kCoarse > 0 ? kCoarse * kLanes : kBlockTokens - num_fine - first_slot;
+    inverse = 1.0f / static_cast<float>(num_coarse);
+    coarse_of_lane = (num_coarse - Lane() + kLanes - 1) / kLanes;
     has_fine = num_fine > 0;
   }
   __device__ static int Element(int q) { return Lane() + kLanes * q; }
@@ -100,30 +100,25 @@ __device__ inline float2 RangeOfGroup(const LaneSlots<kCoarse>& slots, const Oct
   return make_float2(low, high);
 }
 
+// BestClipRatio().
 template <int kBits, int kCoarse>
-__device__ inline float ExactError(const LaneSlots<kCoarse>& slots, const Octet& target,
-                                   GroupParams params) {
-  const float scale = StoredToFloat(params.scale), zero = StoredToFloat(params.zero);
-  const CodeSteps steps = MakeCodeSteps(scale, zero, kBits);
-  Octet squares;
+__device__ inline int BestRatio(const LaneSlots<kCoarse>& slots, const Octet& target, float2 range,
+                                int num_ratios) {
+  const ClipUnits units = ClipUnits::Of(range.x, range.y, kBits);
+  uint32_t distances[kSlots / 4];
 #pragma unroll
-  for (int q = 0; q < kSlots; ++q) {
-    const float error = target.x[q] - LevelOf(CodeOf<kBits>(target.x[q], steps), scale, zero);
-    squares.x[q] = error * error;
-  }
-  return OrderedSum(slots, squares);
-}
-
-template <int kBits, int kCoarse>
-__device__ inline float NearError(const LaneSlots<kCoarse>& slots, const Octet& target,
-                                  GroupParams params) {
-  const NearLevels<kBits> levels(params);
-  float sum = 0;
+  for (int word = 0; word < kSlots / 4; ++word) {
+    uint32_t on_base[4];
 #pragma unroll
-  for (int q = 0; q < kSlots; ++q) {
-    if (slots.IsCoarse(q)) sum = levels.AddSquare(sum, target.x[q]);
+    for (int i = 0; i < 4; ++i) {
+      const int q = 4 * word + i;
+      on_base[i] = slots.IsCoarse(q) ? __float_as_uint(units.DistanceOnBase(target.x[q])) : 0u;
+    }
+    distances[word] = LastBytes(on_base);
   }
-  return OverChannel(sum, Added);
+  constexpr int kAtOnce = kBits == 2 ? 4 : 2;  // as the presets try, or one more
+  const int best = BestClipRatio<kBits, kLanes, kAtOnce>(distances, slots.num_coarse, num_ratios);
+  return range.x < range.y ? best : 0;
 }
 
 // SearchParams().
@@ -131,49 +126,8 @@ template <int kBits, int kCoarse>
 __device__ inline GroupParams Search(const LaneSlots<kCoarse>& slots, const Octet& target,
                                      int num_ratios) {
   const float2 range = RangeOfGroup(slots, target);
-  if (num_ratios == 1) return ShrunkParamsOf<kBits>(range.x, range.y, 0);
-  // Each lane makes the parameters of one ratio for all.
-  const GroupParams mine = ShrunkParamsOf<kBits>(range.x, range.y, min(Lane(), num_ratios - 1));
-  const uint32_t packed = mine.scale | static_cast<uint32_t>(mine.zero) << 16;
-  const auto params_of = [&](int ratio) {
-    const uint32_t bits = __shfl_sync(kAllLanes, packed, ratio, kLanes);
-    return GroupParams{static_cast<Float16Bits>(bits), static_cast<Float16Bits>(bits >> 16)};
-  };
-  float least = INFINITY, second = INFINITY;
-  int best = 0;
-  // As many at once as the presets try: they hide each other's latency.
-  constexpr int kAtOnce = kBits == 2 ? 5 : 2;
-#pragma unroll 1
-  for (int first = 0; first < num_ratios; first += kAtOnce) {
-    float errors[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      errors[i] = NearError<kBits>(slots, target, params_of(min(first + i, num_ratios - 1)));
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float error = first + i < num_ratios ? errors[i] : INFINITY;
-      second = fminf(second, fmaxf(error, least));
-      best = error < least ? first + i : best;
-      least = fminf(least, error);
-    }
-  }
-  const float widest = StoredToFloat(params_of(0).scale);
-  const auto slack = [&](float error) { return NearErrorSlack<kBits>(error, range, widest); };
-  const bool is_open = !(second - slack(second) > least + slack(least));
-  if (__any_sync(kAllLanes, is_open)) {
-    float exact = 0;
-    int exact_best = 0;
-#pragma unroll 1
-    for (int i = 0; i < num_ratios; ++i) {
-      const float of_ratio = ExactError<kBits>(slots, target, params_of(i));
-      if (i > 0 && !(of_ratio < exact)) continue;
-      exact = of_ratio;
-      exact_best = i;
-    }
-    if (is_open) best = exact_best;
-  }
-  return params_of(best);
+  const int ratio = num_ratios > 1 ? BestRatio<kBits>(slots, target, range, num_ratios) : 0;
+  return ShrunkParamsOf<kBits>(range.x, range.y, ratio);
 }
 
 // CorrectGain(), from the codes of the coarse elements.
@@ -181,8 +135,9 @@ template <int kCoarse>
 __device__ inline GroupParams Corrected(const LaneSlots<kCoarse>& slots, const Octet& target,
                                         const Octet& codes, GroupParams searched) {
   // Codes are small integers: their sum is exact in any order.
-  const float mean_code = MeanOf(OrderedSum(slots, codes), slots.num_coarse, slots.inverse);
-  const float mean_value = MeanOf(OrderedSum(slots, target), slots.num_coarse, slots.inverse);
+  const auto count = static_cast<float>(slots.num_coarse);
+  const float mean_code = MeanOf(OrderedSum(slots, codes), count, slots.inverse);
+  const float mean_value = MeanOf(OrderedSum(slots, target), count, slots.inverse);
   Octet covariances, variances;
 #pragma unroll
   for (int q = 0; q < kSlots; ++q) {

@@ -6,6 +6,7 @@
 // The work is cut into phases with a barrier after each. FitKeys() gives their order to the kernel
 // and to the test that runs them thread after thread on the CPU.
 
+#include "kernels/codec/clip_ratio_math.h"
 #include "kernels/codec/codec_math.h"
 #include "kernels/codec/group_lanes_math.h"
 #include "pkv/block/kv_shape.h"
@@ -26,8 +27,8 @@ struct KeyFitRule {
 struct KeyFitShared {
   struct Group {
     float lows[kErrorSums], highs[kErrorSums];
-    float error_sums[kNumShrinkRatios][kErrorSums];
-    float errors[kNumShrinkRatios];
+    int folded_sums[kNumShrinkRatios][kErrorSums];
+    int errors[kNumShrinkRatios];
     float code_sums[kErrorSums], value_sums[kErrorSums];
     float covariances[kErrorSums], variances[kErrorSums];
   };
@@ -72,27 +73,35 @@ class KeyFitThread {
     group_->highs[worker_] = high;
   }
 
-  PKV_HOST_DEVICE void PutErrorSums() {
+  PKV_HOST_DEVICE void PutFoldedSums() {
     if (count_ <= 0) return;
     low_ = group_->lows[0];
     high_ = group_->highs[0];
     for (int i = 1; i < kErrorSums; ++i) Widen(group_->lows[i], group_->highs[i], low_, high_);
     searched_ = stored_ = ShrunkGroupParams(low_, high_, 0, rule_.bits);
     if (rule_.num_ratios == 1) return;
+    const ClipUnits units = ClipUnits::Of(low_, high_, rule_.bits);
     for (int i = worker_; i < rule_.num_ratios * kErrorSums; i += rule_.group_tokens) {
       const int ratio = i / kErrorSums, lane = i % kErrorSums;
-      const GroupParams params = ShrunkGroupParams(low_, high_, ratio, rule_.bits);
-      group_->error_sums[ratio][lane] = ErrorLane(values(), lane, count_, params, rule_.bits);
+      const int scale = ClipScaleUnits(ratio, rule_.bits);
+      int sum = 0;
+      for (int n = lane; n < count_; n += kErrorSums) {
+        sum += FoldedDistance(units.DistanceOf(values()(n)), scale, rule_.bits);
+      }
+      group_->folded_sums[ratio][lane] = sum;
     }
   }
 
   PKV_HOST_DEVICE void FoldErrors() {
     if (worker_ >= rule_.num_ratios || count_ <= 0) return;
-    group_->errors[worker_] = Fold(group_->error_sums[worker_]);
+    int folded = 0;
+    for (const int sum : group_->folded_sums[worker_]) folded += sum;
+    group_->errors[worker_] =
+        ClipRatioError(ClipScaleUnits(worker_, rule_.bits), count_, folded, rule_.bits);
   }
 
   PKV_HOST_DEVICE void ChooseRatio() {
-    if (count_ <= 0) return;
+    if (count_ <= 0 || !(low_ < high_)) return;
     int best = 0;
     for (int i = 1; i < rule_.num_ratios; ++i) {
       if (group_->errors[i] < group_->errors[best]) best = i;
@@ -180,7 +189,7 @@ class KeyFitThread {
 template <typename RunAll>
 PKV_HOST_DEVICE inline void FitKeys(const KeyFitRule& rule, const RunAll& run_all) {
   run_all([](KeyFitThread& thread) { thread.PutRange(); });
-  run_all([](KeyFitThread& thread) { thread.PutErrorSums(); });
+  run_all([](KeyFitThread& thread) { thread.PutFoldedSums(); });
   if (rule.num_ratios > 1) {
     run_all([](KeyFitThread& thread) { thread.FoldErrors(); });
     run_all([](KeyFitThread& thread) { thread.ChooseRatio(); });

@@ -239,7 +239,6 @@ cudaError_t Launch(const LayerEncodeArgs& args, cudaStream_t stream) {
 
 bool KeySearchCovers(const LayerEncodeArgs& args) {
   return args.layout.encoding.k_group_tokens == kBlockTokens &&
-         args.num_ratios_k <= key_search::kLanes &&
          (args.k_ids == nullptr || args.k_pattern_columns != nullptr);
 }
 

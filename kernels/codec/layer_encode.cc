@@ -8,7 +8,7 @@ LayerEncodeArgs EncodeArgsFor(const KvShape& shape, const CodecParams& params) {
   LayerEncodeArgs args;
   args.layout = PayloadLayout::OfBlock(shape, params.encoding);
   args.num_ratios_k = NumKeyRatios(params);
-  args.num_ratios_v = params.clip_v == Clip::kSearch ? kNumValueRatios : 1;
+  args.num_ratios_v = params.clip_v == Clip::kSearch ? kNumShrinkRatios : 1;
   args.unbiased_k = params.unbiased_k;
   args.unbiased_v = params.unbiased_v;
   return args;

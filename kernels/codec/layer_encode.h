@@ -23,7 +23,7 @@ struct LayerEncodeArgs {
   int num_blocks = 0;
   // Of the first block of this launch; the others have none.
   int num_sinks = 0;
-  // Shrink ratios tried, of V every kValueRatioStep-th, 1 for none; gain correction.
+  // Shrink ratios tried, 1 for none; gain correction.
   int num_ratios_k = 1, num_ratios_v = 1;
   bool unbiased_k = false, unbiased_v = false;
   // Not kNone: `v_ids` are nearest patterns, to be dropped where the gate does not accept them.

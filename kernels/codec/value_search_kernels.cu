@@ -5,17 +5,14 @@
 // neighbours of every sixteen channels, so that it has four of the sixteen partial sums whole, in
 // their order (FoldErrorSums), and a lane reads 8 bytes at a time.
 //
-// The ratio comes from integers (value_ratio_math.h): four distances a word, a quarter of an
-// instruction a value and ratio of 2 bits, 1.25 of 4. Everything else is the arithmetic of the CPU,
+// The ratio comes from integers (clip_ratio.cuh). Everything else is the arithmetic of the CPU,
 // operation for operation. Compiled with --fmad=false: equal bytes.
-
-#include <limits>
 
 #include <cuda_fp16.h>
 
+#include "kernels/codec/clip_ratio.cuh"
 #include "kernels/codec/code_steps_math.h"
 #include "kernels/codec/layer_encode.h"
-#include "kernels/codec/value_ratio_math.h"
 #include "kernels/pattern/pattern_math.h"
 #include "proto/block/fragment_order.h"
 
@@ -167,56 +164,12 @@ __device__ float ExactError(const Values<kHeadDim>& values, GroupParams params) 
   return FoldOverToken(sums);
 }
 
-// Four bytes, the last of each word.
-__device__ uint32_t LastBytes(const uint32_t (&words)[kPart]) {
-  return __byte_perm(__byte_perm(words[0], words[1], 0x0040),
-                     __byte_perm(words[2], words[3], 0x0040), 0x5410);
-}
-
-// sum + |a - b| over the four bytes.
-__device__ uint32_t AddDistances(uint32_t a, uint32_t b, uint32_t sum) {
-  asm("vabsdiff4.u32.u32.u32.add %0, %1, %2, %0;" : "+r"(sum) : "r"(a), "r"(b));
-  return sum;
-}
-
-// FoldedDistance() of four distances, a byte each, but for the distances themselves.
-template <int kBits>
-__device__ uint32_t AddFolded(uint32_t distances, uint32_t scale, uint32_t sum) {
-  constexpr uint32_t kAll = 0x01010101u;
-  if constexpr (kBits == 4) {
-    distances = __vabsdiffu4(distances, 4 * kAll * scale);
-    sum = __dp4a(distances, 4 * kAll, sum);
-    distances = __vabsdiffu4(distances, 2 * kAll * scale);
-    sum = __dp4a(distances, 2 * kAll, sum);
-  }
-  return AddDistances(distances, kAll * scale, sum);
-}
-
-// Sums over the four lanes of a token: lane l gets sums 2 l and 2 l + 1, by halving.
-constexpr int kSums = 2 * kLanes;
-__device__ void SumOverToken(const int (&sums)[kSums], int (&own)[2]) {
-  int kept[kSums / 2];
-#pragma unroll
-  for (int i = 0; i < kSums / 2; ++i) {
-    const bool is_upper = (Lane() & 2) != 0;
-    const int low = sums[i], high = sums[i + kSums / 2];
-    kept[i] = (is_upper ? high : low) + __shfl_xor_sync(~0u, is_upper ? low : high, 2);
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const bool is_upper = (Lane() & 1) != 0;
-    const int low = kept[i], high = kept[i + 2];
-    own[i] = (is_upper ? high : low) + __shfl_xor_sync(~0u, is_upper ? low : high, 1);
-  }
-}
-
-// BestValueRatio().
+// BestClipRatio().
 template <int kHeadDim, int kBits>
 __device__ int BestRatio(const Values<kHeadDim>& values, float2 range) {
   constexpr int kLoads = Values<kHeadDim>::kLoads;
-  const ValueUnits units = ValueUnits::Of(range.x, range.y, kBits);
+  const ClipUnits units = ClipUnits::Of(range.x, range.y, kBits);
   uint32_t distances[kLoads];
-  uint32_t unfolded = 0;
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) {
     uint32_t on_base[kPart];
@@ -225,30 +178,11 @@ __device__ int BestRatio(const Values<kHeadDim>& values, float2 range) {
       on_base[c] = __float_as_uint(units.DistanceOnBase(values.x[j][c]));
     }
     distances[j] = LastBytes(on_base);
-    unfolded = __dp4a(distances[j], (1u << (kBits - 1)) * 0x01010101u, unfolded);
   }
-  static_assert(kNumValueRatios < kSums);
-  int sums[kSums] = {}, own[2];
-#pragma unroll
-  for (int i = 0; i < kNumValueRatios; ++i) {
-    uint32_t sum = unfolded;
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      sum = AddFolded<kBits>(distances[j], ValueScaleUnits(i, kBits), sum);
-    }
-    sums[i] = static_cast<int>(sum);
-  }
-  SumOverToken(sums, own);
-  // The index in the last bits: the least of equal errors has the least index.
-  int least = std::numeric_limits<int>::max();
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int ratio = 2 * Lane() + i;
-    const int error = ValueRatioError(ValueScaleUnits(ratio, kBits), kHeadDim, own[i], kBits);
-    if (ratio < kNumValueRatios) least = min(least, error * kSums + ratio);
-  }
-  least = OverToken(least, [](int a, int b) { return min(a, b); });
-  return range.x < range.y ? least & (kSums - 1) : 0;
+  __syncwarp();  // nvcc 13.0 mixes what follows with what stands above, and spills
+  constexpr int kAtOnce = 8;
+  const int best = BestClipRatio<kBits, kLanes, kAtOnce>(distances, kHeadDim, kNumShrinkRatios);
+  return range.x < range.y ? best : 0;
 }
 
 // A token on its way: its row, and the values that are encoded.
@@ -305,7 +239,7 @@ __device__ GroupParams Choose(const LayerEncodeArgs& args, Token<kHeadDim>& toke
     token.range.x = WithSignOfFirstZero(token.values, token.range.x);
     const int ratio =
         args.num_ratios_v > 1 ? BestRatio<kHeadDim, kBits>(token.values, token.range) : 0;
-    params = ShrunkParamsOf<kBits>(token.range.x, token.range.y, ratio * kValueRatioStep);
+    params = ShrunkParamsOf<kBits>(token.range.x, token.range.y, ratio);
     if (!is_exact) break;
     const float error = ExactError<kHeadDim, kBits>(token.values, params);
     if (pass == 0) {

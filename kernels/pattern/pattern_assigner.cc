@@ -39,9 +39,8 @@ bool ExactMseAccepts(const float* row, std::span<const uint16_t> pattern, const 
   const int head_dim = static_cast<int>(pattern.size());
   const int group = params.encoding.v_group_channels;
   const GroupRule rule = {.bits = params.encoding.bits_v,
-                          .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumValueRatios,
-                          .with_error = true,
-                          .is_value = true};
+                          .num_ratios = params.clip_v == Clip::kNone ? 1 : kNumShrinkRatios,
+                          .with_error = true};
   flat.resize(head_dim);
   for (int j = 0; j < head_dim; ++j) flat[j] = row[j] - Float16ToFloat(pattern[j]);
   return RowError(flat.data(), head_dim, group, rule) < RowError(row, head_dim, group, rule);

@@ -49,7 +49,7 @@ struct CodecParams {
   Gate gate_v = Gate::kNone;
   double gate_alpha = 0.05;  // z-test significance
   Clip clip_k = Clip::kNone;
-  double clip_k_floor = 0.8;  // narrowest range the K search tries, 0.40..1.00 in steps of 0.05
+  double clip_k_floor = 0.8;  // narrowest range the K search tries, 0.4..1.0 in steps of 0.1
   Clip clip_v = Clip::kNone;
   // Scale and zero point of a group are corrected so that decoding keeps its gain and mean
   // (kernels/README.md, "Correct the gain").

@@ -79,7 +79,7 @@ TEST_P(GroupFitSimdTest, FitsAsThePlainLoopsDo) {
     for (const int count : {1, 5, 16, 32, 64, 96, 108, 112, 124, 127, 128}) {
       std::vector<float> values(kBlockTokens);
       for (float& v : values) v = ValueOf(input, random);
-      for (const int num_ratios : {1, 2, 5, kNumShrinkRatios}) {
+      for (const int num_ratios : {1, 2, 3, kNumShrinkRatios}) {
         const GroupRule rule = {GetParam(), num_ratios, count % 2 == 0, false};
         const Plain want = FitPlainly(values, count, rule);
         ForEachSimdTarget([&] {
@@ -104,9 +104,8 @@ TEST_P(GroupFitSimdTest, ErrorIsThatOfThePlainLoops) {
       for (float& v : row) v = ValueOf(input, random);
       for (const Clip clip : {Clip::kNone, Clip::kSearch}) {
         const GroupRule rule = {.bits = GetParam(),
-                                .num_ratios = clip == Clip::kNone ? 1 : kNumValueRatios,
-                                .with_error = true,
-                                .is_value = true};
+                                .num_ratios = clip == Clip::kNone ? 1 : kNumShrinkRatios,
+                                .with_error = true};
         const float want =
             ChooseGroups(row.data(), 128, group, GetParam(), clip, /*with_error=*/true, nullptr);
         ForEachSimdTarget([&] {

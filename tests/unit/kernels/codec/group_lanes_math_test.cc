@@ -47,22 +47,6 @@ TEST(GroupLanesMathTest, SearchesAsGroupQuantizer) {
   }
 }
 
-TEST(GroupLanesMathTest, ChoosesValueGroupsAsGroupQuantizer) {
-  TestRandom random(kSeed);
-  for (int trial = 0; trial < 1000; ++trial) {
-    std::vector<float> values = Group(random, trial);
-    values.resize((values.size() + kErrorSums - 1) / kErrorSums * kErrorSums, 0.5f);
-    const int count = static_cast<int>(values.size()), bits = 2 << random.Below(2);
-    for (const bool searches : {false, true}) {
-      const Clip clip = searches ? Clip::kSearch : Clip::kNone;
-      const GroupParams want = ChooseGroup(values.data(), count, bits, clip, false).params;
-      const GroupParams got = ChooseValueGroup(ValuesOf{values}, count, bits, searches);
-      ASSERT_EQ(got.scale, want.scale) << "trial " << trial;
-      ASSERT_EQ(got.zero, want.zero) << "trial " << trial;
-    }
-  }
-}
-
 TEST(GroupLanesMathTest, CorrectsGainAsGroupQuantizer) {
   TestRandom random(kSeed);
   int num_corrected = 0;

@@ -108,7 +108,7 @@ void ExpectEqual(const KeyGroupCodes& a, const KeyGroupCodes& b) {
 
 CodecParams Plain(int bits) {
   CodecParams params = PresetFor(bits == 2 ? "kivi2" : "kivi4", {1, 1, kDim});
-  params.clip_k_floor = 0.7;  // 7 ratios, once a search is on
+  params.clip_k_floor = 0.7;  // 4 ratios, once a search is on
   return params;
 }
 
@@ -133,7 +133,8 @@ TEST_P(KeyEncoderTest, WithoutOptionsTakesMinimumAndMaximumOfTheCoarseSlots) {
 TEST_P(KeyEncoderTest, SearchesDownToTheFloor) {
   CodecParams params = Plain(2);
   params.clip_k = Clip::kSearch;
-  const std::vector<std::pair<double, int>> ratios = {{1.0, 1}, {0.95, 2}, {0.7, 7}, {0.4, 13}};
+  const std::vector<std::pair<double, int>> ratios = {
+      {1.0, 1}, {0.9, 2}, {0.8, 3}, {0.7, 4}, {0.4, 7}};
   for (const auto& [floor, num_ratios] : ratios) {
     params.clip_k_floor = floor;
     ExpectEqual(EncodeKeyGroup(residuals_, kDim, group_, params, nullptr, 0),
@@ -146,7 +147,7 @@ TEST_P(KeyEncoderTest, StoresCorrectedParametersAndCodesFromSearchedOnes) {
   params.clip_k = Clip::kSearch;
   params.unbiased_k = true;
   const KeyGroupCodes corrected = EncodeKeyGroup(residuals_, kDim, group_, params, nullptr, 0);
-  ExpectEqual(corrected, PlainGroup(residuals_, group_, params, 7, nullptr));
+  ExpectEqual(corrected, PlainGroup(residuals_, group_, params, 4, nullptr));
   params.unbiased_k = false;
   const KeyGroupCodes searched = EncodeKeyGroup(residuals_, kDim, group_, params, nullptr, 0);
   for (int j = 0; j < kDim; ++j) {
@@ -162,7 +163,7 @@ TEST_P(KeyEncoderTest, FeedsErrorsBackInStepOrder) {
     CodecParams params = Plain(2);
     params.clip_k = all_options ? Clip::kSearch : Clip::kNone;
     params.unbiased_k = all_options;
-    const int num_ratios = all_options ? 7 : 1;
+    const int num_ratios = all_options ? 4 : 1;
     const KeyGroupCodes coded =
         EncodeKeyGroup(residuals_, kDim, group_, params, feedback_.get(), 0);
     ExpectEqual(coded, PlainGroup(residuals_, group_, params, num_ratios, feedback_.get()));

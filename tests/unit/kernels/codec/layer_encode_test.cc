@@ -12,8 +12,8 @@ constexpr KvShape kShape = {1, 2, 128};
 
 TEST(LayerEncodeTest, TakesTheRuleOfThePreset) {
   const LayerEncodeArgs args = EncodeArgsFor(kShape, PresetFor("default", kShape));
-  EXPECT_EQ(args.num_ratios_k, 5);  // 1.00, 0.95, .., 0.80
-  EXPECT_EQ(args.num_ratios_v, 7);  // 1.00, 0.90, .., 0.40
+  EXPECT_EQ(args.num_ratios_k, 3);  // 1.0, 0.9, 0.8
+  EXPECT_EQ(args.num_ratios_v, 7);  // 1.0, 0.9, .., 0.4
   EXPECT_TRUE(args.unbiased_k);
   EXPECT_TRUE(args.unbiased_v);
   EXPECT_EQ(args.layout.head_bytes, 9984);
