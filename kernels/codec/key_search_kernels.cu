@@ -151,6 +151,7 @@ __device__ void CodeChannels(const LayerEncodeArgs& args, const SlotRows& source
   const bool has_feedback = args.k_order != nullptr;
   const int64_t weights_at = has_feedback ? int64_t{head} * kHeadDim * kHeadDim : 0;
   FeedbackSums<kHeadDim> feedback(args.k_weights, weights_at, shared);
+  typename FeedbackSums<kHeadDim>::Weights weights;
 #pragma unroll 1
   for (int run = 0; run < kHeadDim / kFeedbackRun; ++run) {
     const int step = run * kFeedbackRun + ChannelOfRun();
@@ -158,10 +159,11 @@ __device__ void CodeChannels(const LayerEncodeArgs& args, const SlotRows& source
     Octet target = original;
     if (has_feedback && run > 0) {
       __syncthreads();  // all errors of the run before are there, and its sums read
-      feedback.Put(run);
+      feedback.Put(run, weights);
       __syncthreads();
       target = coder.Target(step, original);
     }
+    if (has_feedback && run + 1 < kHeadDim / kFeedbackRun) weights = feedback.Ask(run + 1);
     coder.Code(step, original, target);
   }
 }

@@ -138,7 +138,9 @@ class TileLoader {
 template <int kHeadDim>
 class FeedbackSums {
  public:
-  // weights: [step][earlier step] from `weights_at` on; unread unless Put() is called.
+  static constexpr int kChunk = 16;  // steps of a product
+
+  // weights: [step][earlier step] from `weights_at` on; unread unless Ask() is called.
   __device__ FeedbackSums(const int8_t* weights, int64_t weights_at, CtaShared<kHeadDim>& shared)
       : weights_(weights),
         weights_at_(weights_at + WarpLane() / 4 * kHeadDim + WarpLane() % 4 * 4),
@@ -146,24 +148,42 @@ class FeedbackSums {
     // The lane's row of the matrices that it addresses: of sixteen steps those whose errors the
     // lanes of column q hold together, 4 q to 4 q + 3.
     const int row = WarpLane() % 8, matrix = WarpLane() / 8;
-    step_ = row / 2 * 4 + row % 2 + matrix / 2 * 2;
-    piece_ = Warp() * 4 + matrix % 2;
+    const int step = row / 2 * 4 + row % 2 + matrix / 2 * 2;
+    const int piece = Warp() * 4 + matrix % 2;
+    for (int m = 0; m < 2; ++m) {
+      addresses_[m] = ptx::SharedAddress(&shared.Piece(step, piece + 2 * m));
+    }
+  }
+
+  // What the lane needs of a run's weights. Asked for before the run before is coded, they are
+  // there when Put() wants them.
+  struct Weights {
+    uint32_t words[kHeadDim / kChunk];
+  };
+  __device__ Weights Ask(int run) const {
+    Weights weights;
+    const int8_t* from = weights_ + weights_at_ + run * kFeedbackRun * kHeadDim;
+#pragma unroll
+    for (int chunk = 0; chunk < kHeadDim / kChunk; ++chunk) {
+      if (chunk >= NumChunks(run)) break;
+      weights.words[chunk] = __ldg(reinterpret_cast<const uint32_t*>(from + chunk * kChunk));
+    }
+    return weights;
   }
 
   // Puts 2^kCodeBits times the sums of `run`, above 0, into shared.sums: 32 positions a warp.
-  __device__ void Put(int run) {
+  // weights: Ask(run).
+  __device__ void Put(int run, const Weights& weights) {
     int low[2][4] = {}, high[2][4] = {};
-    const int8_t* weights = weights_ + weights_at_ + run * kFeedbackRun * kHeadDim;
-    const int num_chunks = (run + 1) / 2;
-#pragma unroll 2
-    for (int chunk = 0; chunk < num_chunks; ++chunk) {
-      // Behind the runs before weights are 0.
-      const uint32_t w = __ldg(reinterpret_cast<const uint32_t*>(weights + chunk * kChunk));
+#pragma unroll
+    for (int chunk = 0; chunk < kHeadDim / kChunk; ++chunk) {
+      if (chunk >= NumChunks(run)) break;
+      const uint32_t w = weights.words[chunk];
       const uint32_t of_low[2] = {__byte_perm(w, 0, 0x4140), __byte_perm(w, 0, 0x4342)};
       const uint32_t of_high[2] = {of_low[0] << 8, of_low[1] << 8};
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        uint4 errors = ptx::LoadMatricesTransposed(Address(chunk * kChunk + step_, piece_ + 2 * m));
+        uint4 errors = ptx::LoadMatricesTransposed(addresses_[m] + chunk * kChunkBytes);
         constexpr uint32_t kErrors = 0xfff0fff0u;
         errors.x &= kErrors;
         errors.y &= kErrors;
@@ -186,14 +206,14 @@ class FeedbackSums {
   }
 
  private:
-  static constexpr int kChunk = 16;  // steps of a product
-  __device__ uint32_t Address(int step, int piece) const {
-    return ptx::SharedAddress(&shared_.Piece(step, piece));
-  }
+  // Pieces of a step and of one kChunk steps on lie alike (PieceAt()).
+  static constexpr int kChunkBytes = kChunk * sizeof(CtaShared<kHeadDim>::tile[0]);
+  // Behind the runs before weights are 0.
+  __device__ static int NumChunks(int run) { return (run + 1) / 2; }
   const int8_t* weights_;
   int64_t weights_at_;  // of the lane
   CtaShared<kHeadDim>& shared_;
-  int step_, piece_;
+  uint32_t addresses_[2];  // of the lane's row in the first chunk, for both products of a chunk
 };
 
 // The codes of kOfBits bits of all channels, as they stand in a page: words of 32 / kOfBits
