@@ -16,6 +16,8 @@ class Stream {
 
   // FailedPrecondition: no CUDA device. Internal: the driver failed.
   static absl::StatusOr<Stream> Make(Priority priority = Priority::kNormal);
+  // A cudaStream_t made elsewhere, which it destroys.
+  static Stream Own(void* handle) { return Stream(handle); }
   Stream(Stream&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
   Stream& operator=(Stream&& other) noexcept {
     std::swap(handle_, other.handle_);
