@@ -59,7 +59,8 @@ ScratchSizes SizesFor(const KvShape& shape, const CodecParams& params, int max_t
 
 // What one call enqueues: the layer or the block, as it goes from step to step.
 struct Job {
-  KvTensorView kv;    // rotated once it is
+  KvTensorView given;
+  KvTensorView kv;    // rotated, where the encoding is
   int num_sinks = 0;  // of the first block
   int num_blocks = 0;
   DeviceBank* bank = nullptr;
@@ -120,7 +121,7 @@ class LayerCompressorCuda final : public LayerCompressor {
     PKV_RETURN_IF_ERROR(CheckLayer(shape_, params_, max_tokens_, layer));
     const auto stream = static_cast<cudaStream_t>(ctx.stream);
     Job job;
-    job.kv = layer.kv;
+    job.given = job.kv = layer.kv;
     job.num_sinks = layer.at_start ? params_.num_sinks : 0;
     job.num_blocks = layer.kv.num_tokens / kBlockTokens;
     job.bank = layer.bank;
@@ -133,9 +134,20 @@ class LayerCompressorCuda final : public LayerCompressor {
     job.encode.page_stride = layer.page_stride;
     job.encode.page_ids = layer.page_ids;
     job.encode.sinks = layer.sinks;
-    PKV_RETURN_IF_ERROR(Prepare(job, stream));
-    if (layer.mine && params_.encoding.has_patterns) PKV_RETURN_IF_ERROR(Mine(job, stream));
-    return Encode(job, Phase::kPrefill, stream);
+    if (layer.mine && params_.encoding.has_patterns) {
+      // Rows are mined as given: rotation keeps distances, and so runs beside mining. Mining comes
+      // first: it needs whole multiprocessors, of which rotation would leave none.
+      const cudaStream_t side = side_.handle();
+      PKV_RETURN_IF_ERROR(side_.Fork(stream));
+      absl::Status status = Mine(job, layer.is_confined ? side : stream);
+      if (status.ok()) status = Prepare(job, layer.is_confined ? stream : side);
+      // Also behind a failure: what was enqueued reads what the caller may free.
+      status.Update(side_.Join(stream));
+      PKV_RETURN_IF_ERROR(status);
+    } else {
+      PKV_RETURN_IF_ERROR(Prepare(job, stream));
+    }
+    return Encode(job, Phase::kPrefill, stream, layer.is_confined ? stream : side_.handle());
   }
 
   absl::Status Flush(std::span<WindowFlush> flushes, const ComputeContext& ctx) override {
@@ -221,14 +233,15 @@ class LayerCompressorCuda final : public LayerCompressor {
 
   absl::Status Mine(Job& job, cudaStream_t stream) {
     KMeansKernelArgs args = MiningArgs(shape_, params_);
-    const int first = std::min(job.num_sinks, job.kv.num_tokens);
-    const KvTensorView kv = job.kv.Tokens(first, job.kv.num_tokens - first);
+    const int first = std::min(job.num_sinks, job.given.num_tokens);
+    const KvTensorView kv = job.given.Tokens(first, job.given.num_tokens - first);
     args.k = kv.k;
     args.v = kv.v;
     args.num_tokens = kv.num_tokens;
     args.head_stride = kv.head_stride;
     args.bank = job.bank->patterns;
     args.bank_capacity = job.bank->capacity;
+    args.is_bank_rotated = params_.encoding.rotated;
     args.workspace = mining();
     job.bank->num_k = std::min(args.num_patterns_k, args.num_tokens);
     job.bank->num_v = std::min(args.num_patterns_v, args.num_tokens);
@@ -240,19 +253,23 @@ class LayerCompressorCuda final : public LayerCompressor {
       return (phase == Phase::kPrefill ? prefill : decode) == AssignMetric::kMinMax;
     };
     AssignKernelArgs args;
-    args.k = job.kv.k;
-    args.v = job.kv.v;
+    args.min_max_k = is_min_max(params_.assign_k_prefill, params_.assign_k_decode);
+    args.min_max_v = is_min_max(params_.assign_v_prefill, params_.assign_v_decode);
+    // A prompt's rows as given, like those that its patterns were mined from.
+    args.is_bank_rotated =
+        params_.encoding.rotated && phase == Phase::kPrefill && !args.min_max_k && !args.min_max_v;
+    const KvTensorView& kv = args.is_bank_rotated ? job.given : job.kv;
+    args.k = kv.k;
+    args.v = kv.v;
     args.num_kv_heads = shape_.num_kv_heads;
     args.num_tokens = job.num_blocks * kBlockTokens;
     args.head_dim = shape_.head_dim;
-    args.head_stride = job.kv.head_stride;
+    args.head_stride = kv.head_stride;
     args.first_token = job.num_sinks;
     args.bank = job.bank->patterns;
     args.bank_capacity = job.bank->capacity;
     args.num_patterns_k = job.bank->num_k;
     args.num_patterns_v = job.bank->num_v;
-    args.min_max_k = is_min_max(params_.assign_k_prefill, params_.assign_k_decode);
-    args.min_max_v = is_min_max(params_.assign_v_prefill, params_.assign_v_decode);
     args.k_ids = ids(false);
     args.v_ids = ids(true);
     args.ids_stride = max_tokens_;
@@ -263,7 +280,8 @@ class LayerCompressorCuda final : public LayerCompressor {
     return CudaStatus(LaunchAssignPatterns(args, stream), "launch assignment");
   }
 
-  absl::Status Encode(Job& job, Phase phase, cudaStream_t stream) {
+  // `stream_of_v`: this object's own, or `stream`.
+  absl::Status Encode(Job& job, Phase phase, cudaStream_t stream, cudaStream_t stream_of_v) {
     LayerEncodeArgs& args = job.encode;
     if (params_.encoding.has_patterns && job.ids.k == nullptr && job.num_blocks > 0) {
       PKV_RETURN_IF_ERROR(Assign(job, phase, stream));
@@ -298,21 +316,20 @@ class LayerCompressorCuda final : public LayerCompressor {
       args.k_weight_scales = job.feedback.scales;
     }
     args.has_non_finite = non_finite();
-    if (phase == Phase::kDecode || DirectEncodeCovers(args)) {
+    if (stream_of_v == stream || DirectEncodeCovers(args)) {
       return CudaStatus(LaunchLayerEncode(args, stream, stream), "launch encoder");
     }
     // V fills what the last blocks of K leave.
     PKV_RETURN_IF_ERROR(side_.Fork(stream));
     const absl::Status status =
-        CudaStatus(LaunchLayerEncode(args, stream, side_.handle()), "launch encoder");
-    // Also behind a failure: what was enqueued reads what the caller may free.
-    PKV_RETURN_IF_ERROR(side_.Join(stream));
+        CudaStatus(LaunchLayerEncode(args, stream, stream_of_v), "launch encoder");
+    PKV_RETURN_IF_ERROR(side_.Join(stream));  // also behind a failure
     return status;
   }
 
   absl::Status FlushOne(WindowFlush& flush, cudaStream_t stream) {
     Job job;
-    job.kv = flush.kv;
+    job.given = job.kv = flush.kv;
     job.num_blocks = 1;
     job.bank = flush.bank;
     job.ids = flush.ids;
@@ -323,7 +340,7 @@ class LayerCompressorCuda final : public LayerCompressor {
     PKV_RETURN_IF_ERROR(Prepare(job, stream));
     flush.append_flags = 0;
     if (params_.encoding.has_patterns) PKV_RETURN_IF_ERROR(Append(job, flush, stream));
-    return Encode(job, Phase::kDecode, stream);
+    return Encode(job, Phase::kDecode, stream, stream);
   }
 
   absl::Status Append(const Job& job, WindowFlush& flush, cudaStream_t stream) {

@@ -16,21 +16,19 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kCtasPerSm = 8;
+// Rotation runs beside mining, which holds most multiprocessors for a while: of small pieces the
+// others take as many as they can.
+constexpr int kRotationWaves = 4;
 
-// The halves of an aligned 16-byte word.
-struct alignas(16) Halves {
-  uint16_t bits[kOctet];
-};
-
-__device__ Halves LoadStreaming(const uint16_t* at) {
+__device__ HalfOctet LoadStreaming(const uint16_t* at) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(at));
-  return reinterpret_cast<const Halves&>(v);
+  return reinterpret_cast<const HalfOctet&>(v);
 }
 
-__device__ bool AreFinite(const Halves& row) {
+__device__ bool AreFinite(const HalfOctet& row) {
   bool is_finite = true;
 #pragma unroll
   for (int j = 0; j < kOctet; ++j) is_finite = is_finite && IsFiniteFloat16(row.bits[j]);
@@ -63,16 +61,11 @@ __global__ void __launch_bounds__(kThreads)
        first += stride) {
     const int64_t i = first + threadIdx.x;
     const bool is_inside = i < count;
-    Halves halves = {};
+    HalfOctet halves = {};
     if (is_inside) halves = LoadStreaming(rows.in + i * kOctet);
     is_finite = is_finite && AreFinite(halves);
-    float x[kOctet];
-#pragma unroll
-    for (int j = 0; j < kOctet; ++j) x[j] = StoredToFloat(halves.bits[j]);
     const int octet = static_cast<int>(threadIdx.x) % kLanes;
-    RotateOctets<kHeadDim>(x, octet, norm);
-#pragma unroll
-    for (int j = 0; j < kOctet; ++j) halves.bits[j] = ToStored(x[j]);
+    RotateHalves<kHeadDim>(halves, octet, norm);
     if (is_inside) StoreRotated<kHeadDim>(halves, octet, rows.out + i / kLanes * kHeadDim);
   }
   if (!is_finite) *has_non_finite = 1;
@@ -128,8 +121,8 @@ __global__ void __launch_bounds__(kBlockTokens) ArrangeSlotsKernel(SlotKernelArg
   args.slots[at + slot] = static_cast<uint8_t>(token);
 }
 
-// Enough CTAs to fill the device, at most one octet a thread.
-dim3 RowGrid(const KvTensorView& kv) {
+// Enough CTAs to fill the device `waves` times, at most one octet a thread.
+dim3 RowGrid(const KvTensorView& kv, int waves) {
   int device = 0, num_sms = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
@@ -137,8 +130,8 @@ dim3 RowGrid(const KvTensorView& kv) {
   }
   const int64_t octets = static_cast<int64_t>(kv.num_tokens) * kv.head_dim / kOctet;
   const int64_t needed = (octets + kThreads - 1) / kThreads;
-  const int64_t wanted =
-      (int64_t{num_sms} * kCtasPerSm + 2 * kv.num_kv_heads - 1) / (2 * int64_t{kv.num_kv_heads});
+  const int64_t wanted = (int64_t{num_sms} * kCtasPerSm * waves + 2 * kv.num_kv_heads - 1) /
+                         (2 * int64_t{kv.num_kv_heads});
   return dim3(static_cast<unsigned>(needed < wanted ? needed : wanted), kv.num_kv_heads, 2);
 }
 
@@ -147,11 +140,12 @@ dim3 RowGrid(const KvTensorView& kv) {
 cudaError_t LaunchRotateRows(const KvTensorView& in, const MutableKvTensorView& out,
                              uint32_t* has_non_finite, cudaStream_t stream) {
   if (in.num_tokens == 0) return cudaSuccess;
-  const float norm = 1.0f / std::sqrt(static_cast<float>(in.head_dim));
+  const float norm = RotationNorm(in.head_dim);
+  const dim3 grid = RowGrid(in, kRotationWaves);
   if (in.head_dim == 64) {
-    RotateRowsKernel<64><<<RowGrid(in), kThreads, 0, stream>>>(in, out, norm, has_non_finite);
+    RotateRowsKernel<64><<<grid, kThreads, 0, stream>>>(in, out, norm, has_non_finite);
   } else {
-    RotateRowsKernel<128><<<RowGrid(in), kThreads, 0, stream>>>(in, out, norm, has_non_finite);
+    RotateRowsKernel<128><<<grid, kThreads, 0, stream>>>(in, out, norm, has_non_finite);
   }
   return cudaGetLastError();
 }
@@ -159,7 +153,7 @@ cudaError_t LaunchRotateRows(const KvTensorView& in, const MutableKvTensorView& 
 cudaError_t LaunchFiniteFlag(const KvTensorView& kv, uint32_t* has_non_finite,
                              cudaStream_t stream) {
   if (kv.num_tokens == 0) return cudaSuccess;
-  FiniteFlagKernel<<<RowGrid(kv), kThreads, 0, stream>>>(kv, has_non_finite);
+  FiniteFlagKernel<<<RowGrid(kv, 1), kThreads, 0, stream>>>(kv, has_non_finite);
   return cudaGetLastError();
 }
 

@@ -1,14 +1,28 @@
 #ifndef PKV_KERNELS_CODEC_OCTET_ROTATION_CUH_
 #define PKV_KERNELS_CODEC_OCTET_ROTATION_CUH_
 
-// Rows of fp16 rotated by the lanes that hold them, 8 channels each. Files that include this are
-// compiled with --fmad=false: equal bits to rotation.cc.
+// Rows of fp16 rotated by the lanes that hold them, 8 channels each: equal bits to rotation.cc,
+// with fused multiply-add or without, since no product is added to.
 
+#include <cmath>
 #include <cstdint>
+
+#include "kernels/codec/codec_math.h"
 
 namespace pkv {
 
 inline constexpr int kOctet = 8;  // channels of a thread: 16 bytes
+
+// Them, as fp16.
+struct alignas(16) HalfOctet {
+  uint16_t bits[kOctet];
+
+  // Of elements 2 i and 2 i + 1.
+  __device__ uint32_t Word(int i) const { return reinterpret_cast<const uint32_t*>(bits)[i]; }
+};
+
+// What butterflies are multiplied by.
+inline float RotationNorm(int head_dim) { return 1.0f / std::sqrt(static_cast<float>(head_dim)); }
 
 // RotateRow() of rotation.cc: butterflies over distances 1, 2, 4 in a thread, then over those that
 // divide lanes. x: channels 8 octet .. 8 octet + 7 before; after, 4 octet .. 4 octet + 3 and as
@@ -42,6 +56,17 @@ __device__ inline void RotateOctets(float (&x)[kOctet], int octet, float norm) {
   }
 #pragma unroll
   for (int i = 0; i < kOctet; ++i) x[i] = x[i] * norm;
+}
+
+// RotateOctets() of fp16, rounded to it.
+template <int kHeadDim>
+__device__ inline void RotateHalves(HalfOctet& halves, int octet, float norm) {
+  float x[kOctet];
+#pragma unroll
+  for (int i = 0; i < kOctet; ++i) x[i] = StoredToFloat(halves.bits[i]);
+  RotateOctets<kHeadDim>(x, octet, norm);
+#pragma unroll
+  for (int i = 0; i < kOctet; ++i) halves.bits[i] = ToStored(x[i]);
 }
 
 // Stores what RotateOctets() left, as halves: 16 bytes aligned to 8.

@@ -9,6 +9,8 @@
 
 #include <cuda_fp16.h>
 
+#include "kernels/codec/codec_math.h"
+#include "kernels/codec/octet_rotation.cuh"
 #include "kernels/pattern/nearest_mma.cuh"
 #include "kernels/pattern/pattern_math.h"
 #include "pkv/block/kv_shape.h"
@@ -34,6 +36,7 @@ struct AssignTensor {
 struct AssignTask {
   AssignTensor tensors[2];
   AssignKernelArgs args;
+  float rotation_norm;  // of patterns that are rotated back, otherwise 0
 };
 
 // What a CTA works on: one kv head of one tensor.
@@ -73,28 +76,45 @@ struct StagedPatterns {
   float* biases;
   int num_tiles;
 
-  __device__ StagedPatterns(const AssignHead& head, uint4* shared)
+  // rotation_norm: 0, or 1 / sqrt(kHeadDim) to rotate them back.
+  __device__ StagedPatterns(const AssignHead& head, float rotation_norm, uint4* shared)
       : fragments(shared),
         biases(reinterpret_cast<float*>(shared + kMaxBankPatterns * kHeadDim / 8)),
         num_tiles((head.num_patterns + kMmaPatterns - 1) / kMmaPatterns) {
-    constexpr int kWords = kHeadDim / 2;
+    constexpr int kLanes = kHeadDim / kOctet;  // of a pattern
+    static_assert(kMmaPatterns % (32 / kLanes) == 0, "warps go round together");
     auto* words = reinterpret_cast<uint32_t*>(fragments);
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    for (int pattern = static_cast<int>(threadIdx.x) / 32; pattern < num_tiles * kMmaPatterns;
-         pattern += kWarps) {
+    const int octet = static_cast<int>(threadIdx.x) % kLanes;
+    for (int pattern = static_cast<int>(threadIdx.x) / kLanes; pattern < num_tiles * kMmaPatterns;
+         pattern += kThreads / kLanes) {
       const bool exists = pattern < head.num_patterns;
-      float sum = 0;
-      for (int word = lane; word < kWords; word += 32) {
-        const auto* row = reinterpret_cast<const __half2*>(head.patterns + pattern * kHeadDim);
-        const __half2 pair = exists ? row[word] : __half2{};
-        words[PatternWord<kHeadDim>(pattern, word)] = *reinterpret_cast<const uint32_t*>(&pair);
-        const float2 x = __half22float2(pair);
-        sum = fmaf(x.x, x.x, fmaf(x.y, x.y, sum));
+      HalfOctet halves = {};
+      if (exists) {
+        halves = *reinterpret_cast<const HalfOctet*>(head.patterns + pattern * kHeadDim +
+                                                     octet * kOctet);
       }
-      for (int distance = 16; distance >= 1; distance /= 2) {
+      int first = octet * kOctet, second = first + kOctet / 2;  // channels of the two halves
+      if (rotation_norm > 0) {
+        RotateHalves<kHeadDim>(halves, octet, rotation_norm);
+        first = octet * (kOctet / 2);
+        second = kHeadDim / 2 + first;
+      }
+      float sum = 0;
+#pragma unroll
+      for (const uint16_t bits : halves.bits) {
+        const float x = StoredToFloat(bits);
+        sum = fmaf(x, x, sum);
+      }
+#pragma unroll
+      for (int distance = kLanes / 2; distance >= 1; distance /= 2) {
         sum += __shfl_xor_sync(~0u, sum, distance);
       }
-      if (lane == 0) biases[pattern] = exists ? -0.5f * sum : -kInfinity;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        words[PatternWord<kHeadDim>(pattern, first / 2 + i)] = halves.Word(i);
+        words[PatternWord<kHeadDim>(pattern, second / 2 + i)] = halves.Word(2 + i);
+      }
+      if (octet == 0) biases[pattern] = exists ? -0.5f * sum : -kInfinity;
     }
     __syncthreads();
   }
@@ -164,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, kCtasPerSm) NearestL2Kernel(AssignTa
   int first = (static_cast<int>(blockIdx.x) * kWarps + warp) * kTiles * kMmaTokens;
   TokenTiles<kHeadDim, kTiles> ahead;
   if constexpr (kAhead) LoadTokens<kHeadDim, kTiles>(head, first, num_tokens, ahead);
-  const StagedPatterns<kHeadDim> patterns(head, shared);
+  const StagedPatterns<kHeadDim> patterns(head, task.rotation_norm, shared);
   for (; first < num_tokens; first += stride) {
     TokenTiles<kHeadDim, kTiles> tokens;
     if constexpr (kAhead) {
@@ -387,6 +407,7 @@ cudaError_t LaunchHeadDim(const AssignTask& task, bool min_max, int num_lists,
 // The tensors that have ids to write and this metric, in one launch.
 cudaError_t LaunchMetric(const AssignKernelArgs& args, bool min_max, cudaStream_t stream) {
   AssignTask task = {.args = args};
+  if (args.is_bank_rotated) task.rotation_norm = RotationNorm(args.head_dim);
   int num_tensors = 0;
   const uint16_t* v_bank =
       args.bank + int64_t{args.num_kv_heads} * args.bank_capacity * args.head_dim;

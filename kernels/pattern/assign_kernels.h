@@ -24,7 +24,10 @@ struct AssignKernelArgs {
   int bank_capacity = 0;
   int num_patterns_k = 0;  // 0..255, of the bank, to choose from; with none every id is 255
   int num_patterns_v = 0;
-  // AssignMetric::kMinMax in place of kL2.
+  // The bank is of rotated rows (rotation.h), K and V are not: kL2 takes patterns rotated back, as
+  // RotateFloat16Rows() does it. Distances are the same, but for the rounding of rows and patterns.
+  bool is_bank_rotated = false;
+  // AssignMetric::kMinMax in place of kL2; needs rows as the bank's.
   bool min_max_k = false;
   bool min_max_v = false;
 

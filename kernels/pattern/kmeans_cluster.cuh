@@ -20,23 +20,20 @@ namespace pkv {
 template <int kCapacity>
 inline constexpr bool kIsWide = kCapacity > 64;
 // Of six CTAs with a multiprocessor each an H200 has room for 17 clusters, of seven or eight for
-// 15, so that K and V of eight heads took two waves. Six hold the sample next to the sums of 32
-// patterns.
-inline constexpr int kMaxClusterCtas = 8;
-template <int kCapacity>
-inline constexpr int kClusterCtas = kCapacity == 32 ? 6 : kMaxClusterCtas;
+// 15: K and V of eight heads are sixteen.
+inline constexpr int kClusterCtas = 6;
 inline constexpr int kMineThreads = 256;
 inline constexpr int kMineWarps = kMineThreads / 32;
+inline constexpr int kMoves = 64;  // two a lane
+static_assert(kMoves >= kClusterCtas * kMineWarps);
 // Patterns whose factors a warp keeps in registers while it goes through its tokens.
 inline constexpr int kChunkPatterns = 32;
 inline constexpr int kChunkTiles = kChunkPatterns / kMmaPatterns;
 inline constexpr int kTileTokens = 2 * kMmaTokens;
 constexpr int QuotientUp(int a, int b) { return (a + b - 1) / b; }
-template <int kCapacity>
 inline constexpr int kCtaTokens =
-    QuotientUp(kMaxMinedTokens, kClusterCtas<kCapacity>* kTileTokens) * kTileTokens;
-template <int kCapacity>
-inline constexpr int kTilesPerWarp = QuotientUp(kCtaTokens<kCapacity> / kTileTokens, kMineWarps);
+    QuotientUp(kMaxMinedTokens, kClusterCtas* kTileTokens) * kTileTokens;
+inline constexpr int kTilesPerWarp = QuotientUp(kCtaTokens / kTileTokens, kMineWarps);
 static_assert(kTileTokens % kListStep == 0);
 inline constexpr int kMaxBankPatterns = 256;  // 255, rounded up to a chunk
 inline constexpr int kNoCluster = 255;
@@ -45,6 +42,7 @@ inline constexpr int kNoCluster = 255;
 struct MineTask {
   KMeansKernelArgs args;
   int max_patterns;
+  float rotation_norm;           // of a bank that is rotated
   uint16_t* history;             // [problem][iteration][max_patterns][head_dim]
   float* moves;                  // [problem][iteration] largest move of a coordinate
   int* iterations;               // [problem] that were run: later ones would change nothing
@@ -52,22 +50,22 @@ struct MineTask {
   // Of wide instances.
   float* sums;      // [problem][CTA][kMaxBankPatterns][head_dim]
   int* counts;      // [problem][CTA][kMaxBankPatterns]
-  uint32_t* lists;  // [problem][CTA][kCtaTokens<kMaxBankPatterns>]
+  uint32_t* lists;  // [problem][CTA][kCtaTokens]
 };
 
 template <int kHeadDim, int kCapacity>
 struct MineShared {
   static constexpr bool kHasSums = !kIsWide<kCapacity>;
-  uint4 tokens[kCtaTokens<kCapacity> * kHeadDim / 8];  // at SwizzledPiece()
-  uint4 centroids[kCapacity * kHeadDim / 8];           // fp16, at CentroidPiece()
-  float biases[kCapacity];                             // -|c|^2 / 2
+  uint4 tokens[kCtaTokens * kHeadDim / 8];    // at SwizzledPiece()
+  uint4 centroids[kCapacity * kHeadDim / 8];  // fp16, at CentroidPiece()
+  float biases[kCapacity];                    // -|c|^2 / 2
   // Of this CTA's tokens. Wide: in global memory.
   float sums[kHasSums ? kCapacity * kHeadDim : 4];  // at SumPair()
   int counts[kHasSums ? kCapacity : 4];
-  uint32_t list[kHasSums ? kCtaTokens<kCapacity> : 4];  // ListEntry()
+  uint32_t list[kHasSums ? kCtaTokens : 4];  // ListEntry()
   uint16_t total_counts[kCapacity];
-  uint16_t refill_tokens[kCapacity];          // the n-th is for the n-th empty cluster
-  float moves[kMaxClusterCtas * kMineWarps];  // 0 where there is no CTA
+  uint16_t refill_tokens[kCapacity];  // the n-th is for the n-th empty cluster
+  float moves[kMoves];                // of a warp of a CTA each; 0 where there is none
   int warp_changes[kMineWarps];
   unsigned long long warp_keys[kMineWarps];
 };
@@ -177,7 +175,6 @@ __device__ inline void SyncCluster(int warp) {
 }
 
 // Where a thread works: a CTA's part of a problem.
-template <int kCapacity>
 struct MinePlace {
   int thread, lane, warp;
   int rank;  // of the CTA in its cluster
@@ -192,13 +189,13 @@ struct MinePlace {
         // Read from one lane, so that the compiler knows it for equal in all.
         warp(__shfl_sync(~0u, thread / 32, 0)),
         rank(cta_rank),
-        problem(static_cast<int>(blockIdx.x) / kClusterCtas<kCapacity>),
+        problem(static_cast<int>(blockIdx.x) / kClusterCtas),
         num_tokens(args.num_tokens),
         num_sampled(NumMinedTokens(num_tokens)) {
     const bool is_v = problem >= args.num_kv_heads;
     rows = (is_v ? args.v : args.k) + problem % args.num_kv_heads * args.head_stride;
     num_patterns = min(is_v ? args.num_patterns_v : args.num_patterns_k, num_sampled);
-    constexpr int kStep = kClusterCtas<kCapacity> * kTileTokens;
+    constexpr int kStep = kClusterCtas * kTileTokens;
     const int cta_tokens = (num_sampled + kStep - 1) / kStep * kTileTokens;
     first = rank * cta_tokens;
     num_own = max(0, min(cta_tokens, num_sampled - first));

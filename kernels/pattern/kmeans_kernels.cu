@@ -1,5 +1,5 @@
-// K-means that stays on chip: a cluster of six or eight CTAs keeps the sample of one (kv head, K or
-// V) in its shared memory for all iterations, 768 or 576 rows a CTA.
+// K-means that stays on chip: a cluster of six CTAs keeps the sample of one (kv head, K or V) in
+// its shared memory for all iterations, 384 rows a CTA.
 //
 // An iteration: every warp scores 16 tokens against 32 patterns at a time on tensor cores; tokens
 // that change their cluster are listed; their rows, gathered, times +1 and -1 at the clusters that
@@ -22,6 +22,7 @@
 
 #include "kernels/pattern/kmeans_cluster.cuh"
 #include "kernels/pattern/kmeans_refill.cuh"
+#include "kernels/pattern/kmeans_select.cuh"
 #include "kernels/pattern/mined_sample.h"
 #include "kernels/pattern/nearest_mma.cuh"
 
@@ -40,7 +41,7 @@ class Miner {
         shared_(shared),
         place_(task.args, static_cast<int>(cooperative_groups::this_cluster().block_rank())),
         num_chunks_((place_.num_patterns + kChunkPatterns - 1) / kChunkPatterns),
-        share_((place_.num_patterns + kClusterCtas<kCapacity> - 1) / kClusterCtas<kCapacity>) {
+        share_((place_.num_patterns + kClusterCtas - 1) / kClusterCtas) {
 #pragma unroll
     for (int& id : tiles_.ids) id = kNoCluster;
   }
@@ -48,7 +49,7 @@ class Miner {
   __device__ int num_patterns() const { return place_.num_patterns; }
 
   __device__ void Start() {
-    if (place_.thread < kMaxClusterCtas * kMineWarps) shared_.moves[place_.thread] = 0;
+    if (place_.thread < kMoves) shared_.moves[place_.thread] = 0;
     for (int i = place_.thread; i < place_.num_own * kPieces; i += kMineThreads) {
       CopyAsync(shared_.tokens + SwizzledPiece(i / kPieces, i % kPieces, kPieces),
                 Row(place_.first + i / kPieces) + i % kPieces * 8);
@@ -92,8 +93,8 @@ class Miner {
   static constexpr int kPieces = kHeadDim / 8;
   static constexpr int kGroups = kHeadDim / 32;
   static constexpr int kOwn = kOwnChannels<kHeadDim>;
-  // A warp moves this many centroids: of a CTA's share of 255, or of 64.
-  static constexpr int kOwnPatterns = kIsWide<kCapacity> ? 4 : 1;
+  // A warp moves this many centroids of its CTA's share.
+  static constexpr int kOwnPatterns = QuotientUp(QuotientUp(kCapacity, kClusterCtas), kMineWarps);
 
   __device__ const uint16_t* Row(int index) const {
     return place_.rows + int64_t{MinedToken(index, place_.num_tokens)} * kHeadDim;
@@ -104,18 +105,17 @@ class Miner {
   __device__ float* Sums(int rank) const {
     if constexpr (!kIsWide<kCapacity>) return shared_.sums;
     return task_.sums +
-           (int64_t{place_.problem} * kClusterCtas<kCapacity> + rank) * kMaxBankPatterns * kHeadDim;
+           (int64_t{place_.problem} * kClusterCtas + rank) * kMaxBankPatterns * kHeadDim;
   }
   __device__ int* Counts(int rank) const {
     if constexpr (!kIsWide<kCapacity>) return shared_.counts;
-    return task_.counts + (place_.problem * kClusterCtas<kCapacity> + rank) * kMaxBankPatterns;
+    return task_.counts + (place_.problem * kClusterCtas + rank) * kMaxBankPatterns;
   }
   __device__ float* Sums() const { return Sums(place_.rank); }
   __device__ int* Counts() const { return Counts(place_.rank); }
   __device__ uint32_t* List() const {
     if constexpr (!kIsWide<kCapacity>) return shared_.list;
-    return task_.lists +
-           (place_.problem * kClusterCtas<kCapacity> + place_.rank) * kCtaTokens<kCapacity>;
+    return task_.lists + (place_.problem * kClusterCtas + place_.rank) * kCtaTokens;
   }
 
   // Tokens at equal strides; zeros past the last pattern, where a bias keeps everything away.
@@ -168,7 +168,7 @@ class Miner {
   }
 
   __device__ void Assign() {
-    NearestSoFar best[kTilesPerWarp<kCapacity>][4];
+    NearestSoFar best[kTilesPerWarp][4];
     // Spelled out: nvcc 13.0 gives the members' initial values to the first row alone.
 #pragma unroll
     for (auto& of_tile : best) {
@@ -176,11 +176,11 @@ class Miner {
       for (NearestSoFar& of_token : of_tile) of_token = NearestSoFar{};
     }
     for (int chunk = 0; chunk < num_chunks_; ++chunk) ScoreChunk(chunk, best);
-    TileIds<kCapacity> before = tiles_;
+    TileIds before = tiles_;
     int num_changes = 0;
     // Of tiles without tokens, too: without branches the merges of all tiles run side by side.
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
       NearestPattern nearest[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) nearest[i] = NearestPattern::Of(best[tile][i]);
@@ -214,10 +214,10 @@ class Miner {
   }
 
   // All tokens, or those that change, twice, from list entry `first` on; and counts.
-  __device__ void ListTokens(const TileIds<kCapacity>& before, bool all, int first) {
+  __device__ void ListTokens(const TileIds& before, bool all, int first) {
     uint32_t* list = List();
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
       const int id = tiles_.ids[tile], old_id = before.ids[tile], row = OwnRow(tile);
       const uint32_t changes = __ballot_sync(~0u, id != old_id);
       if (all && HasToken(tile)) list[row] = ListEntry(row, id, false);
@@ -299,7 +299,7 @@ class Miner {
     }
   }
 
-  __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp<kCapacity>][4]) const {
+  __device__ void ScoreChunk(int chunk, NearestSoFar (&best)[kTilesPerWarp][4]) const {
     const int row = place_.lane / 4;
     uint4 patterns[kChunkTiles][kGroups][2];  // g, g + 8
     float biases[kChunkTiles][2];
@@ -314,7 +314,7 @@ class Miner {
       }
     }
 #pragma unroll
-    for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
+    for (int tile = 0; tile < kTilesPerWarp; ++tile) {
       if (place_.TileRow(tile) >= place_.num_own) continue;
       // Tiles one after another: their loads would take all registers.
       asm volatile("" ::: "memory");
@@ -373,7 +373,7 @@ class Miner {
     const int last = place_.num_patterns - 1;
     int count = 0;
 #pragma unroll
-    for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank) {
+    for (int rank = 0; rank < kClusterCtas; ++rank) {
       count += Load(Counts(rank) + min(place_.thread, last), rank);
     }
 #pragma unroll
@@ -384,7 +384,7 @@ class Miner {
       const int pattern = OwnPattern(i);
       const int at = pattern * 32 + (place_.lane ^ (pattern & 3) << kShift);
 #pragma unroll
-      for (int rank = 0; rank < kClusterCtas<kCapacity>; ++rank) {
+      for (int rank = 0; rank < kClusterCtas; ++rank) {
         const Vector part = Load(reinterpret_cast<const Vector*>(Sums(rank)) + at, rank);
 #pragma unroll
         for (int j = 0; j < kOwn; ++j) sums[i][j] += reinterpret_cast<const float*>(&part)[j];
@@ -434,16 +434,15 @@ class Miner {
       // Several CTAs at a time.
       const uint4 piece = Piece(words);
 #pragma unroll
-      for (int first = 0; first < kClusterCtas<kCapacity>; first += 32 / kPieces) {
+      for (int first = 0; first < kClusterCtas; first += 32 / kPieces) {
         const int rank = first + place_.lane / kPieces;
-        if (rank < kClusterCtas<kCapacity>) StorePeer(PieceOf(pattern), rank, piece);
+        if (rank < kClusterCtas) StorePeer(PieceOf(pattern), rank, piece);
       }
       const float bias = Bias(words);
-      if (place_.lane < kClusterCtas<kCapacity>)
-        StorePeer(&shared_.biases[pattern], place_.lane, bias);
+      if (place_.lane < kClusterCtas) StorePeer(&shared_.biases[pattern], place_.lane, bias);
     }
     move = WarpMax(move);
-    if (place_.lane < kClusterCtas<kCapacity>) {
+    if (place_.lane < kClusterCtas) {
       StorePeer(&shared_.moves[place_.rank * kMineWarps + place_.warp], place_.lane, move);
     }
   }
@@ -470,10 +469,10 @@ class Miner {
 
   const MineTask& task_;
   Shared& shared_;
-  const MinePlace<kCapacity> place_;
+  const MinePlace place_;
   const int num_chunks_;
   const int share_;  // patterns that a CTA moves, from rank * share_ on
-  TileIds<kCapacity> tiles_;
+  TileIds tiles_;
   float centroids_[kOwnPatterns][kOwn] = {};  // fp32, of the patterns that this warp moves
 };
 
@@ -488,36 +487,6 @@ __global__ void __launch_bounds__(kMineThreads, 1)
   int iteration = 0;
   while (iteration < task.args.iterations && miner.Iterate(iteration)) ++iteration;
   miner.Finish(min(iteration + 1, task.args.iterations));
-}
-
-// Grid: problems. Copies the patterns of the iteration after which the heads of a tensor stop.
-__global__ void __launch_bounds__(kMineThreads)
-    SelectKernel(const __grid_constant__ MineTask task) {
-  __shared__ int stop;
-  const KMeansKernelArgs& args = task.args;
-  const int problem = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const bool is_v = problem >= args.num_kv_heads;
-  const int wanted = is_v ? args.num_patterns_v : args.num_patterns_k;
-  const int num_patterns = min(wanted, args.num_tokens);
-  if (num_patterns == 0) return;
-  if (thread == 0) stop = args.iterations - 1;
-  __syncthreads();
-  const float* moves = task.moves + int64_t{is_v ? args.num_kv_heads : 0} * args.iterations;
-  for (int i = 1 + thread; i < args.iterations; i += kMineThreads) {
-    bool still = true;
-    for (int head = 0; head < args.num_kv_heads; ++head) {
-      still = still && moves[head * args.iterations + i] <= args.tolerance;
-    }
-    if (still) atomicMin(&stop, i);
-  }
-  __syncthreads();
-  const int iteration = min(stop, task.iterations[problem] - 1);
-  const int64_t from = int64_t{problem} * args.iterations + iteration;
-  const auto* source =
-      reinterpret_cast<const uint4*>(task.history + from * task.max_patterns * args.head_dim);
-  auto* out =
-      reinterpret_cast<uint4*>(args.bank + int64_t{problem} * args.bank_capacity * args.head_dim);
-  for (int i = thread; i < num_patterns * args.head_dim / 8; i += kMineThreads) out[i] = source[i];
 }
 
 int64_t RoundUp(int64_t bytes) { return (bytes + 15) / 16 * 16; }
@@ -541,11 +510,11 @@ int64_t PlaceWorkspace(const KMeansKernelArgs& args, MineTask& task) {
   place(task.history, lists * args.iterations * args.head_dim);
   place(task.moves, problems * args.iterations);
   place(task.iterations, problems);
-  place(task.farthest, problems * kMaxClusterCtas * kMaxBankPatterns);
-  const int64_t wide_ctas = is_wide ? problems * kClusterCtas<kMaxBankPatterns> : 0;
+  place(task.farthest, problems * kClusterCtas * kMaxBankPatterns);
+  const int64_t wide_ctas = is_wide ? problems * kClusterCtas : 0;
   place(task.sums, wide_ctas * kMaxBankPatterns * args.head_dim);
   place(task.counts, wide_ctas * kMaxBankPatterns);
-  place(task.lists, wide_ctas * kCtaTokens<kMaxBankPatterns>);
+  place(task.lists, wide_ctas * kCtaTokens);
   return at;
 }
 
@@ -556,9 +525,9 @@ cudaError_t LaunchMine(const MineTask& task, cudaStream_t stream) {
       MineKernel<kHeadDim, kCapacity>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute cluster = {.id = cudaLaunchAttributeClusterDimension};
-  cluster.val.clusterDim = {kClusterCtas<kCapacity>, 1, 1};
+  cluster.val.clusterDim = {kClusterCtas, 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(2 * task.args.num_kv_heads * kClusterCtas<kCapacity>);
+  config.gridDim = dim3(2 * task.args.num_kv_heads * kClusterCtas);
   config.blockDim = dim3(kMineThreads);
   config.dynamicSmemBytes = kSharedBytes;
   config.stream = stream;
@@ -589,11 +558,13 @@ int64_t KMeansWorkspaceBytes(const KMeansKernelArgs& args) {
 cudaError_t LaunchMinePatterns(const KMeansKernelArgs& args, cudaStream_t stream) {
   MineTask task;
   PlaceWorkspace(args, task);
+  task.rotation_norm = RotationNorm(args.head_dim);
   if (args.num_tokens == 0 || task.max_patterns == 0) return cudaSuccess;
   const cudaError_t error =
       args.head_dim == 128 ? LaunchHeadDim<128>(task, stream) : LaunchHeadDim<64>(task, stream);
   if (error != cudaSuccess) return error;
-  SelectKernel<<<2 * args.num_kv_heads, kMineThreads, 0, stream>>>(task);
+  const auto select = args.head_dim == 128 ? SelectKernel<128> : SelectKernel<64>;
+  select<<<2 * args.num_kv_heads, kMineThreads, 0, stream>>>(task);
   return cudaGetLastError();
 }
 

@@ -25,10 +25,12 @@ struct KMeansKernelArgs {
   int iterations = 0;    // Lloyd iterations at most, from 1 up
   double tolerance = 0;  // CodecParams::kmeans_tolerance
 
-  // K [num_kv_heads][bank_capacity][head_dim] fp16, then V. Patterns are written from id 0 on;
-  // what stands behind them is not touched.
+  // K [num_kv_heads][bank_capacity][head_dim] fp16, then V. Patterns are written from id 0 on,
+  // rotated as RotateFloat16Rows() does it (rotation.h) if the bank is of rotated rows; what stands
+  // behind them is not touched.
   uint16_t* bank = nullptr;
   int bank_capacity = 0;
+  bool is_bank_rotated = false;
 
   // KMeansWorkspaceBytes(), aligned to 16, content of no matter. Not in use by another launch
   // until the stream has passed this one.

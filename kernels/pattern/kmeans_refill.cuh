@@ -13,9 +13,8 @@ namespace pkv {
 
 // The clusters of a warp's tokens: those of tile t, tokens g and g + 8, stand in lanes 4 g and 4 g
 // + 1 of ids[t].
-template <int kCapacity>
 struct TileIds {
-  int ids[kTilesPerWarp<kCapacity>];
+  int ids[kTilesPerWarp];
 };
 
 template <int kHeadDim, int kCapacity>
@@ -37,7 +36,7 @@ template <int kHeadDim, int kCapacity>
 __device__ void MergeFarthest(MineShared<kHeadDim, kCapacity>& shared,
                               const unsigned long long* lists, int count) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const unsigned long long* list = lists + lane % kClusterCtas<kCapacity> * kMaxBankPatterns;
+  const unsigned long long* list = lists + lane % kClusterCtas * kMaxBankPatterns;
   int at = 0;
   unsigned long long key = __ldcg(list);
 #pragma unroll 1
@@ -55,13 +54,12 @@ __device__ void MergeFarthest(MineShared<kHeadDim, kCapacity>& shared,
 // ties in rising order of tokens, into refill_tokens. All CTAs of the cluster come here together.
 template <int kHeadDim, int kCapacity>
 __device__ __noinline__ void FindFarthest(const MineTask& task,
-                                          MineShared<kHeadDim, kCapacity>& shared,
-                                          MinePlace<kCapacity> place, TileIds<kCapacity> tiles,
-                                          int count) {
+                                          MineShared<kHeadDim, kCapacity>& shared, MinePlace place,
+                                          TileIds tiles, int count) {
   // A key is the distance, whose bits order as it does, then the token; unique and not 0.
-  unsigned long long keys[(kTilesPerWarp<kCapacity> + 1) / 2] = {};
+  unsigned long long keys[(kTilesPerWarp + 1) / 2] = {};
 #pragma unroll
-  for (int tile = 0; tile < kTilesPerWarp<kCapacity>; ++tile) {
+  for (int tile = 0; tile < kTilesPerWarp; ++tile) {
 #pragma unroll 1
     for (int i = 0; i < kTileTokens; ++i) {
       const int row = place.TileRow(tile) + i;
@@ -75,7 +73,7 @@ __device__ __noinline__ void FindFarthest(const MineTask& task,
       }
     }
   }
-  auto* lists = task.farthest + int64_t{place.problem} * kClusterCtas<kCapacity> * kMaxBankPatterns;
+  auto* lists = task.farthest + int64_t{place.problem} * kClusterCtas * kMaxBankPatterns;
   unsigned long long last = ~0ull;
 #pragma unroll 1
   for (int n = 0; n < count; ++n) {

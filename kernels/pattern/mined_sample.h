@@ -8,11 +8,8 @@
 namespace pkv {
 
 // K-means looks at this many tokens of a prompt at most, at equal strides (kernels/README.md,
-// "Mine"). What six SMs hold in shared memory: 768 rows of 256 bytes, head_dim 128, are 192 of 227
-// KiB, and leave room for the sums of 32 patterns, 16 KiB, and their centroids, 8 KiB. Six, since
-// of an H200's 132 SMs no more than fifteen clusters of seven or eight can be had, but seventeen of
-// six: K and V of eight heads are sixteen, in one wave.
-inline constexpr int kMaxMinedTokens = 4608;
+// "Mine"). 72 for each of 32 patterns: more find no better ones (FIDELITY.md), and take longer.
+inline constexpr int kMaxMinedTokens = 2304;
 
 // Tokens mined of a prompt of `num_tokens`.
 PKV_HOST_DEVICE constexpr int NumMinedTokens(int num_tokens) {

@@ -11,6 +11,7 @@
 #include "kernels/pattern/nearest_pattern.h"
 #include "kernels/pattern/pattern_backends.h"
 #include "pkv/kernels/pattern_miner.h"
+#include "pkv/kernels/rotation.h"
 #include "tests/support/block_fixture.h"
 #include "tests/support/cuda_fixture.h"
 #include "tests/support/cuda_tensor.h"
@@ -62,7 +63,7 @@ class AssignOnDevice : public CudaTest {
     std::vector<uint8_t> k, v;
   };
   Ids Assign(const TestTensor& tensor, const std::vector<uint16_t>& bank, int num_k, int num_v,
-             bool min_max, int first_token = 0) const {
+             bool min_max, int first_token = 0, bool is_bank_rotated = false) const {
     CudaTensor device(tensor, stream());
     DeviceBuffer bank_device = OnDevice(bank, stream());
     // Poisoned, with room behind each head that must stay as it is.
@@ -83,6 +84,7 @@ class AssignOnDevice : public CudaTest {
                                    .bank_capacity = kCapacity,
                                    .num_patterns_k = num_k,
                                    .num_patterns_v = num_v,
+                                   .is_bank_rotated = is_bank_rotated,
                                    .min_max_k = min_max,
                                    .min_max_v = min_max,
                                    .k_ids = k_ids.As<uint8_t>(),
@@ -185,6 +187,15 @@ TEST_P(AssignParityTest, MinMaxNamesThePatternOfTheCpu) {
       for (int t = 0; t < c_.num_tokens; ++t) ASSERT_EQ(got[t], want[t]) << "token " << t;
     }
   }
+}
+
+TEST_P(AssignParityTest, TakesPatternsOfRotatedRowsBack) {
+  std::vector<uint16_t> back(bank_.size());
+  RotateFloat16Rows(bank_.data(), int64_t{2} * kHeads * kCapacity, c_.head_dim, back.data());
+  const Ids got = Assign(tensor_, bank_, c_.num_patterns, c_.num_patterns, false, 0, true);
+  const Ids want = Assign(tensor_, back, c_.num_patterns, c_.num_patterns, false);
+  EXPECT_EQ(got.k, want.k);
+  EXPECT_EQ(got.v, want.v);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, AssignParityTest, testing::ValuesIn(Cases()));

@@ -58,6 +58,9 @@ struct LayerCompression {
   // have fine codes (block_slots.h); NaN counts as -infinity. Null: the last of each block. Unread
   // without fine codes.
   const float* importance = nullptr;
+  // ctx.stream has a few multiprocessors of its own (an SmPartition), which are to do all but the
+  // mining, whose clusters of thread blocks such a stream cannot launch.
+  bool is_confined = false;
   // Optional, a cudaEvent_t: feedback and importance are there when it has passed. The stream waits
   // for it, no sooner than it needs them: mining and assigning need neither.
   void* queries_asked = nullptr;
@@ -94,7 +97,8 @@ struct WindowFlush {
 // Nothing waits for the host: calls enqueue and return, on ctx.stream and, of a layer, in part on a
 // stream of their own that starts behind ctx.stream and that it waits for. Arguments on the device
 // must live until the stream has passed. Owns scratch memory for one call at a time.
-// Thread-compatible; calls of one object must follow each other on one stream.
+// Thread-compatible; calls of one object must follow each other on one stream, or on streams of
+// which each waits for the one before.
 class LayerCompressor {
  public:
   virtual ~LayerCompressor() = default;

@@ -18,7 +18,7 @@ namespace pkv {
 // PatternKV (arXiv:2510.05176) does at prefill.
 //
 // Deterministic: starts from tokens at equal strides, sums in token order, gives equal bits with
-// any thread pool and any vector width. Of more than 4,608 tokens, as many at equal strides are
+// any thread pool and any vector width. Of more than 2,304 tokens, as many at equal strides are
 // mined. An empty cluster restarts at the token farthest from its centroid. With fewer tokens than
 // patterns, fewer are mined (min(M, tokens)); with none, an empty codebook.
 //

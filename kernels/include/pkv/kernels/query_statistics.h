@@ -39,7 +39,7 @@ struct QueryChunk {
 //
 // Nothing waits for the host: calls enqueue on ctx.stream and return, and equal prompts give equal
 // bits, however they are cut into chunks. Owns its results and scratch. Thread-compatible. Calls
-// must follow each other on one stream.
+// must follow each other on one stream, or on streams of which each waits for the one before.
 class QueryStatistics {
  public:
   virtual ~QueryStatistics() = default;
