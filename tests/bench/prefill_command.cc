@@ -22,6 +22,7 @@ struct PrefillOptions {
   std::vector<std::string> presets = {"default"};
   int tokens = 32768;
   int chunk = 4096;
+  int compression_sms = 4;
   int repeats = 3;
 };
 
@@ -66,7 +67,11 @@ absl::Status Measure(const CudaModel& model, const std::string& preset,
   std::array<std::unique_ptr<CudaPrefill>, 2> passes;
   for (const bool compress : {false, true}) {
     PKV_ASSIGN_OR_RETURN(passes[compress],
-                         CudaPrefill::Make(&model, params, {max_tokens, options.chunk, compress}));
+                         CudaPrefill::Make(&model, params,
+                                           {.max_tokens = max_tokens,
+                                            .chunk_tokens = options.chunk,
+                                            .compress = compress,
+                                            .compression_sms = options.compression_sms}));
   }
   PKV_ASSIGN_OR_RETURN(
       LayerStaging even,
@@ -90,6 +95,7 @@ absl::Status Measure(const CudaModel& model, const std::string& preset,
                               {"preset", preset},
                               {"tokens", options.tokens},
                               {"chunk", options.chunk},
+                              {"compression_sms", options.compression_sms},
                               {"without_ms", without * 1e3},
                               {"with_ms", with * 1e3},
                               {"compression_share", with / without - 1},
@@ -112,6 +118,10 @@ void AddPrefillCommand(CLI::App& app, int& exit_code) {
       ->check(CLI::Range(128, 1 << 20));
   command->add_option("--chunk", options.chunk, "Tokens computed at a time in a layer")
       ->check(CLI::Range(1, 65535));
+  command
+      ->add_option("--compression-sms", options.compression_sms,
+                   "Multiprocessors that compress while the others compute; 0: all do both")
+      ->check(CLI::Range(0, 64));
   command->add_option("--repeats", options.repeats, "Passes timed, the median is printed")
       ->check(CLI::Range(1, 100));
   command->callback([&exit_code] {

@@ -99,6 +99,7 @@ absl::Status CudaPrefillExecutor::Init(const CudaModel* model, const CudaPrefill
       options.max_tokens > 0 ? options.max_tokens : model->config().max_position_embeddings;
   pass.max_tokens = (most + kBlockTokens - 1) / kBlockTokens * kBlockTokens;
   pass.chunk_tokens = options.chunk_tokens;
+  pass.compression_sms = options.compression_sms;
   PKV_ASSIGN_OR_RETURN(prefill_, CudaPrefill::Make(model, params_, pass));
   void* stream = prefill_->stream();
   PKV_ASSIGN_OR_RETURN(decoder_,

@@ -31,6 +31,7 @@ absl::StatusOr<CublasLibrary> Open() {
   PKV_RETURN_IF_ERROR(Find(library, "cublasDestroy_v2", functions.destroy));
   PKV_RETURN_IF_ERROR(Find(library, "cublasSetStream_v2", functions.set_stream));
   PKV_RETURN_IF_ERROR(Find(library, "cublasSetWorkspace_v2", functions.set_workspace));
+  PKV_RETURN_IF_ERROR(Find(library, "cublasSetSmCountTarget", functions.set_sm_count_target));
   PKV_RETURN_IF_ERROR(Find(library, "cublasGemmEx", functions.gemm_ex));
   PKV_RETURN_IF_ERROR(Find(library, "cublasGetStatusString", functions.status_string));
   return functions;

@@ -8,10 +8,15 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device/cuda_status.h"
+#include "proto/base/log.h"
 #include "proto/base/status_macros.h"
+#include "worker/engine/compression_share.h"
 
 namespace pkv {
 namespace {
+
+// Shorter prompts gain nothing: their layers end before a few multiprocessors have compressed one.
+constexpr int kMinConfinedTokens = 4096;
 
 absl::Status CheckRequest(const PrefillRequest& request, int max_tokens) {
   const int num_tokens = static_cast<int>(request.tokens.size());
@@ -52,6 +57,7 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* 
   auto prefill = std::unique_ptr<CudaPrefill>(new CudaPrefill(
       model, params, options, {std::move(compute), std::move(compress), std::move(queries)}));
   PKV_RETURN_IF_ERROR(prefill->Allocate());
+  if (options.compress && options.compression_sms != 0) PKV_RETURN_IF_ERROR(prefill->Confine());
   return prefill;
 }
 
@@ -92,10 +98,31 @@ absl::Status CudaPrefill::Allocate() {
     PKV_ASSIGN_OR_RETURN(ready_[i], Event::Make());
     PKV_ASSIGN_OR_RETURN(released_[i], Event::Make());
   }
-  for (Event* event : {&attended_, &sampled_, &asked_}) {
+  for (Event* event : {&attended_, &sampled_, &summed_, &asked_}) {
     PKV_ASSIGN_OR_RETURN(*event, Event::Make());
   }
   return streams_.compute.Synchronize();
+}
+
+absl::Status CudaPrefill::Confine() {
+  int device = 0;
+  PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
+  PKV_RETURN_IF_ERROR(CudaStatus(
+      cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, device), "its SMs"));
+  if (!CompressionKeepsUp(model_.config(), options_.compression_sms, num_sms_)) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<SmPartition> partition = SmPartition::Make(options_.compression_sms);
+  if (absl::IsUnimplemented(partition.status())) {
+    Log(LogLevel::kWarning, "compression shares all multiprocessors",
+        {{"reason", partition.status().message()}});
+    return absl::OkStatus();
+  }
+  PKV_RETURN_IF_ERROR(partition.status());
+  PKV_ASSIGN_OR_RETURN(Stream compress, partition->MakeStream());
+  PKV_ASSIGN_OR_RETURN(Stream queries, partition->MakeStream());
+  confined_.emplace(*std::move(partition), std::move(compress), std::move(queries));
+  return absl::OkStatus();
 }
 
 MutableKvTensorView CudaPrefill::kv(int layer, int num_tokens) {
@@ -184,11 +211,17 @@ absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
                                      LayerCompression& compression) {
   const ModelConfig& config = model_.config();
   void* queries = streams_.queries.handle();
-  const ComputeContext ctx = {Device::kCuda, nullptr, queries};
   PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(queries));
   // What they said of the layer before is used up.
   PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(queries));
-  PKV_RETURN_IF_ERROR(statistics_->Sum(ctx));
+  // By clusters of thread blocks, which no confined stream launches.
+  PKV_RETURN_IF_ERROR(statistics_->Sum({Device::kCuda, nullptr, queries}));
+  if (Confines(layer)) {
+    PKV_RETURN_IF_ERROR(summed_.Record(queries));
+    queries = confined_->queries.handle();
+    PKV_RETURN_IF_ERROR(summed_.MakeWait(queries));
+  }
+  const ComputeContext ctx = {Device::kCuda, nullptr, queries};
   const int64_t num_vectors = statistics_->num_vectors();
   if (params_.feedback_k && num_vectors > 0) {
     const double shrinkage = static_cast<double>(config.head_dim) / num_vectors;
@@ -213,7 +246,11 @@ absl::Status CudaPrefill::AskQueries(const PrefillRequest& request, int layer,
 absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer) {
   PKV_RETURN_IF_ERROR(ready_[layer % 2].Record(stream()));
   if (!options_.compress) return released_[layer % 2].Record(stream());
-  PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(compress_stream()));
+  const bool confines = Confines(layer);
+  void* stream = confines ? confined_->compress.handle() : compress_stream();
+  PKV_RETURN_IF_ERROR(ready_[layer % 2].MakeWait(stream));
+  // The layer before may have been compressed on the other stream.
+  PKV_RETURN_IF_ERROR(released_[(layer + 1) % 2].MakeWait(stream));
   const int block_tokens = request.num_blocks * kBlockTokens;
   const int count = block_tokens - request.first_token;
   const KvTensorView all = kv(layer, static_cast<int>(request.tokens.size()));
@@ -229,17 +266,20 @@ absl::Status CudaPrefill::CompressLayer(const PrefillRequest& request, int layer
     compression.page_stride = target.page_stride;
     compression.page_ids = target.page_ids;
     compression.sinks = target.sinks;
-    PKV_RETURN_IF_ERROR(
-        compressor_->Compress(compression, {Device::kCuda, nullptr, compress_stream()}));
+    compression.is_confined = confines;
+    PKV_RETURN_IF_ERROR(compressor_->Compress(compression, {Device::kCuda, nullptr, stream}));
   }
   const KvTensorView window = all.Tokens(block_tokens, all.num_tokens - block_tokens);
-  PKV_RETURN_IF_ERROR(request.on_compressed(layer, target, window, compress_stream()));
-  return released_[layer % 2].Record(compress_stream());
+  PKV_RETURN_IF_ERROR(request.on_compressed(layer, target, window, stream));
+  return released_[layer % 2].Record(stream);
 }
 
 absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
   const int count = static_cast<int>(request.tokens.size()) - request.first_token;
   const cudaStream_t stream = static_cast<cudaStream_t>(this->stream());
+  confines_prompt_ = confined_.has_value() && count >= kMinConfinedTokens;
+  PKV_RETURN_IF_ERROR(
+      pass_->LimitSms(confines_prompt_ ? num_sms_ - confined_->partition.num_sms() : 0));
   PKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpyAsync(tokens_.data(), request.tokens.data() + request.first_token,
                                  size_t(count) * 4, cudaMemcpyHostToDevice, stream),
@@ -267,6 +307,10 @@ absl::Status CudaPrefill::Run(const PrefillRequest& request) {
   // Whatever happened, nothing is under way when this returns.
   for (const Stream* each : {&streams_.compute, &streams_.compress, &streams_.queries}) {
     status.Update(each->Synchronize());
+  }
+  if (confined_.has_value()) {
+    status.Update(confined_->queries.Synchronize());
+    status.Update(confined_->compress.Synchronize());
   }
   PKV_RETURN_IF_ERROR(status);
   int32_t not_finite = 0;

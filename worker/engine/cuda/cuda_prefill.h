@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device/device_buffer.h"
 #include "kernels/device/event.h"
+#include "kernels/device/sm_partition.h"
 #include "kernels/device/stream.h"
 #include "pkv/kernels/codec_params.h"
 #include "pkv/kernels/kv_tensor.h"
@@ -68,6 +70,9 @@ class CudaPrefill {
     bool compress = true;  // false: K and V are computed and dropped, for comparison
     // Of the model's stream. kHigh: compression takes what its kernels leave when they end.
     Stream::Priority priority = Stream::Priority::kHigh;
+    // Even. Multiprocessors that compress a long prompt while the model's products take the others;
+    // 0: none. Without effect where so few do not keep up, or the driver cannot confine them.
+    int compression_sms = 0;
   };
   // `model` outlives it.
   //   ResourceExhausted  out of device memory
@@ -92,11 +97,18 @@ class CudaPrefill {
   CudaPrefill(const CudaModel* model, const CodecParams& params, const Options& options,
               Streams streams);
   absl::Status Allocate();
+  // Sets multiprocessors apart for compression.
+  absl::Status Confine();
   absl::Status RunLayers(const PrefillRequest& request);
   absl::Status ComputeLayer(const PrefillRequest& request, int layer);
   absl::Status AttendChunk(int layer, int first, int rows);
   absl::Status SampleChunk(int first, int rows, const float* lse);
   absl::Status CompressLayer(const PrefillRequest& request, int layer);
+  // The layer is compressed on the multiprocessors set apart. Nothing is computed beside the last
+  // one, and little beside the one before: they are compressed on all.
+  bool Confines(int layer) const {
+    return confines_prompt_ && layer + 2 < model_.config().num_layers;
+  }
   // What the queries say to the layer's encoder.
   absl::Status AskQueries(const PrefillRequest& request, int layer, LayerCompression& compression);
   // K and V of all tokens of the layer, whose buffer is used by every other one.
@@ -108,6 +120,13 @@ class CudaPrefill {
   const CodecParams params_;
   const Options options_;
   const Streams streams_;  // outlive the device memory
+  struct Confined {
+    SmPartition partition;
+    Stream compress, queries;
+  };
+  std::optional<Confined> confined_;
+  int num_sms_ = 0;               // of the device
+  bool confines_prompt_ = false;  // that is computed
   std::unique_ptr<LayerPass> pass_;
   std::unique_ptr<PrefillAttention> attention_;
   std::unique_ptr<QueryStatistics> statistics_;
@@ -117,9 +136,9 @@ class CudaPrefill {
   std::array<DeviceBuffer, 2> kv_;  // by layer mod 2
   // By layer mod 2: K and V are complete; whoever reads them is through.
   std::array<Event, 2> ready_, released_;
-  // Of the last chunk: its queries have attended, and been sampled; of the last layer: what they
-  // say is there.
-  Event attended_, sampled_, asked_;
+  // Of the last chunk: its queries have attended, and been sampled; of the last layer: they are
+  // summed up, and what they say is there.
+  Event attended_, sampled_, summed_, asked_;
 };
 
 }  // namespace pkv

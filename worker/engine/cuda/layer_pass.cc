@@ -50,6 +50,11 @@ absl::StatusOr<std::unique_ptr<LayerPass>> LayerPass::Make(const CudaModel* mode
   return pass;
 }
 
+absl::Status LayerPass::LimitSms(int num_sms) {
+  return BlasStatus(*library_, library_->set_sm_count_target(blas_, num_sms),
+                    "cublasSetSmCountTarget");
+}
+
 LayerPass::~LayerPass() {
   if (blas_ != nullptr) library_->destroy(blas_);
 }

@@ -51,6 +51,10 @@ class LayerPass {
   LayerPass(const LayerPass&) = delete;
   LayerPass& operator=(const LayerPass&) = delete;
 
+  // cuBLAS's products take this many multiprocessors at most from now on; 0: all. Their thread
+  // blocks stay for a whole product, so that one which had to wait would double its time.
+  absl::Status LimitSms(int num_sms);
+
   // Rows [0, rows) become the embeddings of `tokens`, on the device.
   absl::Status Embed(const int32_t* tokens, int rows);
   // Normalises rows [first_row, + rows) and projects them: Q to q(), K and V to `to`.
