@@ -84,6 +84,9 @@ absl::StatusOr<SmPartition> SmPartition::Make(int num_sms) {
   if (result == CUDA_SUCCESS) {
     result = driver.create(&context, description, device, CU_GREEN_CTX_DEFAULT_STREAM);
   }
+  if (result == CUDA_ERROR_OUT_OF_MEMORY) {
+    return absl::ResourceExhaustedError("a green context: out of device memory");
+  }
   if (result != CUDA_SUCCESS) {
     return absl::UnimplementedError(
         absl::StrCat("the driver divides no device: CUresult ", static_cast<int>(result)));

@@ -10,8 +10,9 @@
 namespace pkv {
 
 // A few multiprocessors (SMs) of the current device, as a CUDA green context. What its streams are
-// given runs there alone and cannot stand in the way of kernels elsewhere; other streams may still
-// use these SMs. Kernels with clusters of thread blocks cannot be launched on them.
+// given runs on no others, and cannot stand in the way of kernels there. Other streams may use them
+// too, and other partitions may be of the same ones. Kernels with clusters of thread blocks cannot
+// be launched on them.
 //
 // Owns the context; must outlive its streams. Movable. Thread-safe but for moving.
 class SmPartition {
@@ -19,8 +20,8 @@ class SmPartition {
   // num_sms: even, below what the device has.
   //   InvalidArgument     it is not
   //   FailedPrecondition  no CUDA device
-  //   Unimplemented       the driver has no green contexts, or does not divide this device so
-  //   finely
+  //   ResourceExhausted   out of device memory
+  //   Unimplemented       the driver has no green contexts, or divides this device no finer
   static absl::StatusOr<SmPartition> Make(int num_sms);
   SmPartition(SmPartition&& other) noexcept
       : context_(std::exchange(other.context_, nullptr)), num_sms_(other.num_sms_) {}

@@ -8,7 +8,7 @@
 namespace pkv {
 
 // K-means looks at this many tokens of a prompt at most, at equal strides (kernels/README.md,
-// "Mine"). 72 for each of 32 patterns: more find no better ones (FIDELITY.md), and take longer.
+// "Mine"). What twice as many cost a prefill is not worth what they find (FIDELITY.md).
 inline constexpr int kMaxMinedTokens = 2304;
 
 // Tokens mined of a prompt of `num_tokens`.

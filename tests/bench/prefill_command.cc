@@ -75,10 +75,10 @@ absl::Status Measure(const CudaModel& model, const std::string& preset,
   }
   PKV_ASSIGN_OR_RETURN(
       LayerStaging even,
-      LayerStaging::Make(shape, params, max_tokens / kBlockTokens, passes[1]->compress_stream()));
+      LayerStaging::Make(shape, params, max_tokens / kBlockTokens, passes[1]->stream()));
   PKV_ASSIGN_OR_RETURN(
       LayerStaging odd,
-      LayerStaging::Make(shape, params, max_tokens / kBlockTokens, passes[1]->compress_stream()));
+      LayerStaging::Make(shape, params, max_tokens / kBlockTokens, passes[1]->stream()));
   std::array<std::vector<double>, 2> seconds;
   // One after the other, so that the device's clock treats both alike; the first round warms up.
   for (int i = 0; i <= options.repeats; ++i) {

@@ -9,9 +9,20 @@ namespace {
 // channel of K and of V of one token with `default`, 2.1 ns (kernels/PERFORMANCE.md).
 constexpr double kFlopsAChannel = 1e4;
 
+// Without any search, or with one group a channel of K and a token of V.
+bool HasEncoderOfItsOwn(const CodecParams& params, int head_dim) {
+  const bool searches = params.clip_k == Clip::kSearch || params.clip_v == Clip::kSearch ||
+                        params.unbiased_k || params.unbiased_v || params.feedback_k;
+  return params.gate_v != Gate::kExactMse &&
+         (!searches || (params.encoding.k_group_tokens == kBlockTokens &&
+                        params.encoding.v_group_channels == head_dim));
+}
+
 }  // namespace
 
-bool CompressionKeepsUp(const ModelConfig& config, int num_sms, int all_sms) {
+bool CompressionKeepsUp(const ModelConfig& config, const CodecParams& params, int num_sms,
+                        int all_sms) {
+  if (!HasEncoderOfItsOwn(params, config.head_dim)) return false;
   const int64_t q = int64_t{config.num_qo_heads} * config.head_dim;
   const int64_t kv = int64_t{config.num_kv_heads} * config.head_dim;
   const int64_t weights =

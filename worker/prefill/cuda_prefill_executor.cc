@@ -201,8 +201,8 @@ absl::Status CudaPrefillExecutor::Run(KvSequence& sequence, std::span<const int3
                               void* stream) -> absl::Status {
     if (mines) PKV_RETURN_IF_ERROR(CheckRoom(*target.bank, made.table->header()));
     LayerStaging& staging = *staged[layer % kNumStaged];
-    // Before the copies that the host waits for: once they are here, so are these. All prompts' are
-    // on one stream: what one that failed has under way comes before the next one's.
+    // Before the copies that the host waits for: once they are here, so are these. Of a prompt that
+    // failed nothing is under way any more when the next one starts.
     if (device_frames) {
       PKV_RETURN_IF_ERROR(
           staging.CopyFrames(first_token == 0, window, device_frames(layer), stream));

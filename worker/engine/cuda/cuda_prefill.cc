@@ -51,6 +51,10 @@ absl::StatusOr<std::unique_ptr<CudaPrefill>> CudaPrefill::Make(const CudaModel* 
         "max_tokens ", given.max_tokens, ", chunk_tokens ", given.chunk_tokens,
         ": the first must be a positive multiple of ", kBlockTokens, ", the second positive"));
   }
+  if (options.compression_sms < 0 || options.compression_sms % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("compression_sms ", options.compression_sms, " is no even number from 0 up"));
+  }
   PKV_ASSIGN_OR_RETURN(Stream compute, Stream::Make(options.priority));
   PKV_ASSIGN_OR_RETURN(Stream compress, Stream::Make());
   PKV_ASSIGN_OR_RETURN(Stream queries, Stream::Make());
@@ -98,7 +102,7 @@ absl::Status CudaPrefill::Allocate() {
     PKV_ASSIGN_OR_RETURN(ready_[i], Event::Make());
     PKV_ASSIGN_OR_RETURN(released_[i], Event::Make());
   }
-  for (Event* event : {&attended_, &sampled_, &summed_, &asked_}) {
+  for (Event* event : {&started_, &attended_, &sampled_, &summed_, &asked_}) {
     PKV_ASSIGN_OR_RETURN(*event, Event::Make());
   }
   return streams_.compute.Synchronize();
@@ -109,7 +113,8 @@ absl::Status CudaPrefill::Confine() {
   PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
   PKV_RETURN_IF_ERROR(CudaStatus(
       cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, device), "its SMs"));
-  if (!CompressionKeepsUp(model_.config(), options_.compression_sms, num_sms_)) {
+  if (model_.config().num_layers <= 2 ||
+      !CompressionKeepsUp(model_.config(), params_, options_.compression_sms, num_sms_)) {
     return absl::OkStatus();
   }
   absl::StatusOr<SmPartition> partition = SmPartition::Make(options_.compression_sms);
@@ -278,8 +283,11 @@ absl::Status CudaPrefill::RunLayers(const PrefillRequest& request) {
   const int count = static_cast<int>(request.tokens.size()) - request.first_token;
   const cudaStream_t stream = static_cast<cudaStream_t>(this->stream());
   confines_prompt_ = confined_.has_value() && count >= kMinConfinedTokens;
-  PKV_RETURN_IF_ERROR(
-      pass_->LimitSms(confines_prompt_ ? num_sms_ - confined_->partition.num_sms() : 0));
+  PKV_RETURN_IF_ERROR(pass_->LimitSms(confines_prompt_ ? num_sms_ - compression_sms() : 0));
+  if (confines_prompt_) {
+    PKV_RETURN_IF_ERROR(started_.Record(compress_stream()));
+    PKV_RETURN_IF_ERROR(started_.MakeWait(confined_->compress.handle()));
+  }
   PKV_RETURN_IF_ERROR(
       CudaStatus(cudaMemcpyAsync(tokens_.data(), request.tokens.data() + request.first_token,
                                  size_t(count) * 4, cudaMemcpyHostToDevice, stream),
@@ -312,12 +320,16 @@ absl::Status CudaPrefill::Run(const PrefillRequest& request) {
     status.Update(confined_->queries.Synchronize());
     status.Update(confined_->compress.Synchronize());
   }
+  // Also behind a failure: the next prompt starts without what this one's values left.
+  absl::Status finite;
+  if (compressor_ != nullptr) {
+    finite = compressor_->CheckFinite({Device::kCuda, nullptr, compress_stream()});
+  }
   PKV_RETURN_IF_ERROR(status);
   int32_t not_finite = 0;
   PKV_RETURN_IF_ERROR(not_finite_.CopyToHost(std::as_writable_bytes(std::span(&not_finite, 1))));
   if (not_finite != 0) return absl::OutOfRangeError("K or V of a token is beyond fp16");
-  if (compressor_ == nullptr) return absl::OkStatus();
-  return compressor_->CheckFinite({Device::kCuda, nullptr, compress_stream()});
+  return finite;
 }
 
 }  // namespace pkv

@@ -58,8 +58,9 @@ struct PrefillRequest {
 };
 
 // Computes the K and V of prompts on a GPU, layer by layer, each compressed on a stream of its own
-// while the next one is computed; what its queries say to the encoder is found on a third. Inside a
-// layer tokens are taken in chunks, so that activations stay small.
+// while the next one is computed; what its queries say to the encoder is found on a third. Streams
+// of a few multiprocessors may do both. Inside a layer tokens are taken in chunks, so that
+// activations stay small.
 //
 // Owns activations and the uncompressed K and V of two layers. Thread-compatible.
 class CudaPrefill {
@@ -71,7 +72,8 @@ class CudaPrefill {
     // Of the model's stream. kHigh: compression takes what its kernels leave when they end.
     Stream::Priority priority = Stream::Priority::kHigh;
     // Even. Multiprocessors that compress a long prompt while the model's products take the others;
-    // 0: none. Without effect where so few do not keep up, or the driver cannot confine them.
+    // 0: none. Without effect where so few do not keep up (compression_share.h), or the driver
+    // cannot set them apart. Equal prompts give equal bits, but not those of another number.
     int compression_sms = 0;
   };
   // `model` outlives it.
@@ -87,7 +89,10 @@ class CudaPrefill {
   absl::Status Run(const PrefillRequest& request);
 
   void* stream() const { return streams_.compute.handle(); }
+  // What it is given between calls of Run() comes before the compression of the next prompt.
   void* compress_stream() const { return streams_.compress.handle(); }
+  // That are set apart.
+  int compression_sms() const { return confined_.has_value() ? confined_->partition.num_sms() : 0; }
 
  private:
   struct Streams {
@@ -136,9 +141,9 @@ class CudaPrefill {
   std::array<DeviceBuffer, 2> kv_;  // by layer mod 2
   // By layer mod 2: K and V are complete; whoever reads them is through.
   std::array<Event, 2> ready_, released_;
-  // Of the last chunk: its queries have attended, and been sampled; of the last layer: they are
-  // summed up, and what they say is there.
-  Event attended_, sampled_, summed_, asked_;
+  // The compress stream has come to the prompt. Of the last chunk: its queries have attended, and
+  // been sampled; of the last layer: they are summed up, and what they say is there.
+  Event started_, attended_, sampled_, summed_, asked_;
 };
 
 }  // namespace pkv

@@ -38,7 +38,8 @@ struct KvTarget {
 // a pass overlap, and one kernel of the caller's, attention, may do so too: it may start before q()
 // and the KvTarget are written, and waits for that (weight_type.cuh says why this is safe).
 //
-// Sums and the residual stream are fp32, whatever the weights are. Equal shapes give equal bits.
+// Sums and the residual stream are fp32, whatever the weights are. Equal shapes give equal bits, as
+// long as LimitSms() is the same.
 // Thread-compatible.
 class LayerPass {
  public:
