@@ -14,7 +14,7 @@ struct CudaPrefillOptions {
   CodecParams params;          // of every prompt
   int max_tokens = 0;          // of one prompt; 0: the model's context
   int chunk_tokens = 4096;     // computed at a time in a layer
-  int compression_sms = 4;     // CudaPrefill::Options
+  int compression_sms = 0;     // CudaPrefill::Options
   ThreadPool* pool = nullptr;  // brings a cached prefix to the device; null: the caller's thread
 };
 

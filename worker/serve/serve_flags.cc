@@ -119,6 +119,11 @@ void DeclareServeOptions(OptionTable& table, ServeFlags& flags) {
 void DeclarePrefillOptions(OptionTable& table, ServeFlags& flags) {
   table.AddInteger({.name = "max-running", .help = "requests running at once"},
                    flags.queue.max_running, {.min = 1, .max = 1024});
+  table.AddInteger(
+      {.name = "compression-sms",
+       .help = "cuda: multiprocessors that compress long prompts while the model's products take "
+               "the others, even, at most a 32nd of the GPU; 0: all do both"},
+      flags.model.compression_sms, {.min = 0, .max = 64});
   table.AddSize({.name = "direct-memory",
                  .help = "cuda: device memory for the newest prompts, which decode workers then "
                          "fetch from this GPU over NCCL; 0: none"},

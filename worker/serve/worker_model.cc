@@ -56,6 +56,7 @@ class CudaWorkerModel final : public WorkerModel {
     options.params = params_;
     options.max_tokens =
         std::min(flags_.max_prompt_tokens, model_->config().max_position_embeddings);
+    options.compression_sms = flags_.compression_sms;
     options.pool = host().pool();
     return MakeCudaPrefillExecutor(model_.get(), options);
   }
@@ -106,6 +107,10 @@ absl::Status WorkerModel::Check(const ModelFlags& flags) {
   if (flags.model.empty() == flags.shape.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--model '", flags.model, "', --shape '", flags.shape, "': give one of them"));
+  }
+  if (flags.compression_sms % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--compression-sms ", flags.compression_sms, " is odd"));
   }
   if (flags.device == "cpu") {
     if (flags.shape.empty()) return absl::OkStatus();

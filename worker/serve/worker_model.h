@@ -25,13 +25,17 @@ struct ModelFlags {
   // deliver. Takes device memory in proportion.
   int max_prompt_tokens = 32768;
   double memory_share = 0.9;  // cuda, decode: of the free device memory, for pages
+  // cuda, prefill: multiprocessors that compress long prompts while the others compute, even; 0:
+  // all do both.
+  int compression_sms = 4;
 };
 
 // A worker's model on its device, and the two things that are made of it.
 class WorkerModel {
  public:
   // What Load would refuse by the flags alone.
-  //   InvalidArgument  neither a model nor a shape, both, or a shape on the CPU
+  //   InvalidArgument  neither a model nor a shape, both, or a shape on the CPU; an odd number of
+  //                    multiprocessors
   //   Unimplemented    cuda in a build without CUDA
   static absl::Status Check(const ModelFlags& flags);
   //   NotFound         no such shape or preset

@@ -17,6 +17,9 @@ namespace {
 
 // Shorter prompts gain nothing: their layers end before a few multiprocessors have compressed one.
 constexpr int kMinConfinedTokens = 4096;
+// At most a 32nd of the device is set apart: without more, products take longer
+// (kernels/PERFORMANCE.md).
+constexpr int kPartOfDevice = 32;
 
 absl::Status CheckRequest(const PrefillRequest& request, int max_tokens) {
   const int num_tokens = static_cast<int>(request.tokens.size());
@@ -113,7 +116,7 @@ absl::Status CudaPrefill::Confine() {
   PKV_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "the current device"));
   PKV_RETURN_IF_ERROR(CudaStatus(
       cudaDeviceGetAttribute(&num_sms_, cudaDevAttrMultiProcessorCount, device), "its SMs"));
-  if (model_.config().num_layers <= 2 ||
+  if (model_.config().num_layers <= 2 || options_.compression_sms * kPartOfDevice > num_sms_ ||
       !CompressionKeepsUp(model_.config(), params_, options_.compression_sms, num_sms_)) {
     return absl::OkStatus();
   }

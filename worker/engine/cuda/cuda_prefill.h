@@ -72,8 +72,9 @@ class CudaPrefill {
     // Of the model's stream. kHigh: compression takes what its kernels leave when they end.
     Stream::Priority priority = Stream::Priority::kHigh;
     // Even. Multiprocessors that compress a long prompt while the model's products take the others;
-    // 0: none. Without effect where so few do not keep up (compression_share.h), or the driver
-    // cannot set them apart. Equal prompts give equal bits, but not those of another number.
+    // 0: none. Without effect where so few do not keep up (compression_share.h), they are more
+    // than a 32nd of the device, or the driver cannot set them apart. Equal prompts give equal
+    // bits, but not those of another number.
     int compression_sms = 0;
   };
   // `model` outlives it.

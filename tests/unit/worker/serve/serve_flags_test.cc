@@ -63,6 +63,7 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
                                                       {"max-prompt-tokens", "4096"},
                                                       {"memory-share", "0.5"},
                                                       {"max-running", "5"},
+                                                      {"compression-sms", "6"},
                                                       {"max-waiting", "0"},
                                                       {"max-batch", "16"},
                                                       {"pages", "99"},
@@ -90,6 +91,7 @@ TEST_F(ServeFlagsTest, TakesEveryOption) {
   EXPECT_EQ(flags_.model.preset, "pkv2");
   EXPECT_EQ(flags_.model.max_prompt_tokens, 4096);
   EXPECT_EQ(flags_.model.memory_share, 0.5);
+  EXPECT_EQ(flags_.model.compression_sms, 6);
   EXPECT_EQ(flags_.queue.max_running, 5);
   EXPECT_EQ(flags_.queue.max_waiting, 0);
   EXPECT_EQ(flags_.max_batch, 16);
@@ -113,7 +115,7 @@ TEST_F(ServeFlagsTest, RefusesValuesOutOfRange) {
       {"memory-share", "1.1"}, {"drain-timeout", "3601s"},
       {"drain-timeout", "30"}, {"put-deadline", "0s"},
       {"log-format", "xml"},   {"log-level", "loud"},
-      {"transport", "rdma"}};
+      {"transport", "rdma"},   {"compression-sms", "65"}};
   for (const auto& [name, text] : kRefused) {
     EXPECT_THAT(Set(name, text), StatusIs(absl::StatusCode::kInvalidArgument)) << name << text;
   }
@@ -127,6 +129,10 @@ TEST_F(ServeFlagsTest, ChecksModelAndAddressesTogether) {
   EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--shape")));
   flags_.model.shape = "";
+  flags_.model.compression_sms = 3;
+  EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--compression-sms 3")));
+  flags_.model.compression_sms = 0;
   flags_.server.listen = "0.0.0.0:0";
   EXPECT_THAT(CheckServeFlags(kPrefill, flags_),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--i-understand-insecure")));
