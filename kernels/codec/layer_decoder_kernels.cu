@@ -7,8 +7,6 @@
 // 4 head_dim bytes a slot and head; patterns come from L1. On an H200 2.0 TB/s (pkv2), 1.3
 // (default), 3.4 (fp16): 54, 34 and 90 % of a copy's rate (PERFORMANCE.md).
 
-#include <cmath>
-
 #include <cuda_fp16.h>
 
 #include "kernels/codec/code_steps_math.h"
@@ -302,7 +300,7 @@ void Launch(const LayerDecodeArgs& args, cudaStream_t stream) {
   // 4 bits in groups of 32: 20.4 KB with the pad, below the 48 KB that a kernel gets unasked.
   const int64_t shared_bytes =
       args.is_fp16() ? 0 : args.layout.head_bytes + SharedHead<kHeadDim>::kPadBytes;
-  const float norm = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+  const float norm = RotationNorm(kHeadDim);
   if (args.rotate) {
     LayerDecodeKernel<kHeadDim, true><<<grid, kThreads, shared_bytes, stream>>>(args, norm);
   } else {

@@ -11,8 +11,7 @@
 
 namespace pkv {
 
-// The clusters of a warp's tokens: those of tile t, tokens g and g + 8, stand in lanes 4 g and 4 g
-// + 1 of ids[t].
+// The clusters of a warp's tokens: in ids[t] of a lane below 16 that of OwnToken() of tile t.
 struct TileIds {
   int ids[kTilesPerWarp];
 };

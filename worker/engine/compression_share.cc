@@ -6,7 +6,8 @@ namespace pkv {
 namespace {
 
 // What an H200's multiprocessor does of a model's products, 4.7 TFLOP/s, while it compresses a
-// channel of K and of V of one token with `default`, 2.1 ns (kernels/PERFORMANCE.md).
+// channel of K and of V of one token with `default`, 2.1 ns at most: rotation, ids, K, V and what
+// the queries say, added up (kernels/PERFORMANCE.md).
 constexpr double kFlopsAChannel = 1e4;
 
 // Without any search, or with one group a channel of K and a token of V.
