@@ -150,13 +150,14 @@ class DecodeAttentionTensorCore : public DecodeAttention {
   // Sets launch_, and says on how many CTAs and warps it runs.
   cudaLaunchConfig_t Configure(const DecodeAttentionArgs& args, const ComputeContext& ctx) {
     launch_.args = args;
+    const int patterns = launch_.has_patterns ? args.bank_capacity : 0;
     // One id more than there are patterns: that of none.
-    const int ids = launch_.has_patterns ? args.bank_capacity + 1 : 1;
-    launch_.table_ids = std::max(kernel_.register_patterns,
-                                 static_cast<int>(std::bit_ceil(static_cast<unsigned>(ids))));
+    launch_.table_ids =
+        std::max(kernel_.register_patterns, static_cast<int>(std::bit_ceil(patterns + 1u)));
     launch_.table_bytes = launch_.table_ids * kernel_.id_bytes;
-    launch_.warp_bytes =
-        kernel_.warp_bytes + (launch_.table_ids - kernel_.register_patterns) * kernel_.id_bytes;
+    // Eight lists of an id are a multiple of what bulk copies want to begin at.
+    const int listed = (std::max(patterns - kernel_.register_patterns, 0) + 7) / 8 * 8;
+    launch_.warp_bytes = kernel_.warp_bytes + listed * kernel_.id_bytes;
     const int bytes = launch_.table_bytes + launch_.warp_bytes;
     // Lists are aligned to their size.
     const int warps = std::min(kernel_.warps, (limits_.shared_bytes - launch_.table_bytes) / bytes);
