@@ -8,13 +8,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-all_stages=(release asan tsan tsa style)
+all_stages=(release asan tsan style)
 describe() {
   case "$1" in
     release) echo "g++, Release, CUDA when nvcc is found: every test" ;;
     asan) echo "clang, AddressSanitizer and UBSan: tests and fuzz tests, not of tools" ;;
-    tsan) echo "clang, ThreadSanitizer: unit and integration tests that start threads" ;;
-    tsa) echo "clang, thread-safety analysis of libraries and binaries: warnings are errors" ;;
+    tsan) echo "clang, ThreadSanitizer and thread-safety analysis: tests that start threads" ;;
     style) echo "the conventions that a script can check" ;;
   esac
 }
@@ -121,7 +120,6 @@ run_stage() {
         TSAN_OPTIONS="$tsan_options:suppressions=$PWD/tests/support/tsan.supp" \
           run_ctest tsan tsan -L '^(unit|integration)$'
       ;;
-    tsa) build tsa && stage_counts="compiles" ;;
     style)
       # Needs a configured build folder only, of whatever preset.
       { [ -f .build/release/CTestTestfile.cmake ] || cmake --preset release --log-level=NOTICE; } &&
