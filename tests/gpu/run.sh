@@ -61,11 +61,13 @@ if [[ $cases -gt 0 ]]; then
   part "$random, $cases cases" "$bundle/bin/$random" --gtest_brief=1 "--cases=$cases" --seed=1000000
 fi
 if [[ $sanitize ]]; then
-  for tool in memcheck racecheck initcheck synccheck; do
+  # An SM's attention has more barriers than synccheck tracks by itself.
+  for tool in memcheck racecheck initcheck "synccheck --num-cuda-barriers 65536"; do
+    read -r -a options <<<"$tool"
     for line in "${sanitized[@]}"; do
       read -r -a command <<<"$line"
-      part "$tool ${command[0]}" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$bundle/bin/${command[0]}" --gtest_brief=1 "${command[@]:1}"
+      part "${options[0]} ${command[0]}" compute-sanitizer --error-exitcode 9 \
+        --tool "${options[@]}" "$bundle/bin/${command[0]}" --gtest_brief=1 "${command[@]:1}"
     done
   done
 fi
