@@ -155,7 +155,7 @@ class DecodeAttentionTensorCore : public DecodeAttention {
     launch_.table_ids =
         std::max(kernel_.register_patterns, static_cast<int>(std::bit_ceil(patterns + 1u)));
     launch_.table_bytes = launch_.table_ids * kernel_.id_bytes;
-    // Eight lists of an id are a multiple of what bulk copies want to begin at.
+    // What eight ids take is a multiple of what bulk copies want to begin at.
     const int listed = (std::max(patterns - kernel_.register_patterns, 0) + 7) / 8 * 8;
     launch_.warp_bytes = kernel_.warp_bytes + listed * kernel_.id_bytes;
     const int bytes = launch_.table_bytes + launch_.warp_bytes;
